@@ -1,0 +1,5 @@
+"""Formulas: tensors in, `TokenWeights` or `Penalty` out."""
+
+from .results import Penalty, TokenWeights
+
+__all__ = ["Penalty", "TokenWeights"]
