@@ -1,0 +1,34 @@
+"""Media: decoding, frame sampling, and the visual inputs of prompts."""
+
+from .errors import MediaError
+from .loader import MediaLoader, MediaRequest
+from .messages import MEDIA_COLUMNS, MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
+from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
+from .sampling import VideoSettings
+from .video import VideoClip, read_video
+from .visual_inputs import FORWARD_KEYS, VisualInputs, check_placeholders, forward_kwargs, stack_media
+
+__all__ = [
+    "FORWARD_KEYS",
+    "MEDIA_COLUMNS",
+    "MEDIA_KINDS",
+    "MediaError",
+    "MediaLoader",
+    "MediaRequest",
+    "PreparedPrompt",
+    "PromptPreparer",
+    "VideoClip",
+    "VideoSettings",
+    "VisualInputs",
+    "check_placeholders",
+    "fill_media",
+    "forward_kwargs",
+    "has_visual_grids",
+    "media_blocks",
+    "media_columns",
+    "placeholder_ids",
+    "read_video",
+    "sample_name",
+    "stack_media",
+    "without_payloads",
+]

@@ -1,0 +1,48 @@
+# make demo   installs, trains on real video, shows the result
+# make test   runs the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+METHOD ?= grpo
+RUN ?= runs/demo-$(METHOD)
+CODE := trl_perception tests benchmarks
+
+.PHONY: install demo test test-slow quality style bench clean
+
+install: $(VENV)/.installed
+
+# uv takes a torch and a torchvision that fit together from the registry, in seconds.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is wanted, found {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -e '.[dev]'
+	touch $@
+
+# Nothing is fetched: the model ships with the package and the videos are made here.
+demo: export HF_HUB_OFFLINE = 1
+demo: install
+	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml -m trl_perception.train \
+		--config recipes/$(METHOD)/tiny.yaml --output_dir $(RUN)
+	$(BIN)/python -m trl_perception.cli.show --model $(RUN) --recipe recipes/$(METHOD)/tiny.yaml
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+quality: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports --no-cache
+
+style: install
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: install
+	$(BIN)/python -m benchmarks.media
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,48 @@
+"""Whatever a model writes gets a finite score in [0, 1], soon."""
+
+import math
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_perception.rewards import REWARDS
+
+ROWS = {
+    "solution": ["B", "3", "red", "2 to 3"],
+    "problem_type": ["multiple choice", "numerical", "free-form", "temporal grounding"],
+    "options": [["red", "blue"], None, None, None],
+}
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<answer>B</answer>", "<", ">", "\n", " ", "\0", "\ud800"]
+WORDS = ["A", "b", "(B)", "B.", " and ", "red", " to ", "nan", "inf", "Infinity", "s", " seconds", "%", "[", "]"]
+# the digits stand for Arabic-Indic 3, full-width 3, superscript 2, a half; the marks for a minus and a decimal sign
+NUMBERS = ["1", "23", "00:12", "1e999", "e9", "0x1F", "1_000", "\u0663", "\uff13", "\u00b2", "\u00bd"]
+MARKS = [".", ",", ":", "-", "\u2013", "\u2212", "\u066b", "+"]
+texts = st.one_of(st.text(), st.lists(st.sampled_from(TAGS + WORDS + NUMBERS + MARKS), max_size=20).map("".join))
+
+
+def scores_of(text):
+    rewards = [
+        reward(prompts=["?"] * 4, completions=[text] * 4, completion_ids=[[1]] * 4, **ROWS)
+        for reward in REWARDS.values()
+    ]
+    return [score for values in rewards for score in values if score is not None]
+
+
+@settings(max_examples=2000, deadline=None, database=None)
+@given(text=texts, tagged=st.booleans())
+def test_any_text_scores_between_zero_and_one(text, tagged):
+    scores = scores_of(f"<think>t</think><answer>{text}</answer>" if tagged else text)
+    assert len(scores) == 4 + 4 + 4 + 1
+    assert all(isinstance(score, float) and math.isfinite(score) and 0.0 <= score <= 1.0 for score in scores)
+
+
+@pytest.mark.parametrize("unit", ["1", "1 s", "1:", "1,", "1 to 2, ", "[ ", "A", "A. ", "B)", " ", "<answer>"])
+def test_a_million_characters_take_linear_time(unit):
+    text = unit * (10**6 // len(unit))
+    started = time.process_time()
+    scores_of(f"<think>t</think><answer>B{text}</answer>")
+    # linear work takes a second; a quadratic scan of 10^6 characters takes minutes
+    assert time.process_time() - started < 10

@@ -1,0 +1,170 @@
+"""Train an embedded model from random weights: `python -m trl_perception.assets.train_tiny --config recipes/sft/tiny.yaml`."""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from tqdm import tqdm
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from ..data import make_synthetic_dataset
+from . import model_path
+from .batches import Medium, encode_examples, length_batches, load_medium
+from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
+from .model_card import write_model_card
+from .tiny_model import build_model, build_processor, build_tokenizer
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """A recipe of supervised training on reference completions.
+
+    Args:
+        output: folder of the finished model.
+        data_dir: folder of the clips and images, made on first use.
+        seed: of the rows, the initial weights and the order of the batches.
+        medium: "video", "image" or "mixed".
+        train_rows, validation_rows, test_rows: rows to learn from, to stop by, and to report on.
+        processor: None learns a tokenizer from the training rows; a name or folder reuses that model's processor.
+        max_steps: steps of the cosine schedule; training may stop earlier.
+        batch_size: rows a step.
+        learning_rate: at the top of the schedule, after `warmup_steps`.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to it.
+        stop_accuracy: greedy accuracy on the validation rows, in [0, 1], that ends training; 1.0 for never.
+        eval_every: steps between two looks at the validation rows.
+        threads: CPU threads.
+    """
+
+    output: str
+    data_dir: str
+    seed: int
+    medium: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    stop_accuracy: float
+    eval_every: int
+    processor: str | None = None
+    threads: int = 2
+
+
+def read_recipe(path: str | Path) -> TinyRecipe:
+    """The recipe in a YAML file. Unknown and missing keys are refused by name."""
+    values = yaml.safe_load(Path(path).read_text())
+    known = {field.name for field in fields(TinyRecipe)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    if missing := sorted(known - {"processor", "threads"} - set(values)):
+        raise ValueError(f"{path} lacks the keys {', '.join(missing)}")
+    return TinyRecipe(**values)
+
+
+def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
+    """Make the rows, learn the tokenizer, train; returns the model, its processor and the steps taken."""
+    train_rows, train_media = load_split(recipe, "train", recipe.train_rows)
+    validation = load_split(recipe, "validation", recipe.validation_rows)
+    processor = make_processor(recipe, train_rows)
+    model = build_model(processor.tokenizer, recipe.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+
+    lengths = [prompt_length(processor, row) for row in train_rows]
+    batches = length_batches(lengths, recipe.batch_size, torch.Generator().manual_seed(recipe.seed))
+    accuracy = 0.0
+    progress = tqdm(range(1, recipe.max_steps + 1), desc="training")
+    for step in progress:
+        chosen = next(batches)
+        loss = train_step(
+            model, processor, [train_rows[i] for i in chosen], [train_media[i] for i in chosen], optimizer, recipe
+        )
+        schedule.step()
+        if step % recipe.eval_every == 0:
+            accuracy = greedy_accuracy(model, processor, *validation)
+        progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+        if accuracy >= recipe.stop_accuracy:
+            break
+    progress.close()
+    return model, processor, step
+
+
+def train_step(model, processor, rows: Sequence[Mapping], media: Sequence[Medium], optimizer, recipe) -> float:
+    """One AdamW step on the mean cross-entropy of the completion tokens; returns that loss in nats."""
+    model.train()
+    inputs, labels = encode_examples(processor, rows, media)
+    width = labels.shape[1]
+    logits = model(**inputs, logits_to_keep=width + 1, use_cache=False).logits[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+    optimizer.step()
+    return loss.item()
+
+
+def learning_rate_factor(step: int, recipe: TinyRecipe) -> float:
+    """Linear warmup, then half a cosine down to zero at max_steps."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.max_steps - recipe.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def load_split(recipe: TinyRecipe, split: str, size: int) -> tuple[list[dict], list[Medium]]:
+    """Rows of a split with their clips and images in memory."""
+    folder = Path(recipe.data_dir) / split
+    dataset = make_synthetic_dataset(folder, size=size, seed=recipe.seed, split=split, medium=recipe.medium)
+    rows = list(dataset)
+    return rows, [load_medium(row) for row in tqdm(rows, desc=f"decoding {split}")]
+
+
+def make_processor(recipe: TinyRecipe, rows: Sequence[Mapping]) -> ProcessorMixin:
+    if recipe.processor is not None:
+        return AutoProcessor.from_pretrained(model_path(recipe.processor))
+    texts = [f"{row['prompt'][0]['content'][-1]['text']}\n{row['reasoning']}\n{row['solution']}" for row in rows]
+    return build_processor(build_tokenizer(["system\nuser\nassistant\n"] * 100 + texts))
+
+
+def prompt_length(processor: ProcessorMixin, row: Mapping) -> int:
+    """Roughly the prompt's tokens: its text, and more for a clip than for an image."""
+    text = processor.tokenizer(row["prompt"][0]["content"][-1]["text"])["input_ids"]
+    return len(text) + 32 * len(row["videos"]) + 4 * len(row["images"])
+
+
+def greedy_accuracy(model, processor, rows: Sequence[Mapping], media: Sequence[Medium]) -> float:
+    rewards = score(rows, complete(model, processor, rows, media))
+    return sum(reward >= IOU_THRESHOLD for reward in rewards) / len(rewards)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="recipe, such as recipes/sft/tiny.yaml")
+    parser.add_argument("--output", help="folder of the finished model (default: the recipe's)")
+    options = parser.parse_args(arguments)
+    recipe = read_recipe(options.config)
+    torch.set_num_threads(recipe.threads)
+
+    model, processor, steps = train(recipe)
+    rows, media = load_split(recipe, "test", recipe.test_rows)
+    table = evaluate(model, processor, rows, media)
+    output = Path(options.output or recipe.output)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    write_model_card(output, recipe_path=options.config, recipe=recipe, steps=steps, model=model, table=table)
+    sys.stdout.write(f"{output}: {steps} steps\n{as_markdown(table)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Ask a model about a video or an image, with plain transformers: `trl-perception ask MODEL MEDIUM QUESTION`."""
+
+import argparse
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from ..assets import model_path
+from ..media import PromptPreparer, VideoSettings, forward_kwargs
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def ask(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    medium: str,
+    question: str,
+    *,
+    video_settings: VideoSettings | None = None,
+    max_new_tokens: int = 256,
+) -> str:
+    """The model's greedy answer to a question about one video or image.
+
+    Args:
+        medium: path or URL; endings of image files make it an image, anything else is a video.
+        video_settings: frame sampling, as in training for figures that can be compared.
+    """
+    kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"
+    row = {"prompt": [{"role": "user", "content": [{"type": kind, kind: medium}, {"type": "text", "text": question}]}]}
+    (prompt,) = PromptPreparer(processor, video_settings=video_settings)([row])
+    width = len(prompt.input_ids)
+    visual = prompt.visual.to(model.device)
+    input_ids = torch.tensor([prompt.input_ids], device=model.device)
+    with torch.no_grad():
+        generated = model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            **forward_kwargs([visual], width, width),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+        )
+    return processor.tokenizer.decode(generated[0, width:], skip_special_tokens=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="trl-perception ask", description=__doc__)
+    parser.add_argument("model", help="'tiny', a checkpoint folder, or a model on the Hub")
+    parser.add_argument("medium", help="a video or an image: path or URL")
+    parser.add_argument("question")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames sampled per second of video")
+    parser.add_argument("--max-frames", type=int, default=768, help="most frames sampled")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    options = parser.parse_args(argv)
+    path = model_path(options.model)
+    print(
+        ask(
+            AutoModelForImageTextToText.from_pretrained(path, dtype="auto"),
+            AutoProcessor.from_pretrained(path),
+            options.medium,
+            options.question,
+            video_settings=VideoSettings(fps=options.fps, max_frames=options.max_frames),
+            max_new_tokens=options.max_new_tokens,
+        )
+    )

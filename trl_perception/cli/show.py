@@ -1,0 +1,47 @@
+"""Show what training changed: a few held-out clips, answered by the model before and after, with plain transformers."""
+
+import argparse
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..assets import model_path
+from ..data.load import load_rows
+from ..media import media_columns
+from ..train import parse
+from .ask import ask
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="trl-perception show", description=__doc__)
+    parser.add_argument("--model", required=True, help="the trained checkpoint")
+    parser.add_argument("--recipe", required=True, help="the recipe it was trained with")
+    parser.add_argument("--rows", type=int, default=4, help="how many held-out clips to show")
+    options = parser.parse_args(argv)
+    script, config, model = parse(["--config", options.recipe])
+    models = {"before": model_path(model.model_name_or_path), "after": options.model}
+    loaded = {
+        when: (AutoModelForImageTextToText.from_pretrained(path), AutoProcessor.from_pretrained(path))
+        for when, path in models.items()
+    }
+    rows = load_rows(
+        script.dataset_name, script.dataset_test_split, config=script.dataset_config, synthetic=script.synthetic
+    )
+    with_video = (row for row in rows if len(media_columns(row)["video"]) == 1)
+    for row, _ in zip(with_video, range(options.rows), strict=False):
+        question = next(block["text"] for block in row["prompt"][-1]["content"] if block["type"] == "text")
+        (video,) = media_columns(row)["video"]
+        print(f"\n{video}\n  asked   {question}\n  truth   {row['solution']}")
+        for when, (policy, processor) in loaded.items():
+            answer = ask(
+                policy,
+                processor,
+                video,
+                question,
+                video_settings=config.video_settings,
+                max_new_tokens=config.max_completion_length,
+            )
+            print(f"  {when:<7} {answer}")
+
+
+if __name__ == "__main__":
+    main()

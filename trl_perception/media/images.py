@@ -1,0 +1,196 @@
+"""Images, and the reading of paths, URLs and bytes that videos share."""
+
+import base64
+import binascii
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import requests
+import torch
+from PIL import Image, ImageOps
+from qwen_vl_utils.vision_process import smart_resize
+
+from .errors import MediaError, describe
+
+URL_TIMEOUT = 30.0  # seconds without a byte before a download is given up
+URL_MAX_BYTES = 2 << 30  # a download above this many bytes is refused
+
+_REPLACE = "Check the file, or drop this sample"
+
+
+def read_image(
+    source: Any, *, factor: int = 28, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """An upright RGB image, transparency flattened on white; resized only where a pixel bound is given.
+
+    Args:
+        source: PIL image, path, file:// or http(s) URL, data: URI, bytes, {"path", "bytes"}, or an array
+            (H,W), (H,W,1|3|4) or (1|3|4,H,W), uint8 or float in [0, 1].
+        factor: sides become multiples of it (patch_size * merge_size) when resizing.
+        min_pixels, max_pixels: bounds on height * width; the missing one is 4, 16384 times factor**2.
+    Raises: MediaError for anything that cannot be read whole, or cannot be resized within the bounds.
+    Source: qwen_vl_utils.vision_process.fetch_image. Differs: the EXIF orientation is applied.
+    """
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, np.ndarray | torch.Tensor):
+        image = Image.fromarray(_image_array(source, name))
+    else:
+        image = resolve(source)
+    try:
+        if not isinstance(image, Image.Image):
+            image = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
+        image = _flatten(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(name, f"it cannot be read as an image ({error})", _REPLACE) from error
+    if min_pixels is None and max_pixels is None:
+        return image
+    width, height = image.size
+    try:
+        size = smart_resize(height, width, factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    except (ValueError, AssertionError) as error:
+        reason = (
+            f"{height}x{width} pixels cannot be resized to min_pixels {min_pixels}, max_pixels {max_pixels} ({error})"
+        )
+        raise MediaError(name, reason, "Change the pixel bounds, or drop this sample") from error
+    if min(size) < factor:
+        reason = (
+            f"{height}x{width} pixels would be resized to {size[0]}x{size[1]}, and {factor} pixels a side are wanted"
+        )
+        raise MediaError(name, reason, "Raise max_pixels, or crop this sample")
+    return image.resize((size[1], size[0]))
+
+
+def resolve(source: Any) -> Path | bytes:
+    """The local file or the bytes that a source names; URLs are downloaded, data: URIs decoded.
+
+    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes win).
+    Raises: MediaError for a missing or empty file, a failed download, or a source of another type.
+    """
+    name = describe(source)
+    if isinstance(source, Mapping):
+        content = source.get("bytes") if source.get("bytes") is not None else source.get("path")
+        if content is None:
+            raise MediaError(name, "neither path nor bytes is set", 'Give {"path": ...} or {"bytes": ...}')
+        return resolve(content)
+    if isinstance(source, bytes | bytearray | memoryview):
+        if len(source) == 0:
+            raise MediaError(name, "it is empty, and an encoded file is wanted", _REPLACE)
+        return bytes(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _download(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        try:
+            return base64.b64decode(source.split("base64,", 1)[1], validate=True)
+        except (IndexError, binascii.Error) as error:
+            raise MediaError(
+                name, "the data: URI has no valid base64 content", "Write data:TYPE;base64,CONTENT"
+            ) from error
+    if not isinstance(source, str | os.PathLike):
+        reason = f"a {type(source).__name__} was given, and a path, URL, bytes, array or list of frames is wanted"
+        raise MediaError(name, reason, "Change the sample's medium to one of these")
+    path = Path(local_path(source))
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise MediaError(name, f"the file cannot be opened ({error.strerror})", "Check the path") from error
+    if not path.is_file():
+        raise MediaError(name, "it is not a file", "Give the path of one file")
+    if size == 0:
+        raise MediaError(name, "the file is empty", _REPLACE)
+    return path
+
+
+def local_path(source: str | os.PathLike) -> str:
+    """The path behind a file:// URL; percent escapes are read where no file has the literal name."""
+    path = os.fspath(source)
+    if path.startswith("file://"):
+        path = path[len("file://") :]
+        path = path if os.path.exists(path) else unquote(path)
+    return path
+
+
+def _download(url: str) -> bytes:
+    content = BytesIO()
+    try:
+        with requests.get(url, stream=True, timeout=URL_TIMEOUT) as response:
+            response.raise_for_status()
+            for chunk in response.iter_content(1 << 20):
+                content.write(chunk)
+                if content.tell() > URL_MAX_BYTES:
+                    raise MediaError(
+                        url, f"the download passes {URL_MAX_BYTES} bytes", "Download it once to a local file"
+                    )
+    except requests.RequestException as error:
+        raise MediaError(url, f"the download failed ({error})", "Check the URL, or use a local file") from error
+    if content.tell() == 0:
+        raise MediaError(url, "the download is empty", _REPLACE)
+    return content.getvalue()
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _image_array(source: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    array = as_uint8(source, name)
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.permute(1, 2, 0)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.numel() == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        reason = f"an image array of shape {tuple(source.shape)} was given, and (H,W), (H,W,3) or (3,H,W) is wanted"
+        raise MediaError(name, reason, "Change the array's layout")
+    return array.contiguous().numpy()
+
+
+def array_frames(source: np.ndarray | torch.Tensor, indices: list[int], name: str) -> Iterator[torch.Tensor]:
+    """Frames (3,H,W) uint8 of an array (F,H,W,3) or (F,3,H,W), in the order of indices. Raises: MediaError."""
+    shape = tuple(source.shape)
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or not all(shape):
+        reason = f"its shape is {shape}, and (F,H,W,3) or (F,3,H,W) is wanted"
+        raise MediaError(name, reason, "Change the array's layout")
+    frames = as_uint8(source[indices], name)
+    frames = frames.permute(0, 3, 1, 2) if shape[3] == 3 else frames
+    return (frame.contiguous() for frame in frames)
+
+
+def listed_frames(source: Sequence[Any], indices: list[int], name: str) -> Iterator[torch.Tensor]:
+    """Frames (3,H,W) uint8 of a list of images, read one at a time. Raises: MediaError, also for unequal sizes."""
+    first_size = None
+    for index in indices:
+        image = read_image(source[index])
+        first_size = first_size or image.size
+        if image.size != first_size:
+            reason = f"frame {index} has {image.size} pixels (width, height) and frame {indices[0]} has {first_size}"
+            raise MediaError(name, reason, "Give frames of one size")
+        yield torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def as_uint8(source: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """The array as a CPU uint8 tensor; floats in [0, 1] become round(255 * x). The source is not written to.
+
+    Raises: MediaError for another dtype, or floats out of [0, 1] (NaN included).
+    """
+    if str(source.dtype).removeprefix("torch.") not in ("uint8", "float16", "bfloat16", "float32", "float64"):
+        raise MediaError(name, f"its values are {source.dtype}, and uint8 or float is wanted", "Convert it to uint8")
+    array = torch.from_numpy(source.copy()) if isinstance(source, np.ndarray) else source.detach().cpu()
+    if array.dtype == torch.uint8:
+        return array
+    if array.numel() and not bool((array.min() >= 0) & (array.max() <= 1)):
+        reason = f"its float values run from {array.min():.3g} to {array.max():.3g}, and [0, 1] is wanted"
+        raise MediaError(name, reason, "Scale the values, or pass uint8")
+    return (array.float() * 255).round().to(torch.uint8)

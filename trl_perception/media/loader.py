@@ -1,0 +1,198 @@
+"""Many media at once: decoded in parallel, each distinct one once, with the latest kept in memory."""
+
+import hashlib
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from .errors import MediaError, describe
+from .images import local_path, read_image
+from .sampling import SizeLimits, VideoSettings
+from .video import VideoClip, read_video
+
+MAX_WORKERS = 8  # FFmpeg runs threads of its own for every clip
+
+Medium = VideoClip | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class MediaRequest:
+    """One medium and how to read it.
+
+    Args:
+        kind: "image" or "video".
+        source: what read_image or read_video takes.
+        settings: sampling and size; of an image only min_pixels and max_pixels count.
+        factor: sides become multiples of it, patch_size * merge_size of the processor.
+        size_limits: (min_pixels, max_pixels) used where settings have none.
+        source_fps: frames per second of a list of frames or an array.
+    Raises: ValueError for another kind, or an image with resized_height.
+    """
+
+    kind: str
+    source: Any
+    settings: VideoSettings = field(default_factory=VideoSettings)
+    factor: int = 28
+    size_limits: SizeLimits | None = None
+    source_fps: float = 2.0
+
+    def __post_init__(self):
+        if self.kind not in ("image", "video"):
+            raise ValueError(f"kind is {self.kind!r}; set it to 'image' or 'video'")
+        if self.kind == "image" and self.settings.resized_height is not None:
+            raise ValueError("resized_height and resized_width are settings of videos; bound an image with max_pixels")
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for requests that give equal results: content or path, modification time and size, and every setting.
+
+        Raises: MediaError where the source cannot be read well enough to be told apart.
+        """
+        limits = None if self.size_limits is None else tuple(self.size_limits)
+        return self.kind, fingerprint(self.source), self.settings, self.factor, limits, self.source_fps
+
+    def read(self) -> Medium:
+        """The decoded medium. Raises: MediaError."""
+        if self.kind == "video":
+            return read_video(
+                self.source,
+                self.settings,
+                factor=self.factor,
+                size_limits=self.size_limits,
+                source_fps=self.source_fps,
+            )
+        low, high = self.size_limits or (None, None)
+        given = self.settings
+        low = given.min_pixels if given.min_pixels is not None else low
+        high = given.max_pixels if given.max_pixels is not None else high
+        return read_image(self.source, factor=self.factor, min_pixels=low, max_pixels=high)
+
+
+class MediaLoader:
+    """Reads lists of requests with worker threads and keeps the latest results, up to cache_bytes. Safe across threads.
+
+    Args: workers: threads of one call, None for one a processor up to 8; cache_bytes: bytes of decoded media kept
+        between calls, 0 for none. What is returned is shared: do not write to it.
+    """
+
+    def __init__(self, workers: int | None = None, cache_bytes: int = 1 << 30):
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}; set it to 1 or more, or None")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes is {cache_bytes}; set it to 0 or more")
+        self.workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
+        self.cache_bytes = cache_bytes
+        self.stats = Counter(decoded=0, cache_hits=0, failed=0)
+        self._cache: OrderedDict[Hashable, Medium] = OrderedDict()
+        self._held = 0
+        self._pending: dict[Hashable, Future] = {}
+        self._lock = Lock()
+
+    def load(self, requests: Sequence[MediaRequest]) -> list[Medium | MediaError]:
+        """One result a request, in their order. A medium that cannot be read leaves its MediaError in its place.
+
+        stats counts decoded (read from their source), cache_hits (distinct requests met in memory) and failed (distinct
+        requests that gave an error; errors are not kept, the next call tries again).
+        """
+        keys = [self._key(request) for request in requests]
+        results: dict[Hashable, Medium | MediaError | Future] = {}
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="media") as pool:
+            for key, request in zip(keys, requests, strict=True):
+                if not isinstance(key, MediaError) and key not in results:
+                    results[key] = self._cached_or_started(pool, key, request)
+        done = {key: value.result() if isinstance(value, Future) else value for key, value in results.items()}
+        return [key if isinstance(key, MediaError) else done[key] for key in keys]
+
+    def _key(self, request: MediaRequest) -> Hashable | MediaError:
+        try:
+            return request.key
+        except MediaError as error:
+            with self._lock:
+                self.stats["failed"] += 1
+            return error
+
+    def _cached_or_started(self, pool: ThreadPoolExecutor, key: Hashable, request: MediaRequest) -> Medium | Future:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                self.stats["cache_hits"] += 1
+                return self._cache[key]
+            if key not in self._pending:
+                self._pending[key] = pool.submit(self._read, key, request)
+            return self._pending[key]
+
+    def _read(self, key: Hashable, request: MediaRequest) -> Medium | MediaError:
+        medium: Medium | MediaError | None = None
+        try:
+            medium = request.read()
+        except MediaError as error:
+            medium = error
+        finally:
+            with self._lock:
+                del self._pending[key]
+                if isinstance(medium, MediaError):
+                    self.stats["failed"] += 1
+                elif medium is not None:
+                    self.stats["decoded"] += 1
+                    self._keep(key, medium, request)
+        return medium
+
+    def _keep(self, key: Hashable, medium: Medium, request: MediaRequest) -> None:
+        size = _nbytes(medium)
+        if size > self.cache_bytes or hasattr(request.source, "get_frames_at"):  # a decoder is known by id only
+            return
+        self._cache[key] = medium
+        self._held += size
+        while self._held > self.cache_bytes:
+            self._held -= _nbytes(self._cache.popitem(last=False)[1])
+
+
+def fingerprint(source: Any) -> Hashable:
+    """What tells one source from another: path, time and size of a file; URL; sha1 of bytes, images and arrays.
+
+    Raises: MediaError for an image whose pixels cannot be read.
+    """
+    if isinstance(source, Mapping):
+        content = source.get("bytes")
+        return fingerprint(source.get("path") if content is None else content)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "bytes", hashlib.sha1(source).hexdigest()
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        return "url", source
+    if isinstance(source, str | os.PathLike):
+        path = os.path.abspath(local_path(source))
+        try:
+            status = os.stat(path)
+        except OSError:
+            return "path", path, None, None
+        return "path", path, status.st_mtime_ns, status.st_size
+    if isinstance(source, Image.Image):
+        try:
+            plain = source.convert("RGBA") if source.mode == "P" or source.has_transparency_data else source
+            turn = source.getexif().get(ExifTags.Base.Orientation)
+            return "image", source.mode, source.size, turn, hashlib.sha1(plain.tobytes()).hexdigest()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise MediaError(
+                describe(source), f"its pixels cannot be read ({error})", "Check the image file"
+            ) from error
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()
+    if isinstance(source, np.ndarray):
+        buffer = np.ascontiguousarray(source)
+        return "array", buffer.shape, buffer.dtype.str, hashlib.sha1(buffer.data).hexdigest()
+    if isinstance(source, Sequence):
+        return "frames", tuple(fingerprint(item) for item in source)
+    return "object", id(source)
+
+
+def _nbytes(medium: Medium) -> int:
+    return medium.nbytes if isinstance(medium, VideoClip) else 3 * medium.width * medium.height

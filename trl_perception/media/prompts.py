@@ -1,0 +1,250 @@
+"""From dataset rows to prompts that a model can read: decode, apply the chat template, tokenize, count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+from trl import is_conversational
+
+from .errors import MediaError
+from .loader import MediaLoader, MediaRequest
+from .messages import MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
+from .sampling import VideoSettings
+from .visual_inputs import TOKEN_TYPE, VisualInputs, check_placeholders
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrompt:
+    """One prompt, tokenized, with what the model sees of it.
+
+    Args:
+        row: the dataset row as it was given.
+        messages: the prompt with media filled in (or the plain string of a standard prompt).
+        logged: the same without image and video objects, for logs.
+        input_ids: the P prompt tokens.
+        visual: its visual inputs; None where they are not made here.
+        images: its images as PIL, for engines that take them so.
+        frames: per video, the sampled frames (F,3,H,W) uint8.
+        frame_times: per video, the time of each sampled frame in seconds.
+        left_out: why the sample is left out, "" for one that counts. Such a prompt is one token without media that
+            keeps its place in the batch; nothing is learned from it.
+    """
+
+    row: Mapping[str, Any]
+    messages: Any
+    logged: Any
+    input_ids: list[int]
+    visual: VisualInputs | None
+    images: list = field(default_factory=list)
+    frames: list[torch.Tensor] = field(default_factory=list)
+    frame_times: list[list[float]] = field(default_factory=list)
+    left_out: str = ""
+
+    def to(self, device: torch.device | str) -> "PreparedPrompt":
+        """The same prompt with its visual inputs on `device`."""
+        return replace(self, visual=self.visual.to(device))
+
+
+class UnusableSampleError(ValueError):
+    """A sample whose media cannot be decoded or whose prompt is too long; `on_unusable` decides what becomes of it."""
+
+
+class PromptPreparer:
+    """Turns rows into `PreparedPrompt`s with one processor.
+
+    Args:
+        processor: a processor with image and video grids (the Qwen-VL families).
+        loader: decodes and caches media.
+        video_settings: frame sampling and sizes; a message block overrides them key by key.
+        image_min_pixels, image_max_pixels: size limits of images; None leaves sizes to the processor.
+        max_prompt_length: longest prompt in tokens, visual tokens included; None for no limit.
+        chat_template_kwargs: passed to the chat template.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        *,
+        loader: MediaLoader | None = None,
+        video_settings: VideoSettings | None = None,
+        image_min_pixels: int | None = None,
+        image_max_pixels: int | None = None,
+        max_prompt_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.processor = processor
+        self.loader = loader or MediaLoader()
+        self.video_settings = video_settings or VideoSettings()
+        self.image_limits = (image_min_pixels, image_max_pixels)
+        self.max_prompt_length = max_prompt_length
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.placeholder_ids = placeholder_ids(processor)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], *, on_unusable: str = "error") -> list[PreparedPrompt]:
+        """One prepared prompt a row, in order; media of all rows are decoded together, each distinct one once.
+
+        Args:
+            rows: dataset rows with `prompt` and, where it has media, `images`/`videos` (or `image`/`video`).
+            on_unusable: "error" raises for the first row whose media cannot be decoded or that is too long; "skip"
+                puts a prompt in its place that says why it is `left_out`.
+        Errors: ValueError for a malformed row, under either policy.
+        """
+        conversations = [self._conversation(row, index) for index, row in enumerate(rows)]
+        requests = [[self._request(block) for block in media_blocks(messages)] for messages in conversations]
+        loaded = iter(self.loader.load([request for of_row in requests for request in of_row]))
+        prepared = []
+        for index, (row, messages, of_row) in enumerate(zip(rows, conversations, requests, strict=True)):
+            media = [next(loaded) for _ in of_row]
+            try:
+                prepared.append(self._prepare(row, sample_name(row, index), messages, of_row, media))
+            except UnusableSampleError as reason:
+                if on_unusable == "error":
+                    raise
+                prepared.append(self._left_out(row, reason))
+        return prepared
+
+    def _conversation(self, row: Mapping[str, Any], index: int) -> list[dict]:
+        """The row's messages with media filled in; no message for a standard (plain string) prompt."""
+        prompt = row.get("prompt")
+        if not prompt:
+            raise ValueError(
+                f"{sample_name(row, index)}: no prompt. Found columns {sorted(row)}; 'prompt' must hold messages "
+                "([{'role': 'user', 'content': ...}]) or, without media, a string."
+            )
+        try:
+            media = media_columns(row)
+            if not is_conversational({"prompt": prompt}):
+                if any(media.values()):
+                    raise ValueError(
+                        "A prompt with images or videos must be conversational: "
+                        "[{'role': 'user', 'content': ...}] instead of a string."
+                    )
+                return []
+            return fill_media(prompt, media["image"], media["video"])
+        except ValueError as error:
+            raise ValueError(f"{sample_name(row, index)}: {error}") from error
+
+    def _request(self, block: Mapping[str, Any]) -> MediaRequest:
+        kind = block["type"]
+        part = getattr(self.processor, f"{kind}_processor")
+        factor = part.patch_size * part.merge_size
+        if kind == "video":
+            size = part.size
+            limits = (size["shortest_edge"], size["longest_edge"])
+            settings = self.video_settings.override(block)
+            rates = {"source_fps": block["sample_fps"]} if "sample_fps" in block else {}
+            return MediaRequest("video", block["video"], settings, factor, limits, **rates)
+        minimum, maximum = self.image_limits
+        settings = VideoSettings(
+            min_pixels=block.get("min_pixels", minimum), max_pixels=block.get("max_pixels", maximum)
+        )
+        return MediaRequest("image", block["image"], settings, factor, None)
+
+    def _prepare(self, row, sample, messages, requests, media) -> PreparedPrompt:
+        for medium in media:
+            if isinstance(medium, MediaError):
+                raise UnusableSampleError(f"{sample}: {medium}") from medium
+        if messages:
+            logged = without_payloads(messages)
+            text = self.processor.apply_chat_template(
+                logged, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+        else:
+            messages = logged = text = row["prompt"]
+        images = [medium for request, medium in zip(requests, media, strict=True) if request.kind == "image"]
+        clips = [medium for request, medium in zip(requests, media, strict=True) if request.kind == "video"]
+        sized = any(
+            request.kind == "image" and (request.settings.min_pixels or request.settings.max_pixels)
+            for request in requests
+        )
+        inputs = self.processor(
+            text=[text],
+            images=images or None,
+            videos=[clip.frames for clip in clips] or None,
+            # Images that were given limits, and all frames, have their final size.
+            images_kwargs={"do_resize": False} if sized else {},
+            videos_kwargs=_as_decoded(clips),
+            return_tensors="pt",
+        )
+        input_ids = inputs["input_ids"][0].tolist()
+        token_types = torch.zeros(len(input_ids), dtype=torch.long)
+        for kind, token_id in self.placeholder_ids.items():
+            token_types[inputs["input_ids"][0] == token_id] = TOKEN_TYPE[kind]
+        visual = VisualInputs(
+            sample=sample,
+            token_types=token_types,
+            pixel_values=inputs.get("pixel_values"),
+            image_grid_thw=inputs.get("image_grid_thw"),
+            pixel_values_videos=inputs.get("pixel_values_videos"),
+            video_grid_thw=inputs.get("video_grid_thw"),
+            second_per_grid_ts=_as_tensor(inputs.get("second_per_grid_ts")),
+            merge_size=self.processor.image_processor.merge_size,
+        )
+        check_placeholders(inputs["input_ids"], torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
+        if self.max_prompt_length is not None and len(input_ids) > self.max_prompt_length:
+            raise UnusableSampleError(
+                f"{sample}: the prompt has {len(input_ids)} tokens, {visual.visual_tokens} of them visual; the limit is "
+                f"max_prompt_length={self.max_prompt_length}. Prompts are never cut: raise max_prompt_length, or lower "
+                "video_max_frames, video_max_pixels or image_max_pixels."
+            )
+        return PreparedPrompt(
+            row=row,
+            messages=messages,
+            logged=logged,
+            input_ids=input_ids,
+            visual=visual,
+            images=images,
+            frames=[clip.frames for clip in clips],
+            frame_times=[[float(time) for time in clip.times] for clip in clips],
+        )
+
+    def _left_out(self, row: Mapping[str, Any], reason: UnusableSampleError) -> PreparedPrompt:
+        text = f"Left out: {reason}"
+        shown = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+        return PreparedPrompt(
+            row=row,
+            messages=shown if is_conversational(row) else text,
+            logged=shown if is_conversational(row) else text,
+            input_ids=[self.processor.tokenizer.eos_token_id],
+            visual=VisualInputs(sample="left out", token_types=torch.zeros(1, dtype=torch.long)),
+            left_out=str(reason),
+        )
+
+
+def placeholder_ids(processor: ProcessorMixin) -> dict[str, int]:
+    """{"image": id, "video": id} of the tokens that stand for visual features."""
+    return {kind: getattr(processor, f"{kind}_token_id") for kind in MEDIA_KINDS}
+
+
+def has_visual_grids(processor: Any) -> bool:
+    """Whether the processor describes media as grids of patches, as the Qwen-VL families do and video needs here."""
+    return isinstance(processor, ProcessorMixin) and all(
+        f"{kind}_grid_thw" in getattr(getattr(processor, f"{kind}_processor", None), "model_input_names", ())
+        for kind in MEDIA_KINDS
+    )
+
+
+def sample_name(row: Mapping[str, Any], index: int) -> str:
+    """How errors name a row: its id where it has one, else its place in the batch and the start of its prompt."""
+    for key in ("id", "problem_id", "question_id"):
+        if row.get(key) is not None:
+            return f"sample {row[key]}"
+    return f"row {index} of the batch (prompt {str(row.get('prompt'))[:80]!r})"
+
+
+def _as_decoded(clips: Sequence) -> dict[str, Any]:
+    """Video keywords for frames that are sampled and resized already."""
+    if not clips:
+        return {}
+    return {
+        "video_metadata": [clip.metadata for clip in clips],
+        "do_sample_frames": False,
+        "do_resize": False,
+        "cap_pixels_per_frame": False,
+    }
+
+
+def _as_tensor(seconds: Any) -> torch.Tensor | None:
+    return None if seconds is None else torch.as_tensor(seconds, dtype=torch.float32)

@@ -1,0 +1,302 @@
+"""Video clips: a file, URL, bytes, frames or array in, the chosen frames with their times out. Decoding is PyAV's."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
+from transformers.video_utils import VideoMetadata
+
+from .errors import MediaError, describe
+from .images import array_frames, as_uint8, listed_frames, resolve
+from .sampling import VideoSettings, average_fps, frame_size, nearest_frames, sample_indices, thin_indices
+
+MIN_DECODED_SHARE = 0.9  # of the declared frames or duration; a file with less is truncated
+SEEK_GAP = 32  # frames that must lie before the next wanted keyframe for a seek to be cheaper than decoding on
+DECODER_BATCH = 16  # full-size frames asked of a decoder object at once
+
+# Containers and codecs where one packet is one shown frame and carries its presentation time.
+PACKET_TIMED_FORMATS = ("mov", "matroska")
+PACKET_TIMED_CODECS = ("h264", "hevc", "av1", "vp9")
+
+_REPLACE = "Re-encode or replace the file, or drop this sample"
+
+Fit = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class VideoClip:
+    """The frames kept of a clip. Clips are shared by a cache and by the rows of a group: do not write to them.
+
+    Args:
+        frames: (F,3,H,W) uint8, RGB, resized.
+        times: (F,) float64, seconds at which each frame is shown; the file's first shown frame is at 0.
+        fps: average frames per second of the source.
+        indices: F frame numbers such that index / fps is the time that was asked for. With a constant frame rate they
+            number the file's frames from 0.
+        total_frames: frames of the source in the range that was sampled.
+    """
+
+    frames: Tensor
+    times: Tensor
+    fps: float
+    indices: list[int]
+    total_frames: int
+
+    @property
+    def metadata(self) -> VideoMetadata:
+        """What a processor reads: sampled_fps = F / total_frames * fps, timestamps = indices / fps."""
+        return VideoMetadata(
+            total_num_frames=self.total_frames,
+            fps=self.fps,
+            width=self.frames.shape[-1],
+            height=self.frames.shape[-2],
+            duration=self.total_frames / self.fps,
+            video_backend="pyav",
+            frames_indices=list(self.indices),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory that the frames take."""
+        return self.frames.nbytes
+
+
+def read_video(
+    source: Any,
+    settings: VideoSettings | None = None,
+    *,
+    factor: int = 28,
+    size_limits: tuple[int | None, int | None] | None = None,
+    source_fps: float = 2.0,
+) -> VideoClip:
+    """Decode the frames that settings ask for, resized with antialiased bicubic interpolation.
+
+    frame[k] = the source's frame shown nearest to indices[k] / fps, so that frames of a variable rate are even in time
+
+    Args:
+        source: path, file:// or http(s) URL, bytes, {"path", "bytes"}, a list of frames (each as read_image takes), an
+            array (F,H,W,3) or (F,3,H,W) of uint8 or floats in [0, 1], or a decoder object with torchcodec's metadata
+            and get_frames_at. Lists and arrays keep all their frames, up to nframes or max_frames.
+        settings: sampling and size; None means VideoSettings().
+        factor: frame sides become multiples of it, patch_size * merge_size of the processor.
+        size_limits: the processor's (min_pixels, max_pixels) of one frame, used where settings have none.
+        source_fps: frames per second at which a list or array was sampled; files know their own.
+    Raises: MediaError for whatever cannot be read whole: missing, truncated, damaged, without video, out of range.
+    Source: qwen_vl_utils.vision_process.fetch_video. Differs: uint8 out; times come from presentation timestamps;
+        rotation metadata is applied; nothing stands in for a clip that fails.
+    """
+    settings = settings or VideoSettings()
+    name = describe(source)
+    if not source_fps > 0:
+        raise ValueError(f"source_fps is {source_fps}; set it to the frames per second of {name}")
+
+    def fitter(nframes: int) -> Fit:
+        size: list[int] = []
+        limits = {"factor": factor, "size_limits": size_limits, "source": name}
+
+        def fit(frame: Tensor) -> Tensor:  # one size for the clip, fixed by its first frame
+            if not size:
+                size.extend(frame_size(*frame.shape[-2:], nframes, settings, **limits))
+            return functional.resize(frame, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+        return fit
+
+    if hasattr(source, "get_frames_at"):
+        return _from_decoder(source, settings, fitter, name)
+    if isinstance(source, np.ndarray | Tensor) and source.ndim:
+        return _from_frames(source, array_frames, settings, fitter, source_fps, name)
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
+        return _from_frames(source, listed_frames, settings, fitter, source_fps, name)
+    return _from_file(resolve(source), settings, fitter, name)
+
+
+def _from_frames(source, frames_at, settings, fitter, fps, name) -> VideoClip:
+    indices, count = thin_indices(settings, len(source), fps, name)
+    fit = fitter(len(indices))
+    kept = [fit(frame) for frame in frames_at(source, indices, name)]
+    return _clip(kept, np.asarray(indices) / fps, fps, indices, count)
+
+
+def _from_decoder(source, settings, fitter, name) -> VideoClip:
+    total, fps = source.metadata.num_frames, source.metadata.average_fps
+    if not total or not fps:
+        raise MediaError(name, f"the decoder declares {total} frames at {fps} frames per second", _REPLACE)
+    indices, count = sample_indices(settings, total, fps, name)
+    fit, kept, times = fitter(len(indices)), [], []
+    start = getattr(source.metadata, "begin_stream_seconds", None) or 0.0
+    for low in range(0, len(indices), DECODER_BATCH):
+        part = indices[low : low + DECODER_BATCH]
+        try:
+            batch = source.get_frames_at(indices=part)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise MediaError(name, f"the decoder failed ({error})", _REPLACE) from error
+        shown = getattr(batch, "pts_seconds", None)
+        times.extend(np.asarray(part) / fps if shown is None else np.asarray(shown) - start)
+        kept.extend(fit(frame.contiguous()) for frame in as_uint8(batch.data, name))
+    return _clip(kept, times, fps, indices, count)
+
+
+def _clip(frames: list[Tensor], times: Any, fps: float, indices: list[int], count: int) -> VideoClip:
+    times = torch.as_tensor(np.asarray(times), dtype=torch.float64)
+    return VideoClip(torch.stack(frames), times, float(fps), list(indices), count)
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """When each shown frame is shown: times (N,) seconds from the first. With pts, frames are found by timestamp after
+    a seek to a keyframe (given by number); without, they are found by counting."""
+
+    times: np.ndarray
+    fps: float
+    pts: list[int] | None = None
+    keyframes: list[int] | None = None
+
+
+def _from_file(medium: Path | bytes, settings: VideoSettings, fitter: Callable[[int], Fit], name: str) -> VideoClip:
+    timeline = _packet_timeline(medium, name)
+    while True:
+        timeline = timeline or _decoded_timeline(medium, name)
+        indices, count = sample_indices(settings, len(timeline.times), timeline.fps, name)
+        chosen = nearest_frames(timeline.times, np.asarray(indices) / timeline.fps)
+        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fitter(len(indices)), name)
+        if all(number in found for number in chosen):
+            return _clip([found[number] for number in chosen], timeline.times[chosen], timeline.fps, indices, count)
+        if timeline.pts is None:
+            missing = next(number for number in chosen if number not in found)
+            raise MediaError(name, f"frame {missing} of {len(timeline.times)} does not decode", _REPLACE)
+        timeline = None  # the packets promised frames that are never shown: count what decodes instead
+
+
+@contextmanager
+def _opened(medium: Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
+    try:
+        file = BytesIO(medium) if isinstance(medium, bytes) else str(medium)
+        with av.open(file, metadata_errors="ignore") as container:
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
+                kinds = sorted({stream.type for stream in container.streams}) or ["no"]
+                raise MediaError(name, f"it has {' and '.join(kinds)} streams, and a video stream is wanted", _REPLACE)
+            if streams[0].codec_context is None:
+                raise MediaError(name, "this FFmpeg has no decoder for its video stream", _REPLACE)
+            streams[0].thread_type = "AUTO"
+            yield container, streams[0]
+    except (av.error.FFmpegError, OSError) as error:
+        reason = f"decoding failed, it is truncated, damaged or not a video ({error})"
+        raise MediaError(name, reason, _REPLACE) from error
+
+
+def _packet_timeline(medium: Path | bytes, name: str) -> _Timeline | None:
+    """The timeline read from packets, without decoding; None where packets do not tell."""
+    with _opened(medium, name) as (container, stream):
+        timed = container.format.name.split(",")[0] in PACKET_TIMED_FORMATS
+        if not timed or stream.codec_context.name not in PACKET_TIMED_CODECS:
+            return None
+        packets = [
+            (packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0)
+            for packet in container.demux(stream)
+            if packet.size
+        ]
+        if any(packet[0] is None for packet in packets):
+            return None
+        shown = sorted(packet for packet in packets if not packet[2])
+        pts = [packet[0] for packet in shown]
+        if not pts or any(earlier == later for earlier, later in pairwise(pts)):
+            return None
+        _refuse_truncated(container, stream, len(packets), pts, shown[-1][3], name)
+        keyframes = sorted({0, *(number for number, packet in enumerate(shown) if packet[1])})
+        return _timeline(stream, pts, shown[-1][3], pts, keyframes)
+
+
+def _decoded_timeline(medium: Path | bytes, name: str) -> _Timeline:
+    """The timeline of the frames that decode, one full pass that converts none of them."""
+    with _opened(medium, name) as (container, stream):
+        shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
+        pts = [frame[0] for frame in shown]
+        if not pts:
+            raise MediaError(name, "no video frame decodes, and at least one is wanted", _REPLACE)
+        timed = None not in pts and all(earlier < later for earlier, later in pairwise(pts))
+        _refuse_truncated(container, stream, len(pts), pts if timed else None, shown[-1][1], name)
+        if timed:
+            return _timeline(stream, pts, shown[-1][1])
+        fps = float(stream.guessed_rate or stream.average_rate or 0)
+        if fps <= 0:
+            raise MediaError(name, "it has neither timestamps nor a frame rate", _REPLACE)
+        return _Timeline(np.arange(len(pts)) / fps, fps)
+
+
+def _timeline(stream: av.VideoStream, pts: list[int], last_duration: int, *found_by: list[int]) -> _Timeline:
+    times = (np.asarray(pts, dtype=np.int64) - pts[0]) * float(stream.time_base)
+    declared = float(stream.average_rate or stream.guessed_rate or 0)
+    return _Timeline(times, average_fps(times, last_duration * float(stream.time_base), declared), *found_by)
+
+
+def _refuse_truncated(container, stream, found: int, pts: list[int] | None, last_duration: int, name: str) -> None:
+    """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
+    shares = {}
+    if stream.frames:
+        shares[f"{found} of {stream.frames} declared frames"] = found / stream.frames
+    declared = _declared_duration(container, stream)
+    if pts and declared:
+        origin = pts[0] if stream.duration is not None else 0  # other declarations count from the container's zero
+        length = (pts[-1] + last_duration - origin) * float(stream.time_base)
+        shares[f"{length:.2f} of {declared:.2f} declared seconds"] = length / declared
+    if shares and max(shares.values()) < MIN_DECODED_SHARE:
+        raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", _REPLACE)
+
+
+def _declared_duration(container, stream) -> float | None:
+    if stream.duration is not None:
+        return stream.duration * float(stream.time_base)
+    tag = stream.metadata.get("DURATION", "").split(":")
+    if len(tag) == 3:
+        return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2])
+    alone = len(container.streams) == 1 and container.duration is not None
+    return container.duration / av.time_base if alone else None
+
+
+def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, name: str) -> dict[int, Tensor]:
+    """Resized frames by number, as many as could be found."""
+    with _opened(medium, name) as (container, stream):
+        if timeline.pts is not None:
+            pairs = _by_timestamp(container, stream, numbers, timeline)
+        else:
+            decoded = enumerate(islice(container.decode(stream), numbers[-1] + 1))
+            pairs = ((number, frame) for number, frame in decoded if number in numbers)
+        return {number: fit(_upright(frame, name)) for number, frame in pairs}
+
+
+def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode forward, seeking where the next wanted keyframe lies far ahead; stop at a frame that never comes whole."""
+    position, frames = 0, container.decode(stream)
+    for number in numbers:
+        keyframe = timeline.keyframes[bisect_right(timeline.keyframes, number) - 1]
+        if keyframe - position > SEEK_GAP:
+            container.seek(timeline.pts[keyframe], stream=stream, backward=True)
+            frames = container.decode(stream)
+        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= timeline.pts[number]), None)
+        if frame is None or frame.pts != timeline.pts[number] or frame.is_corrupt:
+            return
+        position = number
+        yield number, frame
+
+
+def _upright(frame: av.VideoFrame, name: str) -> Tensor:
+    """(3,h,w) uint8 RGB, turned as the file's display matrix says."""
+    if frame.is_corrupt:
+        raise MediaError(name, f"the frame at {frame.time} s is damaged", _REPLACE)
+    if frame.rotation % 90:
+        raise MediaError(name, f"it is rotated by {frame.rotation} degrees", "Re-encode it upright")
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
+    return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1).contiguous()

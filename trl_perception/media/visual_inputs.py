@@ -1,0 +1,116 @@
+"""The visual inputs of a prompt, how a batch of them enters a forward, and the count that must hold there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .messages import MEDIA_KINDS
+
+TOKEN_TYPE = {"image": 1, "video": 2}  # transformers' `mm_token_type_ids`; 0 is text
+
+
+@dataclass(frozen=True, eq=False)
+class VisualInputs:
+    """What the model sees of one prompt, as its processor made it. The G completions of the prompt share one object.
+
+    Args:
+        sample: name of the sample for errors.
+        token_types: (P,) int, 0 text, 1 image, 2 video, over the prompt's tokens without padding.
+        pixel_values: (image patches, patch dimension) float, or None without images.
+        image_grid_thw: (images, 3) int, cells by time, height and width in patches.
+        pixel_values_videos: (video patches, patch dimension) float, or None without videos.
+        video_grid_thw: (videos, 3) int.
+        second_per_grid_ts: (videos,) float, seconds between two temporal cells.
+        merge_size: patches per token along each side.
+    """
+
+    sample: str
+    token_types: Tensor
+    pixel_values: Tensor | None = None
+    image_grid_thw: Tensor | None = None
+    pixel_values_videos: Tensor | None = None
+    video_grid_thw: Tensor | None = None
+    second_per_grid_ts: Tensor | None = None
+    merge_size: int = 2
+
+    def to(self, device: torch.device | str) -> "VisualInputs":
+        """The same inputs with every tensor on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def features(self, kind: str) -> int:
+        """Visual features, that is tokens, of the images or the videos: sum of t*h*w / merge_size^2."""
+        grid = self.image_grid_thw if kind == "image" else self.video_grid_thw
+        return 0 if grid is None else int((grid.prod(-1) // self.merge_size**2).sum())
+
+    @property
+    def visual_tokens(self) -> int:
+        return sum(self.features(kind) for kind in MEDIA_KINDS)
+
+
+FORWARD_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+
+def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:
+    """The media of several samples one behind the other, as the model takes them: keyword -> concatenated tensor.
+
+    Keywords for which no sample has anything are left out.
+    """
+    parts = {key: [getattr(v, key) for v in visual_inputs if getattr(v, key) is not None] for key in FORWARD_KEYS}
+    return {key: torch.cat(tensors) for key, tensors in parts.items() if tensors}
+
+
+def forward_kwargs(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> dict[str, Tensor]:
+    """Keyword arguments that a batch of left-padded prompts with right-padded completions adds to `model(...)`.
+
+    Token types mark the prompt's placeholders by position: a completion is text whatever its ids are.
+
+    Args:
+        visual_inputs: B samples.
+        prompt_width: padded width of the prompts.
+        total_width: padded width of prompts and completions.
+    Returns: empty for a batch of pure text; else media and `mm_token_type_ids` (B,total_width) int.
+    """
+    kwargs = stack_media(visual_inputs)
+    if not kwargs:
+        return {}
+    token_types = torch.zeros(len(visual_inputs), total_width, dtype=torch.long)
+    for row, visual in enumerate(visual_inputs):
+        token_types[row, prompt_width - len(visual.token_types) : prompt_width] = visual.token_types.cpu()
+    kwargs["mm_token_type_ids"] = token_types.to(next(iter(kwargs.values())).device)
+    return kwargs
+
+
+def check_placeholders(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    placeholder_ids: dict[str, int],
+    visual_inputs: Sequence[VisualInputs] | None,
+) -> None:
+    """Hold every forward to: number of placeholder tokens = number of visual features, sample by sample.
+
+    Args:
+        input_ids: (B,L) int; attention_mask: (B,L), 0 on padding.
+        placeholder_ids: {"image": id, "video": id}.
+        visual_inputs: B samples, or None where the media did not arrive.
+    Errors: ValueError naming the sample, both counts and what to look at.
+    """
+    for kind, token_id in placeholder_ids.items():
+        counts = ((input_ids == token_id) & attention_mask.bool()).sum(1).tolist()
+        for row, placeholders in enumerate(counts):
+            visual = visual_inputs[row] if visual_inputs is not None else None
+            features = visual.features(kind) if visual is not None else 0
+            if placeholders == features:
+                continue
+            name = visual.sample if visual is not None else f"row {row} of the batch"
+            raise ValueError(
+                f"{name}: the forward has {placeholders} {kind} placeholder tokens but {features} {kind} features. "
+                + (
+                    f"The {kind}s of this sample were lost on the way: hand `visual_inputs` on with the batch."
+                    if features == 0
+                    else f"A {kind} placeholder was written by hand or sampled into a completion, or the prompt was "
+                    "cut; keep placeholder ids out of texts and completions, and never truncate a prompt with media."
+                )
+            )

@@ -1,0 +1,174 @@
+"""APPO: find the frames that good completions look at, then lift the tokens at which completions disagree about them."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_count, check_finite, check_float, check_mask, check_range, check_shape
+from .checks import working_dtype as dtype_of
+from .divergences import mean_kl_to_mixture
+from .masked import masked_mean, masked_min_max, masked_top
+from .results import TokenWeights
+
+STRATEGIES = ("hard", "soft", "all")
+ROWS_AT_ONCE = 64
+RELEASE_LIMIT = 11.0
+ZERO_PROBABILITY = -1e4
+
+
+class FramesIrrelevantWarning(UserWarning):
+    """tokens_per_frame covers every token, so that the choice of frames no longer decides anything."""
+
+
+# Once a run. A plain warning would come back whenever another library touches the warning filters.
+warnings.simplefilter("once", FramesIrrelevantWarning, append=True)
+
+
+@torch.no_grad()
+def select_frames(
+    frame_attention: Tensor,
+    rewards: Tensor,
+    completion_mask: Tensor,
+    *,
+    top_tokens: int,
+    top_frames: int,
+    reward_threshold: float,
+    strategy: str,
+) -> Tensor:
+    """The frames on which credit is given, from what completions of high and of low reward look at.
+
+    Attn(o_i,f) = mean of the K1 largest A[i,j,f] over valid tokens j
+    psi(i)      = the K2 frames with the largest Attn(o_i,f), ties to the earlier frame
+    S1 = {i : r_i >= tau},  S2 = {i : r_i < tau};   psi_S1, psi_S2 = unions of psi(i) over them
+    "hard": psi_S1 \\ psi_S2        "soft": psi_S1        "all": psi_S1 U psi_S2
+
+    S1 empty gives no frame for hard and soft; S2 empty gives hard = psi_S1. A completion without tokens chooses nothing.
+
+    Args:
+        frame_attention: (G,T,F) A, attention from token j to frame f, >= 0, anything on padding.
+        rewards: (G,) accuracy reward alone, unscaled.
+        completion_mask: (G,T) bool, True on completion tokens.
+        top_tokens: K1 >= 1, clamped to each completion's length.
+        top_frames: K2 >= 1, clamped to F.
+        reward_threshold: tau.
+        strategy: "hard", "soft" or "all".
+    Returns: (F,) bool.
+    Errors: ValueError for wrong shapes or settings, or a reward or valid attention that is not finite.
+    Source: arXiv:2602.23823, frame selection. Differs: the release calls the paper's soft "hard", and has no difference.
+    """
+    valid = _check_group(frame_attention, rewards, completion_mask)
+    check_count("top_tokens", top_tokens)
+    check_count("top_frames", top_frames)
+    check_choice("strategy", strategy, STRATEGIES)
+
+    attention = frame_attention.to(dtype_of(frame_attention)).transpose(1, 2)  # (G,F,T)
+    on_frames = valid.unsqueeze(1).expand_as(attention)
+    looked = masked_mean(attention, masked_top(attention, on_frames, top_tokens), dim=-1)  # (G,F)
+    chosen = masked_top(looked, valid.any(-1, keepdim=True).expand_as(looked), top_frames)
+    high = rewards >= reward_threshold
+    by_high, by_low = chosen[high].any(0), chosen[~high].any(0)
+    return {"hard": by_high & ~by_low, "soft": by_high, "all": by_high | by_low}[strategy]
+
+
+@torch.no_grad()
+def appo_token_weights(
+    frame_attention: Tensor,
+    rewards: Tensor,
+    completion_mask: Tensor,
+    log_probs_at: Callable[[Tensor, Tensor], Tensor],
+    *,
+    top_tokens: int = 15,
+    top_frames: int = 3,
+    tokens_per_frame: int = 64,
+    reward_threshold: float = 0.5,
+    strategy: str = "soft",
+    alpha: float = 0.7,
+    divergence: str = "kl",
+    normalizer: str = "groups",
+) -> TokenWeights:
+    """Lift the perception tokens of the selected frames, most where the group's completions disagree.
+
+    For each selected frame k, completion i holds its K3 valid tokens with the largest A[i,j,k], ranked n = 0.. by
+    position. Rank n of frame k is compared across the completions i that have one:
+        m       = mean_i p[i],  D[k,n] = mean_i KL(p[i] || m)                                  nats, 0 <= D <= ln G
+        d[k,n]  = min-max of D[k,:] over its ranks, 0 where they are all equal (up to rounding: 1e-6 relative)
+        w[i,j]  = 1 + alpha * mean of d[k,n] over the (k,n) that contain token (i,j);          1 where none does
+    A rank that fewer than two completions have says nothing: D = d = 0, and it takes no part in the min-max.
+    No frame selected: every weight is 1. Neutral: `alpha=0`.
+
+    The weight is >= 1 whatever the reward: on the advantage it lifts good completions and pushes bad ones down harder.
+
+    Args:
+        frame_attention: (G,T,F) A[i,j,f], >= 0, anything on padding; the row that PREDICTS token j, one group of
+            completions of one prompt.
+        rewards: (G,) accuracy reward alone, unscaled; it enters through the choice of frames only.
+        completion_mask: (G,T) bool, True on completion tokens.
+        log_probs_at: (g_index (M,), t_index (M,)) -> (M,N) log-probabilities, -inf allowed, under the policy that sampled.
+            Asked once for each token that is needed, for at most 64 tokens a call. How often depends on the data, so it
+            must not communicate between ranks: gather the head before. A row is held from the first to the last rank
+            that compares it.
+        top_tokens, top_frames, reward_threshold, strategy: K1, K2, tau and the choice of frames, see `select_frames`.
+        tokens_per_frame: K3 >= 1. At or above the longest completion every token is a perception token and the frames
+            decide nothing: FramesIrrelevantWarning, once.
+        alpha: largest extra weight, >= 0.
+        divergence: "kl" as above, or "release": with c = clamp(mean_i ln p[i] - ln p[i], -11, 11),
+            D = mean_i sum_v (exp(c) - c - 1), which is no KL and follows the noise of the tail.
+        normalizer: "groups" divides by the number of (k,n) that contain the token, "frames" by that of selected frames.
+    Returns: weights (G,T) float32, >= 1, detached, 0 on padding. Metrics: appo/weight_mean, appo/weight_max,
+        appo/perception_frac (share of valid tokens in some frame's K3), appo/frames_selected (how many),
+        appo/no_frame (1 where none is selected), appo/high_reward_frac (share of S1), appo/divergence_mean and
+        appo/divergence_max (of D over compared ranks).
+    Errors: ValueError for wrong shapes or settings, for a reward, valid attention or divergence that is not finite.
+    Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180. Differs: alpha is 0.7 where the paper prints 1.7, the release's
+        maximum weight; the paper's 1/K is `normalizer="frames"`; padded ranks are left out (the release fills them with a
+        uniform distribution, which inflates them).
+    """
+    valid = _check_group(frame_attention, rewards, completion_mask)
+    check_count("tokens_per_frame", tokens_per_frame)
+    check_range("alpha", alpha, 0.0)
+    check_choice("divergence", divergence, ("kl", "release"))
+    check_choice("normalizer", normalizer, ("groups", "frames"))
+    frames = select_frames(
+        frame_attention,
+        rewards,
+        completion_mask,
+        top_tokens=top_tokens,
+        top_frames=top_frames,
+        reward_threshold=reward_threshold,
+        strategy=strategy,
+    )
+    longest = int(valid.sum(-1).max()) if valid.numel() else 0
+    if 0 < longest <= tokens_per_frame:
+        warnings.warn(
+            f"tokens_per_frame={tokens_per_frame} covers whole completions: every token is a perception token and the "
+            "frames decide nothing. Lower tokens_per_frame, or let completions be longer.",
+            FramesIrrelevantWarning,
+            stacklevel=2,
+        )
+
+    attention = frame_attention[:, :, frames].to(dtype_of(frame_attention)).permute(2, 0, 1)  # (K,G,T)
+    perception = masked_top(attention, valid.expand_as(attention), tokens_per_frame)
+    rank = perception.cumsum(-1) - 1  # n of each perception token
+    spread, compared = _rank_divergences(perception, rank, log_probs_at, divergence)  # (K,R)
+    credit = _min_max(spread, compared)
+
+    ranks = spread.shape[1]
+    lifted = credit.unsqueeze(1).expand(-1, valid.shape[0], -1).gather(-1, rank.clamp(0, ranks - 1)) if ranks else 0.0
+    contained = perception.sum(0) if normalizer == "groups" else frames.sum()
+    mean_credit = torch.where(perception, lifted, 0.0).sum(0) / contained.clamp(min=1)
+    weights = torch.where(valid, 1 + alpha * mean_credit, 0.0).float()
+
+    metrics = {
+        "appo/weight_mean": masked_mean(weights, valid),
+        "appo/weight_max": weights.max() if weights.numel() else weights.sum(),
+        "appo/perception_frac": masked_mean(perception.any(0).float(), valid),
+        "appo/frames_selected": frames.sum().float(),
+        "appo/no_frame": (~frames.any()).float(),
+        "appo/high_reward_frac": (rewards >= reward_threshold).float().mean(),
+        "appo/divergence_mean": masked_mean(spread, compared),
+        "appo/divergence_max": masked_min_max(spread.reshape(-1), compared.reshape(-1))[1].squeeze(-1),
+    }
+    return TokenWeights(weights, metrics)

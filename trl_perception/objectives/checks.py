@@ -1,0 +1,71 @@
+"""What an objective refuses, and in which words: the value found, the value wanted, the setting to change."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 where an input is float64, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def check_float(name: str, tensor: Tensor, axes: str, like: tuple[int, ...] | None = None) -> None:
+    """Refuse a tensor that is not floating point, has not one axis per letter of `axes`, or not the shape `like`."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} has dtype {tensor.dtype}; wanted a floating dtype. Pass {name}.float().")
+    check_shape(name, tensor, axes, like)
+
+
+def check_shape(name: str, tensor: Tensor, axes: str, like: tuple[int, ...] | None = None) -> None:
+    """Refuse a tensor that has not one axis per letter of `axes`, or not the shape `like`."""
+    letters = f"({','.join(axes)})"
+    if tensor.ndim != len(axes):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; wanted {len(axes)} axes, {letters}.")
+    if like is not None and tuple(tensor.shape) != tuple(like):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; wanted {letters} = {tuple(like)}, as the other arguments have. "
+            "Cut or pad all of them from the same batch."
+        )
+
+
+def check_mask(name: str, mask: Tensor, axes: str, like: tuple[int, ...] | None = None) -> Tensor:
+    """The mask as bool; refused unless it is bool or holds only 0 and 1 (TRL's masks are integers)."""
+    check_shape(name, mask, axes, like)
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"{name} ({mask.dtype}) holds values other than 0 and 1; wanted True or 1 on valid entries.")
+    return mask.bool()
+
+
+def check_finite(name: str, tensor: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse NaN and infinity where `mask` is True (everywhere without one); padding may hold anything."""
+    wrong = ~torch.isfinite(tensor)
+    if mask is not None:
+        wrong = wrong & mask
+    if wrong.any():
+        index = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name}{list(index)} is {tensor[index].item()}, and that entry is not padding; wanted a finite number. "
+            "The forward that made it overflowed, or the mask does not belong to it."
+        )
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value outside `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, choices))}.")
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Refuse a number outside [low, high], NaN and infinity included."""
+    if not (low <= value <= high) or math.isinf(value):
+        wanted = f"a finite number >= {low}" if math.isinf(high) else f"a number in [{low}, {high}]"
+        raise ValueError(f"{name} is {value}; wanted {wanted}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse anything but a whole number >= 1."""
+    if value != int(value) or value < 1:
+        raise ValueError(f"{name} is {value}; wanted a whole number >= 1.")

@@ -1,0 +1,74 @@
+"""RAL: a policy gradient on attention. Where the model looked in good completions it should look again."""
+
+import torch
+from torch import Tensor
+
+from .checks import check_float, check_mask, check_range, check_shape, working_dtype
+from .divergences import entropy, masked_jensen_shannon
+from .masked import masked_mean
+from .results import Penalty
+
+
+def attention_policy(rows: Tensor, key_mask: Tensor) -> Tensor:
+    """Read a token's attention row as a distribution over the keys it may look at.
+
+    p[b,t,i] = rows[b,t,i] / sum_{j allowed} rows[b,t,j]   for allowed keys i, 0 for the others
+
+    In the paper the allowed keys are all earlier positions, the token itself dropped. Average heads first: renormalising
+    before the mean gives another distribution.
+
+    Args:
+        rows: (B,T,S) softmax weights, mean over heads, >= 0; anything on keys that are not allowed and on padding.
+        key_mask: (B,T,S) bool, True on allowed keys.
+    Returns: (B,T,S) float32 (float64 where rows is), rows summing to 1, with gradient through `rows`; all zeros, with
+        no gradient, where no allowed key has mass.
+    Errors: ValueError for wrong shapes.
+    Source: arXiv:2602.04884, Eq. 2.
+    """
+    check_float("rows", rows, "BTS")
+    allowed = check_mask("key_mask", key_mask, "BTS", like=rows.shape)
+    kept = torch.where(allowed, rows.to(working_dtype(rows)), 0.0)
+    total = kept.sum(-1, keepdim=True)
+    some = total > torch.finfo(total.dtype).tiny
+    return torch.where(some, kept / torch.where(some, total, 1.0), 0.0)
+
+
+def ral_penalty(
+    policy: Tensor, old_policy: Tensor, advantages: Tensor, completion_mask: Tensor, *, weight: float = 1.0
+) -> Penalty:
+    """Hold attention where it was in good completions, and drive it away in bad ones.
+
+    loss = weight * mean over all valid tokens (b,t) of the batch of A[b] * JSD(p[b,t] || p_old[b,t])
+
+    The advantage is one number a completion, unclipped, with no importance ratio. The gradient runs through p alone,
+    A/2 ln(2p / (p + p_old)): exactly 0 while p == p_old, so that the term acts only on stale rollouts.
+
+    Args:
+        policy: (B,T,S) attention policy now, rows summing to 1 (see `attention_policy`), anything on padding.
+        old_policy: (B,T,S) the same at rollout time, detached here; rows of zeros take no part in the sum.
+        advantages: (B,) group advantage of each completion, detached here; anything for a completion without tokens.
+        completion_mask: (B,T) bool, True on completion tokens.
+        weight: lambda >= 0; 0 equals GRPO.
+    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid tokens
+        in nats, 0 where there are none: ral/jsd, ral/jsd_positive (A > 0), ral/jsd_negative (A < 0), ral/attention_entropy.
+    Errors: ValueError for wrong shapes or a negative weight.
+    Source: arXiv:2602.04884, Eq. 3 and 4.
+    """
+    check_float("policy", policy, "BTS")
+    check_float("old_policy", old_policy, "BTS", like=policy.shape)
+    valid = check_mask("completion_mask", completion_mask, "BT", like=policy.shape[:2])
+    check_shape("advantages", advantages, "B", like=policy.shape[:1])
+    check_range("weight", weight, 0.0)
+
+    jsd = masked_jensen_shannon(policy, old_policy.detach(), valid)
+    sign = torch.where(valid.any(-1), advantages.detach().to(jsd.dtype), 0.0).unsqueeze(-1)
+    loss = weight * masked_mean(sign * jsd, valid)
+
+    with torch.no_grad():
+        metrics = {
+            "ral/jsd": masked_mean(jsd, valid),
+            "ral/jsd_positive": masked_mean(jsd, valid & (sign > 0)),
+            "ral/jsd_negative": masked_mean(jsd, valid & (sign < 0)),
+            "ral/attention_entropy": masked_mean(entropy(policy.to(jsd.dtype)), valid),
+        }
+    return Penalty(loss, metrics)

@@ -1,0 +1,51 @@
+"""From a TRL completion to its text, and from the text to the answer."""
+
+from typing import Any
+
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """The text that the model wrote: the contents of the assistant messages, joined.
+
+    Args: completion: plain text, or messages whose `content` is text, `None` (a bare tool call) or a list of blocks.
+        A message without a role counts as the assistant's; what tools and users said is not the model's text.
+    Raises: TypeError where the completion is neither text nor a list of messages.
+    """
+    if isinstance(completion, str):
+        return completion
+    if not isinstance(completion, list) or not all(isinstance(message, dict) for message in completion):
+        raise TypeError(
+            f"a completion is text or a list of messages, found {type(completion).__name__}. "
+            "Pass the completions as TRL's GRPOTrainer does."
+        )
+    contents = [message.get("content") for message in completion if message.get("role", "assistant") == "assistant"]
+    return "".join(_content_text(content) for content in contents)
+
+
+def _content_text(content: str | list[dict[str, Any]] | None) -> str:
+    if isinstance(content, list):
+        return "".join(block.get("text") or "" for block in content)
+    return content or ""
+
+
+def extract_answer(text: str) -> str | None:
+    """The stripped content of the one `<answer>...</answer>` pair of a text.
+
+    None where there is no answer to score: no pair, an unclosed tag, several or nested pairs, an empty content.
+    Tags are lower case and carry no attributes.
+    """
+    if text.count(ANSWER_OPEN) != 1 or text.count(ANSWER_CLOSE) != 1:
+        return None
+    before_close, _, _ = text.partition(ANSWER_CLOSE)
+    _, opened, answer = before_close.partition(ANSWER_OPEN)
+    return (answer.strip() or None) if opened else None
+
+
+def solution_text(solution: Any) -> str:
+    """A `solution` column's value as text: numbers and lists as Python writes them, answer tags taken off.
+
+    Empty where the tags hold no single answer; the caller knows what it wanted and refuses.
+    """
+    text = str(solution)
+    return (extract_answer(text) or "") if ANSWER_OPEN in text else text

@@ -1,0 +1,202 @@
+"""Train from a recipe: `accelerate launch -m trl_perception.train --config recipes/grpo/tiny.yaml`."""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import ProgressCallback
+from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from .assets import model_path
+from .data.load import load_rows
+from .reports import reward_curve, reward_gain
+from .rewards import get_reward
+from .trainers import TRAINERS, GRPOVideoTrainer
+
+
+@dataclass
+class TrainArguments:
+    """
+    What to train on and how it is rewarded; everything else is a field of the trainer's configuration or of TRL's
+    `ModelConfig`.
+
+    Parameters:
+        trainer (`str`, *optional*, defaults to `"grpo"`):
+            Which trainer, and with it which configuration.
+        dataset_name (`str`):
+            `"synthetic"`, a local JSON, JSONL or parquet file or folder, or a data set on the Hub.
+        dataset_config (`str`, *optional*):
+            Configuration name of a Hub data set.
+        dataset_train_split, dataset_test_split (`str`):
+            Names of the splits. The second is read only when evaluation is on.
+        dataset_limit (`int`, *optional*):
+            Train on the first rows only.
+        synthetic (`dict`, *optional*):
+            Arguments of `make_synthetic_dataset`, for `dataset_name: synthetic`.
+        reward_funcs (`list[str]`):
+            Reward functions, by name or dotted path; their weights are `reward_weights`.
+    """
+
+    trainer: str = field(default="grpo", metadata={"help": f"One of {', '.join(TRAINERS)}.", "choices": list(TRAINERS)})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "'synthetic', a local JSON, JSONL or parquet file or folder, or a Hub data set."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, where evaluation is on."})
+    dataset_limit: int | None = field(default=None, metadata={"help": "Train on the first rows only."})
+    synthetic: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of make_synthetic_dataset, as a mapping or JSON."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None, metadata={"help": "Reward functions, by name or dotted path; weights are reward_weights."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.synthetic, str):
+            self.synthetic = json.loads(self.synthetic)
+        if not self.dataset_name:
+            raise ValueError("No dataset. Set dataset_name: 'synthetic', a local file or folder, or a Hub data set.")
+        if not self.reward_funcs:
+            raise ValueError("No reward. Set reward_funcs, for example [accuracy, format].")
+
+
+class RewardProgress(ProgressCallback):
+    """The progress bar with the reward beside it, instead of a line for every logged dictionary."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and logs and logs.get("reward") is not None:
+            self.training_bar.set_postfix(reward=f"{logs['reward']:.3f}", refresh=False)
+
+
+def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig, ModelConfig]:
+    """Arguments of a run from `--config recipe.yaml` and the command line, which wins.
+
+    Errors: ValueError for an unknown trainer or key, with the nearest known name.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    name = _trainer_name(args)
+    if name not in TRAINERS:
+        raise ValueError(f"Unknown trainer {name!r}.{_nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
+    types = (TrainArguments, TRAINERS[name].config_class, ModelConfig)
+    parser = TrlParser(types)
+    *parsed, from_recipe, from_command = parser.parse_args_and_config(
+        args, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    known = {f.name for of_type in types for f in fields(of_type)}
+    for origin, strings in (("recipe", from_recipe), ("command line", from_command)):
+        for key in (string.removeprefix("--").split("=")[0] for string in strings if string.startswith("--")):
+            raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {name!r}.{_nearest(key, known)}")
+        if strings:
+            raise ValueError(f"The {origin} has stray values {strings}; every value follows a --key.")
+    return tuple(parsed)
+
+
+def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
+    """The trainer that a recipe describes."""
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    if not model.model_name_or_path:
+        raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
+    train_rows = load_rows(
+        script.dataset_name, script.dataset_train_split, config=script.dataset_config, synthetic=script.synthetic
+    )
+    if script.dataset_limit is not None:
+        train_rows = train_rows.select(range(min(script.dataset_limit, len(train_rows))))
+    eval_rows = None
+    if config.eval_strategy != "no":
+        eval_rows = load_rows(
+            script.dataset_name, script.dataset_test_split, config=script.dataset_config, synthetic=script.synthetic
+        )
+    trainer = TRAINERS[script.trainer](
+        model=model_path(model.model_name_or_path),
+        reward_funcs=[get_reward(name) for name in script.reward_funcs],
+        args=config,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(RewardProgress)
+    return trainer
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Train, save, and say in plain words what was done."""
+    script, config, model = parse(args)
+    trainer = build(script, config, model)
+    say = trainer.accelerator.print
+    say(_before(trainer, script, model))
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir)
+    if trainer.is_world_process_zero():
+        curve = reward_curve(trainer.state.log_history, Path(config.output_dir) / "reward_curve.png")
+        say(_after(trainer, curve))
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()
+
+
+def _trainer_name(args: list[str]) -> str:
+    """The trainer of the command line or else of the recipe, before the rest can be parsed."""
+    for index, arg in enumerate(args):
+        if arg == "--trainer" and index + 1 < len(args):
+            return args[index + 1]
+        if arg.startswith("--trainer="):
+            return arg.partition("=")[2]
+    if "--config" in args[:-1]:
+        recipe = yaml.safe_load(Path(args[args.index("--config") + 1]).read_text())
+        return recipe.get("trainer", "grpo") if isinstance(recipe, dict) else "grpo"
+    return "grpo"
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:
+    parameters = list(trainer.model.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    config = trainer.args
+    steps = config.max_steps if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s) of"
+    lines = {
+        "trainer": f"{type(trainer).__name__}, loss {config.loss_type}, {config.num_generations} completions a prompt",
+        "model": f"{model.model_name_or_path}: {total:,} parameters, {trained:,} trained",
+        "data": f"{script.dataset_name}: {len(trainer.train_dataset):,} prompts",
+        "steps": f"{steps} {config.generation_batch_size // config.num_generations} prompts a rollout",
+        "rewards": ", ".join(
+            f"{weight:g} {name}" for name, weight in zip(trainer.reward_func_names, trainer.reward_weights, strict=True)
+        ),
+        "prompt": trainer.describe_prompts(8),
+    }
+    return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
+
+
+def _after(trainer: GRPOVideoTrainer, curve: Path | None) -> str:
+    lines = []
+    gain = reward_gain(trainer.state.log_history)
+    if gain:
+        before, after = gain
+        lines.append(
+            f"  reward  {before:.3f} over the first tenth of steps, {after:.3f} over the last ({after - before:+.3f})"
+        )
+    lines.append(f"   saved  {trainer.args.output_dir}")
+    if curve:
+        lines.append(f"   curve  {curve}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

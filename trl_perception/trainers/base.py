@@ -1,0 +1,399 @@
+"""Video GRPO on TRL: the base of every method, and the only place that touches TRL's private names."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+
+from ..assets import model_path
+from ..data.columns import undecoded_videos
+from ..media import (
+    MediaLoader,
+    PromptPreparer,
+    VisualInputs,
+    check_placeholders,
+    forward_kwargs,
+    has_visual_grids,
+    media_columns,
+    stack_media,
+)
+from ..objectives import Penalty, TokenWeights
+from ..rewards.checked import checked
+from .base_config import GRPOVideoConfig
+from .rollout import Group, Rollout, unprepared, whole_groups
+from .vision import freeze_vision
+
+logger = get_logger(__name__)
+
+# Losses that average over rows: a row that is left out must not count in their denominator.
+ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
+
+
+class GRPOVideoTrainer(GRPOTrainer):
+    """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
+
+    Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
+    messages as qwen-vl-utils writes them. The visual tensors of a prompt are made once and are the same ones in rollout,
+    old and reference log-probabilities and every update; in every forward the number of placeholder tokens must equal
+    the number of visual features.
+
+    A subclass gives credit through one of two hooks: [`token_weights`] or [`penalty`].
+
+    Args:
+        model: name or path (`"tiny"` is the model that ships with this package) or a `PreTrainedModel`.
+        reward_funcs: as in TRL. A callable must return one finite float, or None, for each completion.
+        args: a [`GRPOVideoConfig`].
+        train_dataset, eval_dataset, processing_class, **kwargs: as in TRL.
+
+    Errors: ValueError for media with a processor that does not describe them as grids, for videos with vLLM, tools,
+    environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
+    """
+
+    _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "GRPO"
+    config_class = GRPOVideoConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Callable | str | list | None = None,
+        args: GRPOVideoConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict | None = None,
+        processing_class: Any = None,
+        **kwargs,
+    ):
+        if isinstance(model, str):
+            model = model_path(model)
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
+        if not isinstance(args, self.config_class):
+            wanted = self.config_class.__name__
+            raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
+        if "environment_factory" not in kwargs:  # an environment may write the prompts
+            for dataset in (train_dataset, eval_dataset):
+                _check_columns(dataset)
+        if reward_funcs is not None:
+            reward_funcs = [
+                checked(reward) if callable(reward) and not isinstance(reward, nn.Module) else reward
+                for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
+            ]
+        self._rollout: Rollout | None = None
+        self._visual_inputs: Sequence[VisualInputs | None] | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=undecoded_videos(train_dataset),
+            eval_dataset=undecoded_videos(eval_dataset),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
+        self._prepares_prompts = has_visual_grids(self.processing_class) and not (
+            self.tools or self.rollout_func or self.environment_factories
+        )
+        if self._prepares_prompts:
+            self._prompt_preparer = PromptPreparer(
+                self.processing_class,
+                loader=MediaLoader(workers=args.media_workers, cache_bytes=args.media_cache_mb << 20),
+                video_settings=args.video_settings,
+                image_min_pixels=args.image_min_pixels,
+                image_max_pixels=args.image_max_pixels,
+                max_prompt_length=args.max_prompt_length,
+                chat_template_kwargs=self.chat_template_kwargs,
+            )
+            if not self.use_vllm:
+                self._suppress_placeholders()
+        if args.freeze_vision_tower or args.freeze_merger:
+            freeze_vision(self.model, tower=args.freeze_vision_tower, merger=args.freeze_merger)
+
+    # The two hooks
+
+    def token_weights(self, group: Group) -> TokenWeights | None:
+        """Multiplicative credit for the tokens of one group: advantage[g,t] = advantage[g] * weights[g,t].
+
+        Called once a rollout for each complete group, in training, before any shuffle, without gradient. A subclass
+        returns weights (G,T); None, the default, leaves every token its sequence's advantage.
+        """
+        return None
+
+    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
+        """A term with gradient that is added to the loss at every update; None, the default, adds nothing.
+
+        Args:
+            inputs: the micro-batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
+                `visual_inputs` and what a subclass put there.
+        """
+        return None
+
+    # Rollout: TRL's, on prompts prepared here
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rollout = rollout = self._prepare_rollout(inputs)
+        with self._seeing([prompt.visual for prompt in rollout.prompts]):
+            output = super()._generate_and_score_completions(rollout.trl_rows if self._prepares_prompts else inputs)
+        output["row"] = torch.arange(len(inputs))
+        if self._prepares_prompts:
+            output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
+            output["row_scale"] = rollout.row_scale
+        if self.model.training:
+            self._apply_token_weights(rollout, output)
+        self._rollout = None
+        return output
+
+    def _prepare_rollout(self, inputs: list[dict[str, Any]]) -> Rollout:
+        """Prepare each distinct prompt once; the rows of a group share the result."""
+        device = self.accelerator.device
+        if not self._prepares_prompts:
+            self._refuse_videos(inputs)
+            return Rollout(inputs, [unprepared(row) for row in inputs], torch.zeros(len(inputs), device=device))
+        repeats = self.num_generations if self.model.training else self.num_generations_eval
+        step = repeats if len(inputs) % repeats == 0 else 1
+        prompts = [p.to(device) for p in self._prompt_preparer(inputs[::step], on_unusable=self.args.on_bad_media)]
+        for prompt in prompts:
+            if prompt.left_out:
+                warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
+        if self.use_vllm and any(prompt.frames for prompt in prompts):
+            raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
+        prompts = [prompt for prompt in prompts for _ in range(step)]
+        left_out = self.accelerator.gather(torch.tensor([float(bool(p.left_out)) for p in prompts], device=device))
+        self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
+        return Rollout(inputs, prompts, left_out)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
+        if not self._prepares_prompts:
+            return super()._tokenize_prompts(prompts)
+        prepared = self._rollout.prompts
+        fields: dict[str, Any] = stack_media(self._visual_inputs)
+        if fields:
+            fields["mm_token_type_ids"] = [visual.token_types.tolist() for visual in self._visual_inputs]
+        images = [prompt.images or None for prompt in prepared]
+        return [prompt.input_ids for prompt in prepared], images if any(images) else None, fields
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        completion_ids, logprobs = super()._generate_single_turn(
+            prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+        )
+        for row, prompt in enumerate(self._rollout.prompts):
+            if prompt.left_out:
+                completion_ids[row] = [self._tokenizer.eos_token_id]
+                if logprobs is not None:
+                    logprobs[row] = [0.0]
+        return completion_ids, logprobs
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        if not self._prepares_prompts:
+            return generated
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, tool_images = generated
+        if any(prompt.left_out for prompt in self._rollout.prompts):
+            # TRL's own mask for tokens that the policy is not trained on.
+            pairs = zip(completion_ids, self._rollout.prompts, strict=True)
+            tool_mask = [[0 if prompt.left_out else 1] * len(ids) for ids, prompt in pairs]
+        # Without images TRL makes no visual inputs of its own: ours are in place for every forward.
+        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, None, tool_images
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        rollout = self._rollout
+        if self._prepares_prompts:
+            inputs, prompts = rollout.rows, [prompt.messages for prompt in rollout.prompts]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._prepares_prompts:
+            rewards[rollout.left_out.bool()] = torch.nan
+            self._log_frames(rollout)
+        unscored = rewards.isnan().all(dim=1) & ~rollout.left_out.bool()
+        if unscored.any():
+            raise ValueError(
+                f"Every reward function ({', '.join(self.reward_func_names)}) returned None for "
+                f"{int(unscored.sum())} of {len(rewards)} completions. At least one must apply to each row: check the "
+                "rows' problem_type, or add a reward that applies to all."
+            )
+        start = self.accelerator.process_index * len(prompts)
+        rollout.rewards_per_func = rewards[start : start + len(prompts)]
+        return rewards
+
+    # Credit
+
+    def _apply_token_weights(self, rollout: Rollout, output: dict[str, Any]) -> None:
+        """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
+        credited = [(rows, self.token_weights(group)) for rows, group in self._groups(rollout, output)]
+        credited = [(rows, credit) for rows, credit in credited if credit is not None]
+        self._record([credit.metrics for _, credit in credited])
+        if not credited:
+            return
+        weights = torch.ones_like(output["completion_ids"], dtype=torch.float32)
+        for rows, credit in credited:
+            weights[rows] = credit.weights.to(weights)
+        output["token_weights"] = weights
+        output["advantages"] = output["advantages"].unsqueeze(1) * weights
+
+    def _groups(self, rollout: Rollout, output: dict[str, Any]) -> Iterator[tuple[slice, Group]]:
+        """The complete groups of this process, those that are left out excepted."""
+        mask = (output["completion_mask"] * output.get("tool_mask", 1)).bool()
+        for start in range(0, len(rollout.prompts), self.num_generations):
+            rows = slice(start, start + self.num_generations)
+            prompt = rollout.prompts[start]
+            if prompt.left_out:
+                continue
+            yield (
+                rows,
+                Group(
+                    prompt=prompt,
+                    prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
+                    completion_ids=output["completion_ids"][rows],
+                    completion_mask=mask[rows],
+                    rewards=dict(zip(self.reward_func_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
+                    advantages=output["advantages"][rows],
+                ),
+            )
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        buffered = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
+        if self.model.training and self._buffered_inputs is not buffered and "pixel_values" not in inputs:
+            self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        with self._seeing(inputs.get("visual_inputs")):
+            loss = super()._compute_loss(model, inputs)
+            if self.loss_type in ROW_MEAN_LOSSES:
+                loss = loss * inputs.get("row_scale", 1.0)
+            penalty = self.penalty(inputs)
+        if penalty is None:
+            return loss
+        self._record([penalty.metrics])
+        return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
+
+    # Forwards with media
+
+    @contextmanager
+    def _seeing(self, visual_inputs: Sequence[VisualInputs] | None) -> Iterator[None]:
+        """Within it, forwards over B rows see these B visual inputs."""
+        before, self._visual_inputs = self._visual_inputs, visual_inputs
+        try:
+            yield
+        finally:
+            self._visual_inputs = before
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if not self._prepares_prompts:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+            )
+        check_placeholders(input_ids, attention_mask, self._prompt_preparer.placeholder_ids, self._visual_inputs)
+        batch_size = batch_size or len(input_ids)
+        chunks = []
+        for start in range(0, len(input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            visual = forward_kwargs(self._visual_inputs[rows], input_ids.size(1) - logits_to_keep, input_ids.size(1))
+            chunks.append(
+                super()._get_per_token_logps_and_entropies(
+                    partial(model, **visual), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
+                )
+            )
+        logps, entropies, aux_losses = zip(*chunks, strict=True)
+        return (
+            torch.cat(logps),
+            None if entropies[0] is None else torch.cat(entropies),
+            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
+        )
+
+    # Small things
+
+    def describe_prompts(self, rows: int) -> str:
+        """Tokens and visual tokens of the first rows' prompts, in words."""
+        if not self._prepares_prompts or not isinstance(self.train_dataset, Dataset):
+            return "prepared by TRL"
+        first = [self.train_dataset[i] for i in range(min(rows, len(self.train_dataset)))]
+        prompts = self._prompt_preparer(first, on_unusable=self.args.on_bad_media)
+        tokens = [len(prompt.input_ids) for prompt in prompts if not prompt.left_out]
+        visual = [prompt.visual.visual_tokens for prompt in prompts if not prompt.left_out]
+        if not tokens:
+            return f"none of the first {len(first)} can be used"
+        return (
+            f"{sum(tokens) / len(tokens):.0f} tokens, {sum(visual) / len(visual):.0f} of them visual "
+            f"(mean of the first {len(tokens)})"
+        )
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
+
+    def _suppress_placeholders(self) -> None:
+        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user took out."""
+        ids = {*self.generation_kwargs.get("suppress_tokens", ()), *self._prompt_preparer.placeholder_ids.values()}
+        self.generation_kwargs["suppress_tokens"] = sorted(ids)
+        self.generation_config.suppress_tokens = sorted(ids)
+
+    def _refuse_videos(self, rows: list[dict[str, Any]]) -> None:
+        """Where prompts are TRL's to prepare, a video would be lost between rollout and update."""
+        for row in rows:
+            prompt = row.get("prompt")
+            blocks = [
+                block
+                for message in (prompt if isinstance(prompt, list) else [])
+                if isinstance(message.get("content"), list)
+                for block in message["content"]
+            ]
+            if media_columns(row)["video"] or any(block.get("type") == "video" for block in blocks):
+                what = (
+                    "tools, environments or a rollout_func"
+                    if has_visual_grids(self.processing_class)
+                    else f"{type(self.processing_class).__name__}, which does not describe videos as grids"
+                )
+                raise ValueError(
+                    f"The prompt has a video, and videos are not supported with {what}. Use a Qwen-VL processor "
+                    "without tools, environments and rollout_func, or leave videos out."
+                )
+
+    def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
+        """Log the mean of each metric over all processes' dictionaries. Every process calls it equally often."""
+        local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
+        gathered = [of_one for of_one in gather_object(local) if of_one]
+        for key in sorted({key for of_one in gathered for key in of_one}):
+            values = [of_one[key] for of_one in gathered if key in of_one]
+            self._metrics[self._mode][key].append(sum(values) / len(values))
+
+    def _log_frames(self, rollout: Rollout) -> None:
+        """Images, and the frames of videos, for the completions table of the trackers."""
+        if self.log_completions and self.log_multimodal:
+            pictures = [
+                [*prompt.images, *(to_pil_image(frame) for frames in prompt.frames for frame in frames)]
+                for prompt in rollout.prompts
+            ]
+            self._logs["images"].extend(gather_object(pictures))
+
+
+def _check_columns(dataset: Any) -> None:
+    """Refuse a dataset without prompts at once instead of at its first batch."""
+    if isinstance(dataset, dict):
+        for part in dataset.values():
+            _check_columns(part)
+        return
+    columns = getattr(dataset, "column_names", None)
+    if columns and "prompt" not in columns:
+        raise ValueError(
+            f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
+            "'prompt'."
+        )

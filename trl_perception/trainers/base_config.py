@@ -1,0 +1,119 @@
+"""Configuration of video GRPO: TRL's `GRPOConfig` and what media need."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from ..media.sampling import VideoSettings
+
+
+@dataclass
+class GRPOVideoConfig(GRPOConfig):
+    """
+    Configuration of [`GRPOVideoTrainer`]: every field of TRL's `GRPOConfig`, and the following.
+
+    Parameters:
+        video_fps (`float`, *optional*, defaults to `2.0`):
+            Frames sampled per second of video.
+        video_min_frames (`int`, *optional*, defaults to `4`):
+            Fewest frames sampled from a clip that has as many.
+        video_max_frames (`int`, *optional*, defaults to `768`):
+            Most frames sampled from a clip.
+        video_min_pixels, video_max_pixels (`int`, *optional*):
+            Size limits of a frame in pixels (height * width). `None` takes the processor's own.
+        video_total_pixels (`int`, *optional*):
+            Limit of a clip, in pixels over all its frames. `None` takes qwen-vl-utils' own.
+        image_min_pixels, image_max_pixels (`int`, *optional*):
+            Size limits of an image in pixels. `None` takes the processor's own.
+        max_prompt_length (`int`, *optional*):
+            Longest prompt in tokens, visual tokens included. A longer one is refused or left out, never cut.
+        on_bad_media (`str`, *optional*, defaults to `"error"`):
+            What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"` leaves
+            it out of loss and rewards, warns, and counts it in `media/skipped`.
+        media_workers (`int`, *optional*):
+            Threads that decode media. `None` takes one a core, at most 8.
+        media_cache_mb (`int`, *optional*, defaults to `1024`):
+            Memory for decoded media that may be seen again, in MiB per process.
+        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
+            Whether the vision encoder keeps its weights.
+        freeze_merger (`bool`, *optional*, defaults to `False`):
+            Whether the projector from vision features to language embeddings keeps its weights.
+    """
+
+    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
+    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a clip that has as many."})
+    video_max_frames: int = field(default=768, metadata={"help": "Most frames sampled from a clip."})
+    video_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of a frame. None takes the processor's own limit."}
+    )
+    video_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a frame. None takes the processor's own limit."}
+    )
+    video_total_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a clip over all its frames. None takes qwen-vl-utils' limit."}
+    )
+    image_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of an image. None takes the processor's own limit."}
+    )
+    image_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of an image. None takes the processor's own limit."}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens, visual tokens included. A longer one follows on_bad_media; it is never "
+            "cut. None for no limit."
+        },
+    )
+    on_bad_media: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with a sample that cannot be decoded or is too long: 'error' stops and names it, "
+            "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
+            "choices": ["error", "skip"],
+        },
+    )
+    media_workers: int | None = field(
+        default=None, metadata={"help": "Threads that decode media. None takes one a core, at most 8."}
+    )
+    media_cache_mb: int = field(
+        default=1024, metadata={"help": "Memory for decoded media that may be seen again, in MiB per process."}
+    )
+    freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
+    freeze_merger: bool = field(
+        default=False, metadata={"help": "Whether the projector from vision features to embeddings keeps its weights."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.on_bad_media not in ("error", "skip"):
+            raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
+        for name in ("video_fps", "video_min_frames", "video_max_frames", "media_cache_mb"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
+        if self.video_min_frames > self.video_max_frames:
+            raise ValueError(
+                f"video_min_frames ({self.video_min_frames}) is larger than video_max_frames "
+                f"({self.video_max_frames}). Lower the first or raise the second."
+            )
+        local_batch = self.per_device_train_batch_size * self.steps_per_generation
+        if local_batch % self.num_generations != 0:
+            raise ValueError(
+                f"A process samples {local_batch} completions at a time (per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} * steps_per_generation {self.steps_per_generation}), which is not a "
+                f"multiple of num_generations ({self.num_generations}): a group would be split between processes. Set "
+                f"per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
+                f"{self.num_generations}."
+            )
+
+    @property
+    def video_settings(self) -> VideoSettings:
+        """Frame sampling and sizes as the decoder takes them."""
+        return VideoSettings(
+            fps=self.video_fps,
+            min_frames=self.video_min_frames,
+            max_frames=self.video_max_frames,
+            min_pixels=self.video_min_pixels,
+            max_pixels=self.video_max_pixels,
+            total_pixels=self.video_total_pixels,
+        )

@@ -1,0 +1,27 @@
+"""Which parameters see: the vision tower and the merger of a model."""
+
+from torch import nn
+
+TOWERS = ("visual", "vision_tower", "vision_model")
+MERGERS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
+
+
+def freeze_vision(model: nn.Module, *, tower: bool, merger: bool) -> None:
+    """Take the vision encoder (`tower`) and the projector to language embeddings (`merger`) out of training.
+
+    Adapters inside a frozen part are frozen with it.
+    Errors: ValueError where the model has no such part.
+    """
+    found = {"tower": 0, "merger": 0}
+    for name, parameter in model.named_parameters():
+        path = name.split(".")
+        part = "merger" if any(p in MERGERS for p in path) else "tower" if any(p in TOWERS for p in path) else None
+        if part is None:
+            continue
+        found[part] += 1
+        if tower if part == "tower" else merger:
+            parameter.requires_grad_(False)
+    for part, wanted in (("tower", tower), ("merger", merger)):
+        if wanted and not found[part]:
+            setting = "freeze_vision_tower" if part == "tower" else "freeze_merger"
+            raise ValueError(f"{setting} is set, but {type(model).__name__} has no vision {part}. Unset {setting}.")
