@@ -56,7 +56,7 @@ def encode_examples(
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> Iterable[list[int]]:
-    """Endless batches of row numbers, alike in length: every epoch shuffles, sorts stretches of 8 batches, shuffles again.
+    """Endless batches of row numbers alike in length: an epoch shuffles, sorts stretches of 8 batches, shuffles those.
 
     Source: the length-grouped sampler of transformers' Trainer.
     """

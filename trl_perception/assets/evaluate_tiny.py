@@ -1,4 +1,4 @@
-"""Accuracy of an embedded model on held-out synthetic rows: `python -m trl_perception.assets.evaluate_tiny --model tiny`."""
+"""Accuracy of an embedded model on held-out rows: `python -m trl_perception.assets.evaluate_tiny --model tiny`."""
 
 import argparse
 import re

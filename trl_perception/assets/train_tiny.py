@@ -1,4 +1,4 @@
-"""Train an embedded model from random weights: `python -m trl_perception.assets.train_tiny --config recipes/sft/tiny.yaml`."""
+"""Train an embedded model from nothing: `python -m trl_perception.assets.train_tiny --config recipes/sft/tiny.yaml`."""
 
 import argparse
 import math

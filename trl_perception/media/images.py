@@ -45,7 +45,7 @@ def read_image(
         image = resolve(source)
     try:
         if not isinstance(image, Image.Image):
-            image = Image.open(BytesIO(image) if isinstance(image, bytes) else image)
+            image = Image.open(BytesIO(image if isinstance(image, bytes) else image.read_bytes()))
         image = _flatten(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(name, f"it cannot be read as an image ({error})", _REPLACE) from error

@@ -185,8 +185,8 @@ class PromptPreparer:
         check_placeholders(inputs["input_ids"], torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
         if self.max_prompt_length is not None and len(input_ids) > self.max_prompt_length:
             raise UnusableSampleError(
-                f"{sample}: the prompt has {len(input_ids)} tokens, {visual.visual_tokens} of them visual; the limit is "
-                f"max_prompt_length={self.max_prompt_length}. Prompts are never cut: raise max_prompt_length, or lower "
+                f"{sample}: the prompt has {len(input_ids)} tokens, {visual.visual_tokens} of them visual; the limit "
+                f"is max_prompt_length={self.max_prompt_length}. Prompts are never cut: raise max_prompt_length, or lower "
                 "video_max_frames, video_max_pixels or image_max_pixels."
             )
         return PreparedPrompt(

@@ -172,8 +172,7 @@ def _from_file(medium: Path | bytes, settings: VideoSettings, fitter: Callable[[
         if all(number in found for number in chosen):
             return _clip([found[number] for number in chosen], timeline.times[chosen], timeline.fps, indices, count)
         if timeline.pts is None:
-            missing = next(number for number in chosen if number not in found)
-            raise MediaError(name, f"frame {missing} of {len(timeline.times)} does not decode", _REPLACE)
+            raise MediaError(name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", _REPLACE)
         timeline = None  # the packets promised frames that are never shown: count what decodes instead
 
 
@@ -272,8 +271,8 @@ def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, na
         if timeline.pts is not None:
             pairs = _by_timestamp(container, stream, numbers, timeline)
         else:
-            decoded = enumerate(islice(container.decode(stream), numbers[-1] + 1))
-            pairs = ((number, frame) for number, frame in decoded if number in numbers)
+            wanted, decoded = set(numbers), enumerate(islice(container.decode(stream), numbers[-1] + 1))
+            pairs = ((number, frame) for number, frame in decoded if number in wanted)
         return {number: fit(_upright(frame, name)) for number, frame in pairs}
 
 
@@ -288,8 +287,8 @@ def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) ->
         frame = next((frame for frame in frames if frame.pts is None or frame.pts >= timeline.pts[number]), None)
         if frame is None or frame.pts != timeline.pts[number] or frame.is_corrupt:
             return
-        position = number
         yield number, frame
+        position = number
 
 
 def _upright(frame: av.VideoFrame, name: str) -> Tensor:

@@ -110,7 +110,7 @@ def check_placeholders(
                 + (
                     f"The {kind}s of this sample were lost on the way: hand `visual_inputs` on with the batch."
                     if features == 0
-                    else f"A {kind} placeholder was written by hand or sampled into a completion, or the prompt was "
-                    "cut; keep placeholder ids out of texts and completions, and never truncate a prompt with media."
+                    else "A placeholder was written by hand or sampled into a completion, the prompt was cut, or these "
+                    "are the media of another sample. Keep placeholders out of texts and completions, and prompts whole."
                 )
             )

@@ -1,22 +1,26 @@
-"""APPO: find the frames that good completions look at, then lift the tokens at which completions disagree about them."""
+"""APPO: find the frames that good completions look at, then lift the tokens on which completions disagree."""
 
-import math
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_count, check_finite, check_float, check_mask, check_range, check_shape
-from .checks import working_dtype as dtype_of
-from .divergences import mean_kl_to_mixture
+from .checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_float,
+    check_mask,
+    check_range,
+    check_shape,
+    working_dtype,
+)
 from .masked import masked_mean, masked_min_max, masked_top
+from .rank_divergence import rank_divergences
 from .results import TokenWeights
 
-STRATEGIES = ("hard", "soft", "all")
-ROWS_AT_ONCE = 64
-RELEASE_LIMIT = 11.0
-ZERO_PROBABILITY = -1e4
+ROUNDING = 1e-6  # relative; divergences closer than this differ by rounding only
 
 
 class FramesIrrelevantWarning(UserWarning):
@@ -45,7 +49,7 @@ def select_frames(
     S1 = {i : r_i >= tau},  S2 = {i : r_i < tau};   psi_S1, psi_S2 = unions of psi(i) over them
     "hard": psi_S1 \\ psi_S2        "soft": psi_S1        "all": psi_S1 U psi_S2
 
-    S1 empty gives no frame for hard and soft; S2 empty gives hard = psi_S1. A completion without tokens chooses nothing.
+    S1 empty gives no frame for hard and soft; S2 empty gives hard = psi_S1. A completion without tokens has no psi.
 
     Args:
         frame_attention: (G,T,F) A, attention from token j to frame f, >= 0, anything on padding.
@@ -57,14 +61,15 @@ def select_frames(
         strategy: "hard", "soft" or "all".
     Returns: (F,) bool.
     Errors: ValueError for wrong shapes or settings, or a reward or valid attention that is not finite.
-    Source: arXiv:2602.23823, frame selection. Differs: the release calls the paper's soft "hard", and has no difference.
+    Source: arXiv:2602.23823, frame selection. Differs: the release calls the paper's soft "hard" and has no set
+        difference.
     """
     valid = _check_group(frame_attention, rewards, completion_mask)
     check_count("top_tokens", top_tokens)
     check_count("top_frames", top_frames)
-    check_choice("strategy", strategy, STRATEGIES)
+    check_choice("strategy", strategy, ("hard", "soft", "all"))
 
-    attention = frame_attention.to(dtype_of(frame_attention)).transpose(1, 2)  # (G,F,T)
+    attention = frame_attention.to(working_dtype(frame_attention)).transpose(1, 2)  # (G,F,T)
     on_frames = valid.unsqueeze(1).expand_as(attention)
     looked = masked_mean(attention, masked_top(attention, on_frames, top_tokens), dim=-1)  # (G,F)
     chosen = masked_top(looked, valid.any(-1, keepdim=True).expand_as(looked), top_frames)
@@ -106,10 +111,10 @@ def appo_token_weights(
             completions of one prompt.
         rewards: (G,) accuracy reward alone, unscaled; it enters through the choice of frames only.
         completion_mask: (G,T) bool, True on completion tokens.
-        log_probs_at: (g_index (M,), t_index (M,)) -> (M,N) log-probabilities, -inf allowed, under the policy that sampled.
-            Asked once for each token that is needed, for at most 64 tokens a call. How often depends on the data, so it
-            must not communicate between ranks: gather the head before. A row is held from the first to the last rank
-            that compares it.
+        log_probs_at: (g_index (M,), t_index (M,)) -> (M,N) log-probabilities, -inf allowed, of the policy that
+            sampled. Asked once for each token that is needed, for at most 64 tokens a call. How often depends on the
+            data, so it must not communicate between processes: gather the head before. A row is held from the first to
+            the last comparison that reads it, in the dtype it came in.
         top_tokens, top_frames, reward_threshold, strategy: K1, K2, tau and the choice of frames, see `select_frames`.
         tokens_per_frame: K3 >= 1. At or above the longest completion every token is a perception token and the frames
             decide nothing: FramesIrrelevantWarning, once.
@@ -122,9 +127,9 @@ def appo_token_weights(
         appo/no_frame (1 where none is selected), appo/high_reward_frac (share of S1), appo/divergence_mean and
         appo/divergence_max (of D over compared ranks).
     Errors: ValueError for wrong shapes or settings, for a reward, valid attention or divergence that is not finite.
-    Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180. Differs: alpha is 0.7 where the paper prints 1.7, the release's
-        maximum weight; the paper's 1/K is `normalizer="frames"`; padded ranks are left out (the release fills them with a
-        uniform distribution, which inflates them).
+    Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180. Differs: alpha is 0.7 where the paper prints 1.7, the
+        release's maximum weight; the paper's 1/K is `normalizer="frames"`; padded ranks are left out (the release fills
+        them with a uniform distribution, which inflates them).
     """
     valid = _check_group(frame_attention, rewards, completion_mask)
     check_count("tokens_per_frame", tokens_per_frame)
@@ -146,19 +151,19 @@ def appo_token_weights(
             f"tokens_per_frame={tokens_per_frame} covers whole completions: every token is a perception token and the "
             "frames decide nothing. Lower tokens_per_frame, or let completions be longer.",
             FramesIrrelevantWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
-    attention = frame_attention[:, :, frames].to(dtype_of(frame_attention)).permute(2, 0, 1)  # (K,G,T)
+    attention = frame_attention[:, :, frames].to(working_dtype(frame_attention)).permute(2, 0, 1)  # (K,G,T)
     perception = masked_top(attention, valid.expand_as(attention), tokens_per_frame)
     rank = perception.cumsum(-1) - 1  # n of each perception token
-    spread, compared = _rank_divergences(perception, rank, log_probs_at, divergence)  # (K,R)
-    credit = _min_max(spread, compared)
+    disagreement, compared = rank_divergences(perception, rank, log_probs_at, divergence)  # D, (K,R)
+    credit = _rescale(disagreement, compared)  # d
 
-    ranks = spread.shape[1]
-    lifted = credit.unsqueeze(1).expand(-1, valid.shape[0], -1).gather(-1, rank.clamp(0, ranks - 1)) if ranks else 0.0
+    ranks = credit.shape[1]
+    token_credit = credit.unsqueeze(1).expand(-1, valid.shape[0], -1).gather(-1, rank.clamp(0, ranks - 1))
     contained = perception.sum(0) if normalizer == "groups" else frames.sum()
-    mean_credit = torch.where(perception, lifted, 0.0).sum(0) / contained.clamp(min=1)
+    mean_credit = torch.where(perception, token_credit, 0.0).sum(0) / contained.clamp(min=1)
     weights = torch.where(valid, 1 + alpha * mean_credit, 0.0).float()
 
     metrics = {
@@ -167,8 +172,26 @@ def appo_token_weights(
         "appo/perception_frac": masked_mean(perception.any(0).float(), valid),
         "appo/frames_selected": frames.sum().float(),
         "appo/no_frame": (~frames.any()).float(),
-        "appo/high_reward_frac": (rewards >= reward_threshold).float().mean(),
-        "appo/divergence_mean": masked_mean(spread, compared),
-        "appo/divergence_max": masked_min_max(spread.reshape(-1), compared.reshape(-1))[1].squeeze(-1),
+        "appo/high_reward_frac": masked_mean((rewards >= reward_threshold).float(), valid.any(-1)),
+        "appo/divergence_mean": masked_mean(disagreement, compared),
+        "appo/divergence_max": disagreement.max() if disagreement.numel() else disagreement.sum(),
     }
     return TokenWeights(weights, metrics)
+
+
+def _check_group(frame_attention: Tensor, rewards: Tensor, completion_mask: Tensor) -> Tensor:
+    """Refuse what is not one group of completions; the completion mask as bool."""
+    check_float("frame_attention", frame_attention, "GTF")
+    valid = check_mask("completion_mask", completion_mask, "GT", like=frame_attention.shape[:2])
+    check_shape("rewards", rewards, "G", like=frame_attention.shape[:1])
+    check_finite("rewards", rewards, valid.any(-1))
+    check_finite("frame_attention", frame_attention, valid.unsqueeze(-1))
+    return valid
+
+
+def _rescale(disagreement: Tensor, compared: Tensor) -> Tensor:
+    """d[k,n]: min-max of each frame's compared ranks, 0 elsewhere and where they differ by rounding only."""
+    low, high = masked_min_max(disagreement, compared)
+    differ = high - low > ROUNDING * high.clamp(min=1)
+    scaled = (disagreement - low) / torch.where(differ, high - low, 1.0)
+    return torch.where(differ & compared, scaled, 0.0)

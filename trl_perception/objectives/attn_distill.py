@@ -22,8 +22,9 @@ def attn_distill_penalty(
         completion_mask: (B,T) bool, True on completion tokens.
         weight: gamma >= 0; 0 switches the term off.
         reduction: "mean" over the batch's valid tokens, or "sum" over them.
-    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid tokens
-        in nats, 0 where there are none: attn_distill/jsd, attn_distill/attention_entropy, attn_distill/teacher_entropy.
+    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid
+        tokens in nats, 0 where there are none: attn_distill/jsd, attn_distill/attention_entropy (the student's),
+        attn_distill/teacher_entropy.
     Errors: ValueError for wrong shapes, a negative weight or an unknown reduction.
     Source: arXiv:2602.04884, Eq. 5 and 6. Differs: the paper sums over tokens, which ties the weight to the length;
         `reduction="sum"` does that.

@@ -28,7 +28,8 @@ def visual_dependency(
         clamp: bounds of S in nats; ln r is then held to +-20 as well. None is the literal paper: no bound on either.
     Returns: (B,T) nats, >= 0, detached; meaningless on padding (NaN in, NaN out).
     Errors: ValueError for wrong shapes or bounds.
-    Source: arXiv:2604.01840, Eq. 1, Appendix A.1. Differs: clamped by default, since one outlier owns the min-max below.
+    Source: arXiv:2604.01840, Eq. 1, Appendix A.1. Differs: clamped by default, since one outlier would own the min-max
+        of `pgpo_token_weights`.
     """
     check_float("sighted_logps", sighted_logps, "BT")
     check_float("blind_logps", blind_logps, "BT", like=sighted_logps.shape)
@@ -73,14 +74,15 @@ def pgpo_token_weights(
         eps: keeps the divisions finite; also the spread below which tokens count as equal.
         weight_floor: least w(I), before conservation: after it the least weight is the floor times n / sum w.
         conserve_mass: False leaves w(I) as it is.
-        max_weight: None, or a cap on w~, which is then scaled back to sum n. What holds afterwards: the sum is n and the
-            order is that of S (capped tokens tie), but the largest weight is max_weight * n / sum_j min(w~_j, max_weight),
-            above the cap by what was cut off. With `conserve_mass=False` there is no scaling and the cap is exact.
+        max_weight: None, or a cap on w~, which is then scaled back to sum n once. What holds afterwards: the sum is n
+            and the order is that of S (capped tokens tie), but the largest weight is
+            max_weight * n / sum_j min(w~_j, max_weight), above the cap by the share that was cut off. With
+            `conserve_mass=False` nothing is scaled and the cap is exact.
     Returns: weights (B,T) float32, >= 0, detached, 0 on padding. Metrics: pgpo/dependency_mean (nats),
-        pgpo/amplified_frac (share of tokens with I >= tau), pgpo/weight_max, pgpo/mass_scale (mean over completions of the
-        factor of conservation), pgpo/uniform_frac (share of completions that got all ones).
+        pgpo/amplified_frac (share of tokens with I >= tau), pgpo/weight_max, pgpo/mass_scale (mean over completions of
+        n / sum w), pgpo/uniform_frac (share of completions that got all ones).
     Errors: ValueError for wrong shapes or settings, for a valid S that is not finite or is negative beyond rounding.
-    Source: arXiv:2604.01840, Eq. 4 to 8. Differs: quantile thresholds, floor, cap and free mass are ours, off by default.
+    Source: arXiv:2604.01840, Eq. 4 to 8. Differs: quantile, floor, cap and free mass are ours, off by default.
     """
     check_float("dependency", dependency, "BT")
     valid = check_mask("completion_mask", completion_mask, "BT", like=dependency.shape)

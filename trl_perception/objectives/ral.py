@@ -14,8 +14,8 @@ def attention_policy(rows: Tensor, key_mask: Tensor) -> Tensor:
 
     p[b,t,i] = rows[b,t,i] / sum_{j allowed} rows[b,t,j]   for allowed keys i, 0 for the others
 
-    In the paper the allowed keys are all earlier positions, the token itself dropped. Average heads first: renormalising
-    before the mean gives another distribution.
+    In the paper the allowed keys are all earlier positions, the token itself dropped. Average the heads first:
+    renormalising before that mean gives another distribution.
 
     Args:
         rows: (B,T,S) softmax weights, mean over heads, >= 0; anything on keys that are not allowed and on padding.
@@ -49,8 +49,9 @@ def ral_penalty(
         advantages: (B,) group advantage of each completion, detached here; anything for a completion without tokens.
         completion_mask: (B,T) bool, True on completion tokens.
         weight: lambda >= 0; 0 equals GRPO.
-    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid tokens
-        in nats, 0 where there are none: ral/jsd, ral/jsd_positive (A > 0), ral/jsd_negative (A < 0), ral/attention_entropy.
+    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid
+        tokens in nats, 0 where there are none: ral/jsd, ral/jsd_positive (A > 0), ral/jsd_negative (A < 0),
+        ral/attention_entropy.
     Errors: ValueError for wrong shapes or a negative weight.
     Source: arXiv:2602.04884, Eq. 3 and 4.
     """

@@ -1,4 +1,4 @@
-"""Video-KTR: learn only from key tokens, those that the video, the order of its frames or the model's doubt single out."""
+"""Video-KTR: learn only from key tokens, singled out by the video, by the order of its frames or by doubt."""
 
 import math
 
@@ -9,7 +9,7 @@ from .checks import check_choice, check_finite, check_float, check_mask, check_r
 from .masked import masked_mean, masked_min_max, masked_quantile, masked_sum, masked_top
 from .results import TokenWeights
 
-SOFT_WIDTH = 0.1
+SOFT_WIDTH = 0.1  # of the range of scores
 WEIGHTINGS = ("hard", "softmax", "sigmoid", "linear", "exponential")
 
 
@@ -44,18 +44,18 @@ def ktr_token_weights(
 
     key[b,t] = valid[b,t] and any over signals s of (score_s[b,t] is in the top r_s share)
     "paper"    scores |dv|, |dt|, H; the ceil(r n) best of each completion, ties to the earlier token
-    "release"  scores dv, dt, H (only drops in confidence count); score >= the (1-r) quantile, linear between neighbours,
-               of all valid tokens given, which are one group; ties are kept, and a completion may keep nothing
+    "release"  scores dv, dt, H (only drops in confidence count); score >= the (1-r) quantile, linear between
+               neighbours, of all valid tokens given, which are one group; ties stay, a completion may keep nothing
 
-    Soft weightings (the paper's ablation, whose formulas we have not seen; these are ours) let credit fall off below the
-    cut. With c the lowest score kept and [lo, hi] the range of valid scores, over the completion or the release's group,
+    Soft weightings (the paper's ablation, whose formulas we have not seen; these are ours) let credit fall off below
+    the cut. With c the lowest score kept and [lo, hi] the range of valid scores, of the completion or release's group,
         g[b,t] = min over signals of max(0, c - score) / (hi - lo)               0 for key tokens, at most 1
         "linear" 1 - g     "exponential" e = exp(-g / 0.1)     "sigmoid" 2 / (1 + exp(g / 0.1))
         "softmax" K e / sum_j e_j over the completion, K its number of key tokens: the hard mask's total, spread out
     All lie in [0, 1], and as a ratio goes to 1 the cut sinks to the lowest score and every weight to 1.
 
-    A ratio of 0 switches a signal off, and None (an image has no temporal signal) does the same; a ratio of 1 keeps every
-    token, None or not, so that any ratio at 1 is GRPO. With every signal off nothing is kept: all weights are 0.
+    A ratio of 0 switches a signal off, and None (an image has no temporal signal) does the same; a ratio of 1 keeps
+    every token, None or not, so that any ratio at 1 is GRPO. With every signal off nothing is kept: all weights are 0.
 
     Args:
         visual_delta: (B,T) log p(o_t | video) - log p(o_t | no video), nats, anything on padding, or None.
@@ -66,8 +66,8 @@ def ktr_token_weights(
         preset: "paper" or "release".
         weighting: "hard", "softmax", "sigmoid", "linear" or "exponential".
     Returns: weights (B,T) float32 in [0, 1], detached, 0 on padding. Metrics, shares of valid tokens unless said:
-        ktr/kept_frac, ktr/visual_frac, ktr/temporal_frac, ktr/entropy_frac (each signal's keys), ktr/overlap_frac (keys of
-        two signals or more), ktr/weight_mean (mean weight), ktr/empty_frac (completions that keep nothing).
+        ktr/kept_frac, ktr/visual_frac, ktr/temporal_frac, ktr/entropy_frac (each signal's keys), ktr/overlap_frac (keys
+        of two signals or more), ktr/weight_mean (mean weight), ktr/empty_frac (completions that keep nothing).
     Errors: ValueError for wrong shapes or settings, or a valid signal that is not finite.
     Source: arXiv:2601.19686, section 3.2; release zywang0104/Video-KTR 0162d46 behind `preset="release"`.
     """

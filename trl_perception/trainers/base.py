@@ -43,9 +43,9 @@ class GRPOVideoTrainer(GRPOTrainer):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
-    messages as qwen-vl-utils writes them. The visual tensors of a prompt are made once and are the same ones in rollout,
-    old and reference log-probabilities and every update; in every forward the number of placeholder tokens must equal
-    the number of visual features.
+    messages as qwen-vl-utils writes them. The visual tensors of a prompt are made once and are the same ones in
+    rollout, old and reference log-probabilities and every update; in every forward the number of placeholder tokens
+    must equal the number of visual features.
 
     A subclass gives credit through one of two hooks: [`token_weights`] or [`penalty`].
 
@@ -341,7 +341,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
 
     def _suppress_placeholders(self) -> None:
-        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user took out."""
+        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
         ids = {*self.generation_kwargs.get("suppress_tokens", ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)

@@ -28,8 +28,8 @@ class GRPOVideoConfig(GRPOConfig):
         max_prompt_length (`int`, *optional*):
             Longest prompt in tokens, visual tokens included. A longer one is refused or left out, never cut.
         on_bad_media (`str`, *optional*, defaults to `"error"`):
-            What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"` leaves
-            it out of loss and rewards, warns, and counts it in `media/skipped`.
+            What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"`
+            leaves it out of loss and rewards, warns, and counts it in `media/skipped`.
         media_workers (`int`, *optional*):
             Threads that decode media. `None` takes one a core, at most 8.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
@@ -100,9 +100,9 @@ class GRPOVideoConfig(GRPOConfig):
         if local_batch % self.num_generations != 0:
             raise ValueError(
                 f"A process samples {local_batch} completions at a time (per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} * steps_per_generation {self.steps_per_generation}), which is not a "
+                f"{self.per_device_train_batch_size} * steps_per_generation {self.steps_per_generation}), which is no "
                 f"multiple of num_generations ({self.num_generations}): a group would be split between processes. Set "
-                f"per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
+                "per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
                 f"{self.num_generations}."
             )
 

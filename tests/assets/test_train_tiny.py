@@ -1,0 +1,82 @@
+"""Training the embedded model from nothing, in miniature."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trl_perception.assets.batches import length_batches
+from trl_perception.assets.evaluate_tiny import swap_media
+from trl_perception.assets.train_tiny import TinyRecipe, learning_rate_factor, main, read_recipe, train
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "sft"
+
+
+def small(tmp_path, **changes):
+    values = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
+    values |= {"output": str(tmp_path / "model"), "data_dir": str(tmp_path / "data"), "threads": 1}
+    values |= {"train_rows": 42, "validation_rows": 7, "test_rows": 7, "max_steps": 3, "batch_size": 6}
+    return values | {"warmup_steps": 1, "eval_every": 3, "stop_accuracy": 1.0} | changes
+
+
+def test_recipes_are_read():
+    tiny, teacher = (read_recipe(RECIPES / name) for name in ("tiny.yaml", "tiny_teacher.yaml"))
+    assert Path(tiny.output).name == "tiny"
+    assert Path(teacher.output).name == "tiny_teacher"
+    assert teacher.processor == "tiny"
+    assert teacher.max_steps * teacher.batch_size > tiny.max_steps * tiny.batch_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"learning_rat": 1}, "unknown keys learning_rat"), ({}, "lacks the keys seed")]
+)
+def test_a_recipe_with_wrong_keys_is_refused(tmp_path, changes, named):
+    values = small(tmp_path, **changes)
+    if not changes:
+        del values["seed"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=named):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
+def test_the_command_writes_a_model_that_loads(tmp_path):
+    from trl_perception.assets import from_pretrained
+
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small(tmp_path)))
+    main(["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "elsewhere")])
+    model, processor = from_pretrained(str(tmp_path / "elsewhere"))
+    assert model.config.text_config.vocab_size == len(processor.tokenizer)
+    assert "| all | 7 |" in (tmp_path / "elsewhere" / "README.md").read_text()
+
+
+def test_training_is_reproducible_and_learns(tmp_path):
+    recipe = TinyRecipe(**small(tmp_path))
+    runs = [train(recipe)[0].state_dict() for _ in range(2)]
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    start = train(TinyRecipe(**small(tmp_path, learning_rate=0.0, weight_decay=0.0)))[0].state_dict()
+    moved = [name for name in start if not torch.equal(start[name], runs[0][name])]
+    assert len(moved) == len(start)  # every weight has a gradient, the vision tower's too
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(tmp_path):
+    recipe = TinyRecipe(**small(tmp_path, max_steps=12, warmup_steps=2))
+    # steps 0 and 1 warm up to 1; step 7 is half way from 2 to 12, where the cosine is at one half
+    factors = [learning_rate_factor(step, recipe) for step in (0, 1, 2, 7, 12)]
+    assert factors == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_batches_hold_every_row_once_an_epoch_and_rows_alike_in_length():
+    lengths = [9, 1, 5, 1, 9, 5, 9, 1, 5, 5]
+    batches = length_batches(lengths, 3, torch.Generator().manual_seed(0))
+    # 10 rows in batches of 3: four batches an epoch; sorted lengths are 1 1 1 | 5 5 5 | 5 9 9 | 9
+    epoch = [next(batches) for _ in range(4)]
+    assert sorted(index for batch in epoch for index in batch) == list(range(10))
+    assert sorted(sorted(lengths[i] for i in batch) for batch in epoch) == [[1, 1, 1], [5, 5, 5], [5, 9, 9], [9]]
+
+
+def test_swapped_media_stay_within_family_and_kind():
+    rows = [{"family": name} for name in ("a", "a", "b", "a", "b", "a")]
+    media = ["one", "two", "three", 4, "five", "six"]
+    # family a has clips one, two, six in a ring; its lone 4 is of another kind and keeps its place
+    assert swap_media(rows, media) == ["two", "six", "five", 4, "three", "one"]

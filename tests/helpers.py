@@ -1,0 +1,22 @@
+"""Small things that several tests need."""
+
+
+from PIL import Image
+
+def message(text, *kinds):
+    return [{"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]}]
+
+
+def letter_variety(completions, **columns):
+    """The number of different letters in each completion."""
+    return [float(len(set(completion[0]["content"]))) for completion in completions]
+
+
+def history(trainer, *keys):
+    """The logged values of each key, a list a key."""
+    return [[entry[key] for entry in trainer.state.log_history if key in entry] for key in keys]
+
+
+def poster(path):
+    """The picture at `path`."""
+    return Image.open(path).convert("RGB")

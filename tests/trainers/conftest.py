@@ -1,0 +1,67 @@
+"""What the trainers' tests share: rows of every kind, a reward without randomness, short runs."""
+import os
+
+import pytest
+from datasets import Dataset
+
+from tests.helpers import letter_variety, message
+from trl_perception.trainers import GRPOVideoConfig, GRPOVideoTrainer
+
+
+@pytest.fixture(scope="session")
+def rows(clips, pictures) -> dict[str, list[dict]]:
+    """Rows by kind; every row has both media columns, so that kinds can be mixed in one dataset."""
+
+    def row(text, videos=(), images=()):
+        kinds = ["video"] * len(videos) + ["image"] * len(images)
+        return {"prompt": message(text, *kinds), "videos": list(videos), "images": list(images)}
+
+    return {
+        "text": [row(f"Say {word}.") for word in ("red", "green blue", "a much longer sentence", "b")],
+        "video": [row(f"Colour of scene {i + 1}?", videos=[clip]) for i, clip in enumerate(clips)],
+        "image": [row(f"Colour of panel {i + 1}?", images=[picture]) for i, picture in enumerate(pictures)],
+        "several": [
+            row("Which comes first?", videos=clips[:2], images=pictures[:1]),
+            row("Same?", images=pictures[:2]),
+            row("And these?", videos=clips[2:4]),
+            row("This one?", videos=clips[:1], images=pictures[1:3]),
+        ],
+        "mixed": [
+            row("Colour of scene 1?", videos=clips[:1]),
+            row("Say red."),
+            row("Colour of panel 2?", images=pictures[:1]),
+            row("Which comes first?", videos=clips[1:3], images=pictures[2:3]),
+        ],
+    }
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Builds a trainer on the embedded model: `make_trainer(rows, cls=..., reward=..., **config)`."""
+
+    def make(rows, cls=GRPOVideoTrainer, config_class=None, reward=letter_variety, model=os.environ.get("TM","tiny"), extra=None, **config):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 8,
+            "max_steps": 5,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "bf16": False,
+        }
+        config_class = config_class or getattr(cls, "config_class", GRPOVideoConfig)
+        dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+        return cls(
+            model=model,
+            reward_funcs=reward,
+            args=config_class(**{**defaults, **config}),
+            train_dataset=dataset,
+            **(extra or {}),
+        )
+
+    return make

@@ -1,0 +1,54 @@
+"""Every private name of TRL that the base trainer uses, with the signature it was written against."""
+
+import inspect
+
+import pytest
+from trl import GRPOConfig, GRPOTrainer
+
+SIGNATURES = {
+    "_prepare_inputs": "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> "
+    "dict[str, torch.Tensor | typing.Any]",
+    "_generate_and_score_completions": "(self, inputs: list[dict[str, torch.Tensor | typing.Any]]) -> "
+    "dict[str, torch.Tensor | typing.Any]",
+    "_tokenize_prompts": "(self, prompts: list)",
+    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
+    "_generate": "(self, prompts: list)",
+    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
+    "_compute_loss": "(self, model, inputs)",
+    "_get_per_token_logps_and_entropies": "(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, "
+    "compute_entropy=False, compute_aux_loss=False, pixel_values=None, image_grid_thw=None, num_images=None, "
+    "pixel_attention_mask=None, spatial_shapes=None, num_tiles=None, image_sizes=None, token_type_ids=None, "
+    "mm_token_type_ids=None, image_position_ids=None) -> "
+    "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]",
+    "_set_signature_columns_if_needed": "(self)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_private_method_is_the_one_we_override(name):
+    assert str(inspect.signature(getattr(GRPOTrainer, name))) == SIGNATURES[name]
+
+
+def test_private_attributes_are_set_where_we_read_them():
+    source = inspect.getsource(GRPOTrainer)
+    for name in (
+        "self._buffered_inputs = ",
+        "self._step = 0",
+        "self._metrics = ",
+        "self._logs = ",
+        "self._tokenizer = ",
+        "self.generation_kwargs = generation_kwargs",
+        "self.generation_config = GenerationConfig(",
+        "self.reward_func_names = []",
+        "self.environment_factories = ",
+        "self.rollout_func = rollout_func",
+        "self.num_generations_eval = ",
+        "self.chat_template_kwargs = ",
+        "self.log_multimodal = ",
+    ):
+        assert name in source, name
+
+
+def test_config_fields_that_decide_how_groups_are_cut():
+    names = GRPOConfig.__dataclass_fields__
+    assert {"steps_per_generation", "num_generations", "num_generations_eval", "num_iterations"} <= set(names)
