@@ -1,0 +1,172 @@
+"""Bad input stops with one clear error; under `on_bad_media: skip` it is left out, counted, and changes nothing else."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import history, letter_variety, message
+from trl_perception import GRPOVideoTrainer
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, clips) -> dict[str, str]:
+    """Files that hold no readable video, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("broken")
+    data = Path(clips[0]).read_bytes()
+    (folder / "truncated.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    with av.open(str(folder / "no_frames.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        container.mux(stream.encode(None))
+    with av.open(str(folder / "audio.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        samples = np.zeros((1, 16000), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return {
+        "missing": str(folder / "missing.mp4"),
+        "truncated": str(folder / "truncated.mp4"),
+        "zero frames": str(folder / "no_frames.mp4"),
+        "audio only": str(folder / "audio.m4a"),
+        "empty": str(folder / "empty.mp4"),
+    }
+
+
+def row(video, name="bad-row"):
+    return {"prompt": message("Colour of scene 1?", "video"), "videos": [video], "id": name}
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "zero frames", "audio only", "empty"])
+def test_unreadable_media_stop_and_name_file_and_row(make_trainer, broken, fault):
+    trainer = make_trainer([row(broken[fault])], max_steps=1)
+    with pytest.raises(ValueError, match="sample bad-row") as error:
+        trainer.train()
+    assert Path(broken[fault]).name in str(error.value)
+
+
+MALFORMED = {
+    "no prompt": ({"prompt": None}, "no prompt. Found columns"),
+    "no media column": ({"prompt": message("Colour?", "video")}, "1 video placeholder.* holds 0"),
+    "too few videos": (
+        {"prompt": [{"role": "user", "content": "<video><video> Which is longer?"}], "videos": ["a.mp4"]},
+        "2 video placeholder.* holds 1",
+    ),
+    "too many images": (
+        {"prompt": message("Colour?", "image"), "images": ["a.png", "b.png"]},
+        "1 image placeholder.* holds 2",
+    ),
+    "plain string with media": ({"prompt": "Colour?", "videos": ["a.mp4"]}, "must be conversational"),
+    "media in two columns": ({"prompt": message("?", "video"), "video": "a.mp4", "videos": ["a.mp4"]}, "both columns"),
+    "unknown block key": (
+        {"prompt": [{"role": "user", "content": [{"type": "video", "video": "a.mp4", "max_frame": 4}]}]},
+        "max_frames",
+    ),
+}
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_malformed_rows_stop_under_either_policy(make_trainer, clips, fault, policy):
+    bad, words = MALFORMED[fault]
+    trainer = make_trainer([row(clips[0])], max_steps=1, on_bad_media=policy)
+    with pytest.raises(ValueError, match=words):
+        trainer._generate_and_score_completions([{**bad, "id": "bad-row"}] * 4)
+
+
+def test_a_dataset_without_prompts_is_refused_at_once(make_trainer):
+    with pytest.raises(ValueError, match=r"columns \['question'\] and no 'prompt'"):
+        make_trainer([{"question": "Colour?"}])
+
+
+def test_a_long_prompt_is_never_cut(make_trainer, clips):
+    # 8 frames at 2 fps: 4 cells * 4 tokens = 16 visual tokens
+    trainer = make_trainer([row(clips[0])], max_steps=1, max_prompt_length=20)
+    with pytest.raises(ValueError, match="16 of them visual; the limit is max_prompt_length=20. Prompts are never cut"):
+        trainer.train()
+
+
+BAD_REWARDS = {
+    "None": (lambda completions, **columns: None, "returned NoneType; a list"),
+    "NaN": (lambda completions, **columns: [0.0, float("nan"), 0.0, 0.0], "returned nan for completion 1"),
+    "too few": (lambda completions, **columns: [1.0], "returned 1 rewards for 4 completions"),
+    "text": (lambda completions, **columns: ["good"] * 4, "returned 'good' for completion 0"),
+    "None for all": (lambda completions, **columns: [None] * 4, "returned None for 4 of 4 completions"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_REWARDS)
+def test_a_bad_reward_stops_and_is_named(make_trainer, clips, fault):
+    reward, words = BAD_REWARDS[fault]
+    trainer = make_trainer([row(clips[0])], reward=reward, max_steps=1)
+    with pytest.raises((ValueError, TypeError), match=words):
+        trainer.train()
+
+
+class Batches(GRPOVideoTrainer):
+    def __init__(self, *args, **kwargs):
+        self.batches = []
+        super().__init__(*args, **kwargs)
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        self.batches.append((inputs, loss.detach()))
+        return loss
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo", "luspo"])
+def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, clips, broken, loss_type):
+    """One good and one unreadable sample: the loss and gradient are those of the good one alone."""
+    trainer = make_trainer(
+        [row(clips[0], "good"), row(broken["truncated"])],
+        cls=Batches,
+        per_device_train_batch_size=8,
+        on_bad_media="skip",
+        loss_type=loss_type,
+        max_steps=1,
+        beta=0.1,
+    )
+    with pytest.warns(UserWarning, match=r"Left out \(on_bad_media='skip'\): sample bad-row"):
+        trainer.train()
+    assert history(trainer, "media/skipped") == [[1.0]]
+    (batch, loss), *_ = trainer.batches
+    good = [i for i, visual in enumerate(batch["visual_inputs"]) if visual.visual_tokens]
+    assert len(good) == 4
+    alone = {
+        key: [value[i] for i in good]
+        if isinstance(value, list)
+        else value[good]
+        if isinstance(value, torch.Tensor) and value.ndim
+        else value
+        for key, value in batch.items()
+    }
+    alone["row_scale"] = torch.tensor(1.0)
+    assert trainer._compute_loss(trainer.model, alone).item() == pytest.approx(
+        trainer._compute_loss(trainer.model, batch).item(), abs=1e-7
+    )
+    rewards = history(trainer, "rewards/letter_variety/mean")[0]
+    texts = trainer.processing_class.batch_decode(batch["completion_ids"][good], skip_special_tokens=True)
+    assert rewards == pytest.approx([np.mean(letter_variety([[{"content": text}] for text in texts]))])
+
+
+def test_everything_skipped_trains_on_nothing(make_trainer, broken):
+    trainer = make_trainer([row(broken["empty"])], on_bad_media="skip", max_steps=1, learning_rate=0.1)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.warns(UserWarning, match="Left out"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_videos_are_refused_where_their_prompts_are_not_ours(make_trainer, clips):
+    def own_rollout(prompts, trainer):
+        raise AssertionError("never reached")
+
+    trainer = make_trainer([row(clips[0])], max_steps=1, extra={"rollout_func": own_rollout})
+    with pytest.raises(ValueError, match="videos are not supported with tools, environments or a rollout_func"):
+        trainer.train()
