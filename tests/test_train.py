@@ -1,0 +1,84 @@
+"""Recipes and the command that runs them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_perception.train import build, main, parse
+from trl_perception.trainers import TRAINERS
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+ON_CPU = ["--bf16", "false", "--use_cpu", "true"]
+
+
+def trainer_recipes():
+    return sorted(path for name in TRAINERS for path in (RECIPES / name).glob("*.yaml"))
+
+
+def test_there_is_a_recipe_for_each_trainer_and_size():
+    for name in TRAINERS:
+        assert {path.stem for path in (RECIPES / name).glob("*.yaml")} == {"tiny", "qwen2_5_vl_3b", "qwen2_5_vl_7b"}
+
+
+@pytest.mark.parametrize("recipe", trainer_recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_parses_into_what_it_says(recipe):
+    written = yaml.safe_load(recipe.read_text())
+    script, config, model = parse(["--config", str(recipe), *ON_CPU])
+    parsed = {**vars(model), **vars(config), **vars(script)}
+    for key, value in written.items():
+        if key not in ("env", "bf16", "use_cpu"):
+            assert parsed[key] == value, key
+    assert isinstance(config, TRAINERS[recipe.parent.name].config_class)
+
+
+@pytest.mark.parametrize("recipe", sorted((RECIPES / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_accelerate_config_is_one(recipe):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(recipe)).num_processes >= 1
+
+
+def test_the_command_line_wins_over_the_recipe():
+    tiny = ["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU]
+    _, config, _ = parse([*tiny, "--learning_rate", "0.5", "--video_max_frames", "6"])
+    assert (config.learning_rate, config.video_max_frames) == (0.5, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--video_max_frame", "4"], "Unknown key 'video_max_frame' in the command line.*Did you mean 'video_max_frames'"),
+        (["--trainer", "grp"], "Unknown trainer 'grp'. Did you mean 'grpo'"),
+        (["--reward_funcs", "acuracy"], "accuracy"),
+        (["--dataset_name", "./nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--on_bad_media", "ignore"], "on_bad_media"),
+    ],
+)
+def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError, SystemExit), match=words) as error:
+        build(*parse(["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU, *arguments]))
+    assert error.type is not SystemExit
+
+
+def test_an_unknown_recipe_key_names_the_nearest(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((RECIPES / "grpo" / "tiny.yaml").read_text() + "\nnum_generation: 4\n")
+    with pytest.raises(ValueError, match="Unknown key 'num_generation' in the recipe.*Did you mean 'num_generations'"):
+        parse(["--config", str(recipe), *ON_CPU])
+
+
+def test_a_tiny_run_trains_saves_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRL_PERCEPTION_CACHE", str(tmp_path / "cache"))
+    main(
+        ["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU]
+        + ["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--synthetic", '{"size": 16}']
+        + ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1", "--disable_tqdm", "true"]
+    )
+    said = capsys.readouterr().out
+    assert "GRPOVideoTrainer" in said
+    assert "of them visual" in said
+    assert "over the first tenth of steps" in said
+    assert (tmp_path / "run" / "reward_curve.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "chat_template.jinja").exists()

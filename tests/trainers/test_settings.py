@@ -1,0 +1,118 @@
+"""Settings of TRL and ours that must work with media: freezing, adapters, evaluation, logs, video features."""
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, Features, List, Value, Video
+from peft import LoraConfig
+
+from tests.helpers import history, message
+from trl_perception import GRPOVideoConfig
+
+
+def trained_parts(trainer) -> dict[str, bool]:
+    """Whether an update changes the tower, the merger and the language model."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name: not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters()}
+    return {
+        "tower": any(changed[n] for n in changed if "visual" in n and "merger" not in n),
+        "merger": any(changed[n] for n in changed if "merger" in n),
+        "language": any(changed[n] for n in changed if "language_model" in n),
+    }
+
+
+@pytest.mark.parametrize(("tower", "merger"), [(False, False), (True, False), (False, True), (True, True)])
+def test_frozen_parts_keep_their_weights(rows, make_trainer, tower, merger):
+    trainer = make_trainer(rows["video"], freeze_vision_tower=tower, freeze_merger=merger, max_steps=2)
+    assert trained_parts(trainer) == {"tower": not tower, "merger": not merger, "language": True}
+
+
+def test_lora_trains_adapters_with_a_reference_and_media(rows, make_trainer):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        rows["mixed"], extra={"peft_config": config}, beta=0.1, num_iterations=2, max_steps=3
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all("lora" in name for name in changed)
+    assert history(trainer, "kl")[0][-1] > 0
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"])
+def test_every_loss_type_takes_videos(rows, make_trainer, loss_type):
+    trainer = make_trainer(rows["mixed"], loss_type=loss_type, num_iterations=2, max_steps=2, per_device_train_batch_size=8)
+    trainer.train()
+    (gradients,) = history(trainer, "grad_norm")
+    assert all(0 < norm < 1e4 for norm in gradients)
+
+
+def test_evaluation_scores_held_out_media(rows, make_trainer):
+    trainer = make_trainer(
+        rows["video"],
+        extra={"eval_dataset": Dataset.from_list(rows["mixed"])},
+        num_generations_eval=2,
+        per_device_eval_batch_size=4,
+        max_steps=1,
+    )
+    metrics = trainer.evaluate()
+    # 4 rows * 2 completions in 2 batches, none skipped
+    assert 1 <= metrics["eval_reward"] <= 8
+    assert metrics["eval_media/skipped"] == 0
+    assert torch.isfinite(torch.tensor(metrics["eval_loss"]))
+
+
+def test_completions_table_keeps_prompts_and_shows_frames(rows, make_trainer, tmp_path):
+    trainer = make_trainer(rows["mixed"], log_completions=True, log_multimodal=True, num_generations=2, max_steps=2)
+    trainer.train()
+    tables = sorted((tmp_path / "run" / "completions").glob("*.parquet"))
+    assert len(tables) == 2
+    table = pd.read_parquet(tables[-1])
+    assert len(table) == 4
+    assert {"prompt", "completion", "letter_variety", "advantage"} <= set(table)
+    pictures = list(trainer._logs["images"])
+    # A clip shows its 8 sampled frames, a picture itself, a text nothing.
+    assert len(pictures) == 4
+    assert {len(of_row) for of_row in pictures} <= {0, 1, 8, 17}
+
+
+def test_a_video_feature_is_decoded_with_our_sampling(clips, make_trainer):
+    dataset = Dataset.from_dict(
+        {"prompt": [message("Colour of scene 1?", "video")] * 2, "videos": [[clips[0]], [clips[1]]]},
+        features=Features(
+            {
+                "prompt": [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}],
+                "videos": List(Video()),
+            }
+        ),
+    )
+    trainer = make_trainer(dataset, max_steps=1)
+    trainer.train()
+    (prompt,) = trainer._prompt_preparer([trainer.train_dataset[0]])
+    assert [frames.shape[0] for frames in prompt.frames] == [8]  # 4 s at 2 frames a second
+
+
+def test_media_may_stand_inside_messages_with_their_own_sampling(clips, make_trainer):
+    block = {"type": "video", "video": clips[0], "fps": 1.0, "video_start": 1.0, "video_end": 3.0}
+    text = {"type": "text", "text": "Colour?"}
+    trainer = make_trainer([{"prompt": [{"role": "user", "content": [block, text]}]}] * 2, max_steps=1)
+    trainer.train()
+    (prompt,) = trainer._prompt_preparer([trainer.train_dataset[0]])
+    # Arrow gives the text block a video of None, and the video block a text of None: neither may count.
+    assert len(prompt.frames) == 1
+    assert 1.0 <= min(prompt.frame_times[0]) < max(prompt.frame_times[0]) <= 3.0
+
+
+def test_wrong_settings_are_refused(tmp_path, rows, make_trainer):
+    for name, value in {"on_bad_media": "ignore", "video_fps": 0, "video_max_frames": 2}.items():
+        with pytest.raises(ValueError, match=name):
+            GRPOVideoConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: value})
+
+
+def test_trl_config_is_refused_by_name(rows, make_trainer):
+    from trl import GRPOConfig
+
+    with pytest.raises(TypeError, match="GRPOConfig; GRPOVideoTrainer wants a GRPOVideoConfig"):
+        make_trainer(rows["text"], config_class=GRPOConfig)
