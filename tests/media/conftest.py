@@ -70,7 +70,7 @@ def clips(tmp_path_factory) -> dict[str, Path]:
             folder / "vfr.mp4", range(20), milliseconds=[*range(0, 1000, 100), *range(1000, 11000, 1000)]
         ),
         "late_start": encode(folder / "late.mp4", thirty, milliseconds=[2000 + 100 * i for i in thirty]),
-        "edited": encode(folder / "edited.mp4", thirty, milliseconds=[100 * (i - 10) for i in thirty]),
+        "edited": encode(folder / "edited.mp4", range(40), milliseconds=[100 * (i - 20) for i in range(40)]),
         "webm": encode(folder / "clip.webm", thirty, codec="libvpx-vp9"),
         "vp8": encode(folder / "vp8.webm", thirty, codec="libvpx", rate=30),
         "avi": encode(folder / "clip.avi", thirty),

@@ -140,6 +140,8 @@ def test_pixels_of_the_clip_are_shared_by_its_frames():
     # 320 cells for 8 frames, two frames counting as one: 320 / 8 * 2 = 80 cells; 8.9 * 28 squared is 80 cells: 8 * 28
     settings = VideoSettings(total_pixels=320 * CELL, min_pixels=CELL)
     assert frame_size(1000, 1000, 8, settings) == (224, 224)
+    # a share below the minimum gives way to 1.05 * 116 = 121.8 cells: 11 * 28
+    assert frame_size(1000, 1000, 8, VideoSettings(total_pixels=CELL, min_pixels=116 * CELL)) == (308, 308)
 
 
 def test_size_limits_give_way_to_settings():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_perception.objectives import appo_token_weights, select_frames
-from trl_perception.objectives.appo import FramesIrrelevantWarning
+from trl_perception.objectives.appo import FramesIrrelevantWarning, _warn_frames_irrelevant
 
 pytestmark = pytest.mark.filterwarnings("ignore::trl_perception.objectives.appo.FramesIrrelevantWarning")
 NAN = math.nan
@@ -65,7 +65,13 @@ def test_mean_of_the_k1_largest_is_taken_frame_by_frame():
 
 def test_tied_frames_go_to_the_earlier():
     chosen = select_frames(
-        torch.ones(1, 2, 3), torch.ones(1), torch.ones(1, 2), top_tokens=1, top_frames=2, reward_threshold=0.5, strategy="soft"
+        torch.ones(1, 2, 3),
+        torch.ones(1),
+        torch.ones(1, 2),
+        top_tokens=1,
+        top_frames=2,
+        reward_threshold=0.5,
+        strategy="soft",
     )
     assert chosen.tolist() == [True, True, False]
 
@@ -126,9 +132,7 @@ def test_weights_between_the_extremes_by_hand():
 
 
 def test_a_middle_value_by_hand():
-    probabilities = torch.tensor(
-        [[[1.0, 0.0], [0.75, 0.25], [0.5, 0.5]], [[0.0, 1.0], [0.25, 0.75], [0.5, 0.5]]]
-    )
+    probabilities = torch.tensor([[[1.0, 0.0], [0.75, 0.25], [0.5, 0.5]], [[0.0, 1.0], [0.25, 0.75], [0.5, 0.5]]])
     attention = torch.ones(2, 3, 1)
     found = appo_token_weights(
         attention, REWARDS, torch.ones(2, 3), lambda g, t: probabilities.log()[g, t], tokens_per_frame=3
@@ -236,12 +240,14 @@ def test_perception_tokens_of_a_bad_completion_are_lifted_too():
     assert found[0].max() == found[1].max() > 1
 
 
-def test_one_warning_when_every_token_is_a_perception_token():
+def test_warns_when_every_token_is_a_perception_token():
+    _warn_frames_irrelevant.cache_clear()
     with pytest.warns(FramesIrrelevantWarning, match="tokens_per_frame=4 covers whole completions"):
         by_hand(tokens_per_frame=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        by_hand(tokens_per_frame=3)
+        by_hand(tokens_per_frame=3)  # completion 1 has four tokens: the choice is real
+        by_hand(tokens_per_frame=4)  # said already
 
 
 def test_the_warning_comes_once_a_run():
@@ -298,7 +304,17 @@ def test_wrong_tensors_are_refused():
 
 
 def loop_weights(
-    attention, rewards, mask, log_probs, top_tokens, top_frames, tokens_per_frame, strategy, alpha, divergence, normalizer
+    attention,
+    rewards,
+    mask,
+    log_probs,
+    top_tokens,
+    top_frames,
+    tokens_per_frame,
+    strategy,
+    alpha,
+    divergence,
+    normalizer,
 ):
     """The specification on Python lists: attention[i][j][f], mask[i][j], log_probs[i][j][v]."""
     group = range(len(attention))
@@ -366,7 +382,9 @@ def random_group(seed, group=4, length=9, frames=5, words=7, zeros=0.0, holes=Fa
     if holes:
         mask = torch.rand(group, length, generator=generator) < 0.7
     logits = 2 * torch.randn(group, length, words, generator=generator, dtype=torch.float64)
-    logits[..., 1:] = torch.where(torch.rand(group, length, words - 1, generator=generator) < zeros, -math.inf, logits[..., 1:])
+    logits[..., 1:] = torch.where(
+        torch.rand(group, length, words - 1, generator=generator) < zeros, -math.inf, logits[..., 1:]
+    )
     attention[~mask] = NAN
     return attention, rewards, mask, logits.log_softmax(-1).masked_fill(~mask.unsqueeze(-1), NAN)
 

@@ -20,6 +20,8 @@ from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
 from .model_card import write_model_card
 from .tiny_model import build_model, build_processor, build_tokenizer
 
+TOKENIZER_ROWS = 2000  # fixed, so that a recipe with more rows learns the same tokenizer
+
 
 @dataclass(frozen=True)
 class TinyRecipe:
@@ -133,7 +135,10 @@ def load_split(recipe: TinyRecipe, split: str, size: int) -> tuple[list[dict], l
 def make_processor(recipe: TinyRecipe, rows: Sequence[Mapping]) -> ProcessorMixin:
     if recipe.processor is not None:
         return AutoProcessor.from_pretrained(model_path(recipe.processor))
-    texts = [f"{row['prompt'][0]['content'][-1]['text']}\n{row['reasoning']}\n{row['solution']}" for row in rows]
+    texts = [
+        f"{row['prompt'][0]['content'][-1]['text']}\n{row['reasoning']}\n{row['solution']}"
+        for row in rows[:TOKENIZER_ROWS]
+    ]
     return build_processor(build_tokenizer(["system\nuser\nassistant\n"] * 100 + texts))
 
 

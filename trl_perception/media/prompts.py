@@ -200,6 +200,12 @@ class PromptPreparer:
             frame_times=[[float(time) for time in clip.times] for clip in clips],
         )
 
+    def pixels(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Patches (video patches, patch dimension) of clips (F,3,H,W) uint8 that have their final size."""
+        settings = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
+        processed = self.processor.video_processor(videos=list(clips), return_tensors="pt", **settings)
+        return processed["pixel_values_videos"]
+
     def _left_out(self, row: Mapping[str, Any], reason: UnusableSampleError) -> PreparedPrompt:
         text = f"Left out: {reason}"
         shown = [{"role": "user", "content": [{"type": "text", "text": text}]}]

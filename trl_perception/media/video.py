@@ -147,8 +147,7 @@ def _from_decoder(source, settings, fitter, name) -> VideoClip:
 
 
 def _clip(frames: list[Tensor], times: Any, fps: float, indices: list[int], count: int) -> VideoClip:
-    times = torch.as_tensor(np.asarray(times), dtype=torch.float64)
-    return VideoClip(torch.stack(frames), times, float(fps), list(indices), count)
+    return VideoClip(torch.stack(frames), torch.tensor(np.asarray(times, np.float64)), float(fps), indices, count)
 
 
 @dataclass(frozen=True)
@@ -261,8 +260,7 @@ def _declared_duration(container, stream) -> float | None:
     tag = stream.metadata.get("DURATION", "").split(":")
     if len(tag) == 3:
         return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2])
-    alone = len(container.streams) == 1 and container.duration is not None
-    return container.duration / av.time_base if alone else None
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
 
 
 def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, name: str) -> dict[int, Tensor]:

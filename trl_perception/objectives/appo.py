@@ -1,5 +1,6 @@
 """APPO: find the frames that good completions look at, then lift the tokens on which completions disagree."""
 
+import functools
 import warnings
 from collections.abc import Callable
 
@@ -27,8 +28,14 @@ class FramesIrrelevantWarning(UserWarning):
     """tokens_per_frame covers every token, so that the choice of frames no longer decides anything."""
 
 
-# Once a run. A plain warning would come back whenever another library touches the warning filters.
-warnings.simplefilter("once", FramesIrrelevantWarning, append=True)
+@functools.cache  # once a run: by itself Python repeats a warning whenever another library touches the filters
+def _warn_frames_irrelevant(tokens_per_frame: int) -> None:
+    warnings.warn(
+        f"tokens_per_frame={tokens_per_frame} covers whole completions: every token is a perception token and the "
+        "frames decide nothing. Lower tokens_per_frame, or let completions be longer.",
+        FramesIrrelevantWarning,
+        stacklevel=4,
+    )
 
 
 @torch.no_grad()
@@ -117,7 +124,7 @@ def appo_token_weights(
             the last comparison that reads it, in the dtype it came in.
         top_tokens, top_frames, reward_threshold, strategy: K1, K2, tau and the choice of frames, see `select_frames`.
         tokens_per_frame: K3 >= 1. At or above the longest completion every token is a perception token and the frames
-            decide nothing: FramesIrrelevantWarning, once.
+            decide nothing: FramesIrrelevantWarning, once a run.
         alpha: largest extra weight, >= 0.
         divergence: "kl" as above, or "release": with c = clamp(mean_i ln p[i] - ln p[i], -11, 11),
             D = mean_i sum_v (exp(c) - c - 1), which is no KL and follows the noise of the tail.
@@ -147,12 +154,7 @@ def appo_token_weights(
     )
     longest = int(valid.sum(-1).max()) if valid.numel() else 0
     if 0 < longest <= tokens_per_frame:
-        warnings.warn(
-            f"tokens_per_frame={tokens_per_frame} covers whole completions: every token is a perception token and the "
-            "frames decide nothing. Lower tokens_per_frame, or let completions be longer.",
-            FramesIrrelevantWarning,
-            stacklevel=3,
-        )
+        _warn_frames_irrelevant(tokens_per_frame)
 
     attention = frame_attention[:, :, frames].to(working_dtype(frame_attention)).permute(2, 0, 1)  # (K,G,T)
     perception = masked_top(attention, valid.expand_as(attention), tokens_per_frame)

@@ -69,7 +69,7 @@ def _log_ratio_to_mean(p: Tensor, q: Tensor) -> Tensor:
     """ln(p/m) = ln(1+x), m = (p+q)/2; 0 where p is 0. Near p == q from x, which is exact there; far away from p/m."""
     x = _contrast(p, q)
     near = x > -0.5
-    far = ~near & (p > 0)
+    far = ~near & (p != 0)
     ratio = torch.where(far, 2 * p / torch.where(far, p + q, 1.0), 1.0)
     return torch.where(near, torch.log1p(torch.where(near, x, 0.0)), torch.log(ratio))
 
@@ -94,7 +94,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     Args: log_p, log_q (...,N) log-probabilities, -inf allowed.  Returns: (...), inf where p > 0 and q = 0.
     """
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)
 
 
 def log_mixture(log_probs: Tensor, valid: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ def pgpo_token_weights(
     w(I) = I / (tau + eps)  if I < tau,   else   1 + beta (I - tau) / (1 - tau + eps)
     w~_t = w(I_t) * n / sum_j w(I_j)                                               so that sum_t w~_t = n
 
-    A completion gets all ones when it has at most one token, when max S' - min S' <= eps (nothing to tell tokens apart;
-    so it is on a prompt with no image, where S is 0), and when sum w <= eps.
+    A completion gets all ones when max S' - min S' <= eps, for then nothing tells its tokens apart (so it is with a
+    single token, and on a prompt with no image, where S is 0), and when sum w <= eps.
     Neutral: `visual_boost=0, threshold=0, conserve_mass=False` gives all ones.
 
     Args:
@@ -112,7 +112,7 @@ def pgpo_token_weights(
     weights = torch.where(importance < tau, suppressed, amplified).clamp(min=weight_floor)
 
     total = masked_sum(weights, valid, dim=-1, keepdim=True)
-    uniform = (count <= 1) | (high - low <= eps) | (total <= eps)
+    uniform = (high - low <= eps) | (total <= eps)
     scale = torch.where(uniform, 1.0, count / total) if conserve_mass else torch.ones_like(total)
     weights = weights * scale
     if max_weight is not None:

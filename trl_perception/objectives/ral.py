@@ -29,8 +29,8 @@ def attention_policy(rows: Tensor, key_mask: Tensor) -> Tensor:
     allowed = check_mask("key_mask", key_mask, "BTS", like=rows.shape)
     kept = torch.where(allowed, rows.to(working_dtype(rows)), 0.0)
     total = kept.sum(-1, keepdim=True)
-    some = total > torch.finfo(total.dtype).tiny
-    return torch.where(some, kept / torch.where(some, total, 1.0), 0.0)
+    empty = total < torch.finfo(total.dtype).tiny
+    return torch.where(empty, 0.0, kept / torch.where(empty, 1.0, total))
 
 
 def ral_penalty(
@@ -62,14 +62,14 @@ def ral_penalty(
     check_range("weight", weight, 0.0)
 
     jsd = masked_jensen_shannon(policy, old_policy.detach(), valid)
-    sign = torch.where(valid.any(-1), advantages.detach().to(jsd.dtype), 0.0).unsqueeze(-1)
-    loss = weight * masked_mean(sign * jsd, valid)
+    advantage = advantages.detach().to(jsd.dtype).unsqueeze(-1)
+    loss = weight * masked_mean(advantage * jsd, valid)
 
     with torch.no_grad():
         metrics = {
             "ral/jsd": masked_mean(jsd, valid),
-            "ral/jsd_positive": masked_mean(jsd, valid & (sign > 0)),
-            "ral/jsd_negative": masked_mean(jsd, valid & (sign < 0)),
+            "ral/jsd_positive": masked_mean(jsd, valid & (advantage > 0)),
+            "ral/jsd_negative": masked_mean(jsd, valid & (advantage < 0)),
             "ral/attention_entropy": masked_mean(entropy(policy.to(jsd.dtype)), valid),
         }
     return Penalty(loss, metrics)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
 from ..assets import model_path
 from ..data.columns import undecoded_videos
@@ -29,6 +30,7 @@ from ..media import (
 )
 from ..objectives import Penalty, TokenWeights
 from ..rewards.checked import checked
+from ..signals import AttentionTap, View, sighted
 from .base_config import GRPOVideoConfig
 from .rollout import Group, Rollout, unprepared, whole_groups
 from .vision import freeze_vision
@@ -63,6 +65,11 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
+    # For subclasses: a tap that is active in the forward of every update, for `penalty` to read; and whether tokens of
+    # weight 0 leave the loss altogether (KL term and denominator too) instead of having no advantage.
+    tap: AttentionTap | None = None
+    loss_counts_weighted_tokens_only = False
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -90,6 +97,7 @@ class GRPOVideoTrainer(GRPOTrainer):
                 for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
             ]
         self._rollout: Rollout | None = None
+        self._sampled_at_step: int | None = None
         self._visual_inputs: Sequence[VisualInputs | None] | None = None
         super().__init__(
             model=model,
@@ -138,6 +146,59 @@ class GRPOVideoTrainer(GRPOTrainer):
         """
         return None
 
+    def rollout_signals(self, group: Group) -> dict[str, Tensor]:
+        """What the updates on a group need of the policy that sampled it: name -> (G,...), travelling with its rows.
+
+        Called once a rollout for each complete group, in training, without gradient; `inputs[name]` in [`penalty`].
+        """
+        return {}
+
+    # What a subclass may ask for
+
+    @torch.no_grad()
+    def score(
+        self, group: Group, view: View | None = None, *, entropy: bool = False, model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """log p of a group's completions, and entropies where asked for, under a view of its prompt: (G,T) each.
+
+        Runs in micro-batches of `per_device_train_batch_size`, at the sampling temperature, along the path that the
+        updates take, so that values of several views and of the updates can be compared. Taps that are active see each
+        micro-batch: rows of the completion's G sequences in order, prompt and T completion positions behind it.
+
+        Args:
+            view: what is shown, the prompt as it is by default.
+            model: another model than the policy.
+        """
+        view = view or sighted(group.prompt_ids, group.visual)
+        count, width = group.completion_ids.shape
+        prompt_ids = view.prompt_ids.expand(count, -1)
+        input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
+        attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
+        size = self.args.per_device_train_batch_size
+        logps, entropies = [], []
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            for start in range(0, count, size):
+                rows = slice(start, min(start + size, count))
+                kwargs = view.forward_kwargs(rows.stop - rows.start, width)
+                if self._prepares_prompts:
+                    visual = [view.visual] * (rows.stop - rows.start)
+                    ids = self._prompt_preparer.placeholder_ids
+                    check_placeholders(input_ids[rows], attention_mask[rows], ids, visual)
+                of_rows = super()._get_per_token_logps_and_entropies(
+                    partial(self.model if model is None else model, **kwargs),
+                    input_ids[rows],
+                    attention_mask[rows],
+                    width,
+                    compute_entropy=entropy,
+                )
+                logps.append(of_rows[0])
+                entropies.append(of_rows[1])
+        return torch.cat(logps), torch.cat(entropies) if entropy else None
+
+    def policy_is_the_one_that_sampled(self) -> bool:
+        """Whether no optimisation step was taken since the completions in hand were sampled."""
+        return self.state.global_step == self._sampled_at_step
+
     # Rollout: TRL's, on prompts prepared here
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,7 +210,10 @@ class GRPOVideoTrainer(GRPOTrainer):
             output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
             output["row_scale"] = rollout.row_scale
         if self.model.training:
-            self._apply_token_weights(rollout, output)
+            self._sampled_at_step = self.state.global_step
+            groups = list(self._groups(rollout, output))
+            self._apply_token_weights(groups, output)
+            self._attach_signals(groups, output)
         self._rollout = None
         return output
 
@@ -226,9 +290,10 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     # Credit
 
-    def _apply_token_weights(self, rollout: Rollout, output: dict[str, Any]) -> None:
+    def _apply_token_weights(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
-        credited = [(rows, self.token_weights(group)) for rows, group in self._groups(rollout, output)]
+        with torch.no_grad():
+            credited = [(rows, self.token_weights(group)) for rows, group in groups]
         credited = [(rows, credit) for rows, credit in credited if credit is not None]
         self._record([credit.metrics for _, credit in credited])
         if not credited:
@@ -238,6 +303,16 @@ class GRPOVideoTrainer(GRPOTrainer):
             weights[rows] = credit.weights.to(weights)
         output["token_weights"] = weights
         output["advantages"] = output["advantages"].unsqueeze(1) * weights
+        if self.loss_counts_weighted_tokens_only:
+            # TRL's own mask for tokens outside the loss: it takes their KL and their place in the denominator with them.
+            output["tool_mask"] = output.get("tool_mask", 1) * (weights > 0).long()
+
+    def _attach_signals(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
+        """Put the rows' signals into the output: a list a name, so that rows of different shape travel together."""
+        with torch.no_grad():
+            for rows, group in groups:
+                for name, values in self.rollout_signals(group).items():
+                    output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)
 
     def _groups(self, rollout: Rollout, output: dict[str, Any]) -> Iterator[tuple[slice, Group]]:
         """The complete groups of this process, those that are left out excepted."""
@@ -253,6 +328,7 @@ class GRPOVideoTrainer(GRPOTrainer):
                     prompt=prompt,
                     prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
                     completion_ids=output["completion_ids"][rows],
+                    attention_mask=output["completion_mask"][rows],
                     completion_mask=mask[rows],
                     rewards=dict(zip(self.reward_func_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
                     advantages=output["advantages"][rows],
@@ -269,7 +345,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return inputs
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        with self._seeing(inputs.get("visual_inputs")):
+        with self._seeing(inputs.get("visual_inputs")), self.tap or nullcontext():
             loss = super()._compute_loss(model, inputs)
             if self.loss_type in ROW_MEAN_LOSSES:
                 loss = loss * inputs.get("row_scale", 1.0)

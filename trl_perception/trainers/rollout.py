@@ -56,6 +56,7 @@ class Group:
         prompt: the prompt with its row, messages, frames and visual inputs.
         prompt_ids: (P,) int, without padding.
         completion_ids: (G,T) int, right-padded.
+        attention_mask: (G,T) int, 1 where the forward attends.
         completion_mask: (G,T) bool, True on tokens that the policy is trained on.
         rewards: {name: (G,)} float, unweighted, NaN where a reward does not apply.
         advantages: (G,) float.
@@ -64,9 +65,23 @@ class Group:
     prompt: PreparedPrompt
     prompt_ids: Tensor
     completion_ids: Tensor
+    attention_mask: Tensor
     completion_mask: Tensor
     rewards: dict[str, Tensor]
     advantages: Tensor
+
+    @property
+    def visual(self) -> VisualInputs:
+        """The prompt's visual inputs.
+
+        Errors: ValueError where TRL prepared the prompt's images, so that they are not known here.
+        """
+        if self.prompt.visual is None:
+            raise ValueError(
+                "This prompt's images were prepared by TRL (a processor without grids, tools, an environment or a "
+                "rollout_func), and signals that read them are not available. Use a Qwen-VL processor without those."
+            )
+        return self.prompt.visual
 
 
 def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[dict[str, Any]]:

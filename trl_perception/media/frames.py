@@ -1,0 +1,71 @@
+"""Which frame a prompt token belongs to, and the order of frames."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .visual_inputs import TOKEN_TYPE, VisualInputs
+
+
+def token_frames(visual: VisualInputs) -> Tensor:
+    """The frame of each prompt token, from the grids.
+
+    A frame is one temporal cell of a video (with Qwen2-VL and Qwen2.5-VL two raw frames) or one image. Frames are
+    numbered through the prompt in the order in which the model sees them, over all its images and videos. Counting goes
+    by placeholder tokens, so text between the cells of a video does no harm.
+
+    Returns: (P,) int64, -1 on text.
+    Errors: ValueError where grids and placeholders differ in number.
+    """
+    frames = torch.full_like(visual.token_types, -1, dtype=torch.long)
+    cells = {kind: _tokens_per_frame(visual, kind) for kind in TOKEN_TYPE}
+    of_token = []  # (position of its first token, kind, tokens)
+    for kind, sizes in cells.items():
+        positions = (visual.token_types == TOKEN_TYPE[kind]).nonzero()[:, 0]
+        if len(positions) != sum(sizes):
+            raise ValueError(
+                f"{visual.sample}: {len(positions)} {kind} placeholder tokens, but its grids make {sum(sizes)} of them. "
+                "Take token types and grids from one call of the processor."
+            )
+        of_token += [(int(part[0]), part) for part in positions.split(sizes)]
+    for frame, (_, part) in enumerate(sorted(of_token, key=lambda entry: entry[0])):
+        frames[part] = frame
+    return frames
+
+
+def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[VisualInputs, list[list[int]]]:
+    """The same prompt with the temporal cells of each video in another order; grid and positions unchanged.
+
+    A permutation is drawn for each video with at least two cells, and is never the identity.
+
+    Returns: the shuffled inputs, and for each video its permutation: cell i now shows what cell order[i] showed.
+    """
+    if visual.video_grid_thw is None:
+        return visual, []
+    grids = visual.video_grid_thw.tolist()
+    orders = [not_identity(t, generator) for t, _, _ in grids]
+    parts = visual.pixel_values_videos.split([t * h * w for t, h, w in grids])
+    shuffled = [
+        part.view(t, h * w, -1)[torch.tensor(order, device=part.device)].flatten(0, 1)
+        for part, order, (t, h, w) in zip(parts, orders, grids, strict=True)
+    ]
+    return replace(visual, pixel_values_videos=torch.cat(shuffled)), orders
+
+
+def not_identity(length: int, generator: torch.Generator) -> list[int]:
+    """A permutation of `length` things, uniform over all but the identity; the identity of fewer than two."""
+    identity = list(range(length))
+    if length < 2:
+        return identity
+    while True:
+        order = torch.randperm(length, generator=generator).tolist()
+        if order != identity:
+            return order
+
+
+def _tokens_per_frame(visual: VisualInputs, kind: str) -> list[int]:
+    """Tokens of each frame of one kind: h*w / merge_size^2, t times."""
+    grid = visual.image_grid_thw if kind == "image" else visual.video_grid_thw
+    rows = [] if grid is None else grid.tolist()
+    return [h * w // visual.merge_size**2 for t, h, w in rows for _ in range(t)]

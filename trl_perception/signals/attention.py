@@ -1,0 +1,255 @@
+"""Attention rows without attention maps: tap queries and keys of a few layers while the model runs its own attention."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ROWS_PER_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """What one layer's attention was called with: queries and keys after their positions were applied.
+
+    Args:
+        layer: index of the layer.
+        query: (B,H,S,d); key: (B,K,S,d) with H a multiple of K (grouped queries).
+        scaling: factor of the scores.
+        softcap: scores become softcap * tanh(scores / softcap), or None.
+        sliding_window: a query sees its last `sliding_window` keys, or None for all.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    scaling: float
+    softcap: float | None = None
+    sliding_window: int | None = None
+
+
+class AttentionTap:
+    """Within `with tap:`, every forward of the model adds `reduce(layers, attention_mask)` to `tap.results`.
+
+    The model keeps its attention implementation (SDPA, Flex, flash attention, eager): the tap keeps references to the
+    queries and keys that go into it, and `reduce` works on them after the decoder's forward. Gradients flow through them,
+    also under non-reentrant gradient checkpointing: nothing is computed inside the checkpointed layers.
+
+    Args:
+        model: a transformers model, wrapped (PEFT, DDP, FSDP) or not.
+        reduce: (list of LayerAttention in layer order, attention_mask (B,S) or None) -> what to keep.
+        layers: the number of last full-attention layers, or their indices.
+
+    Errors: ValueError for a model whose decoder layers have no softmax self-attention, for layers that do not exist, and,
+    at the forward, for attention that rows cannot be recomputed for (sinks, position biases).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reduce: Callable[[list[LayerAttention], Tensor | None], Any],
+        *,
+        layers: int | Sequence[int] = 1,
+    ):
+        self.decoder = decoder_of(model)
+        attentions = self_attentions(self.decoder)
+        if isinstance(layers, int):
+            full = [index for index, module in attentions.items() if not getattr(module, "sliding_window", None)]
+            if not 1 <= layers <= len(full):
+                raise ValueError(f"{layers} attention layers are asked for; the model has {len(full)} with full attention.")
+            layers = full[-layers:]
+        unknown = sorted(set(layers) - set(attentions))
+        if unknown:
+            raise ValueError(f"Layers {unknown} have no softmax self-attention; those with are {sorted(attentions)}.")
+        self.layer_of = {id(attentions[index]): index for index in layers}
+        self.implementation = attentions[layers[0]].config._attn_implementation
+        self.default = getattr(sys.modules[type(attentions[layers[0]]).__module__], "eager_attention_forward", None)
+        self.reduce = reduce
+        self.results: list[Any] = []
+        self._caught: dict[int, LayerAttention] = {}
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> "AttentionTap":
+        self.results = []
+        self._stack = ExitStack()
+        running = ALL_ATTENTION_FUNCTIONS.get(self.implementation, self.default)
+
+        def tapped(module, query, key, value, attention_mask, **kwargs):
+            if id(module) in self.layer_of:
+                self._catch(module, query, key, kwargs)
+            return running(module, query, key, value, attention_mask, **kwargs)
+
+        had_own = self.implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
+        ALL_ATTENTION_FUNCTIONS[self.implementation] = tapped
+        self._stack.callback(self._restore, running, had_own)
+        self._stack.enter_context(_hook(self.decoder, self._finish))
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+        self._caught = {}
+
+    def take(self) -> list[Any]:
+        """The results since the last call, which are then forgotten."""
+        results, self.results = self.results, []
+        return results
+
+    def _restore(self, running: Callable, had_own: bool) -> None:
+        if had_own:
+            ALL_ATTENTION_FUNCTIONS[self.implementation] = running
+        else:
+            del ALL_ATTENTION_FUNCTIONS[self.implementation]
+
+    def _catch(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+        for name in ("s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{type(module).__name__} passes {name} to its attention, for which rows are not recomputed. Use a "
+                    "model with plain softmax attention in the tapped layers, or choose other layers."
+                )
+        scaling = kwargs.get("scaling")
+        index = self.layer_of[id(module)]
+        self._caught[index] = LayerAttention(
+            layer=index,
+            query=query,
+            key=key,
+            scaling=query.size(-1) ** -0.5 if scaling is None else scaling,
+            softcap=kwargs.get("softcap"),
+            sliding_window=kwargs.get("sliding_window"),
+        )
+
+    def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
+        caught, self._caught = self._caught, {}
+        if len(caught) != len(self.layer_of):
+            raise RuntimeError(f"Layers {sorted(caught)} of {sorted(self.layer_of.values())} called their attention.")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise ValueError("The decoder got a prepared attention mask; a padding mask (B,S) is wanted with a tap.")
+        self.results.append(self.reduce([caught[index] for index in sorted(caught)], mask))
+
+
+class HiddenTap:
+    """Within `with tap:`, every forward of the decoder adds `reduce(last_hidden_state (B,S,D))` to `tap.results`."""
+
+    def __init__(self, model: nn.Module, reduce: Callable[[Tensor], Any]):
+        self.decoder, self.reduce, self.results = decoder_of(model), reduce, []
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> "HiddenTap":
+        self.results = []
+        self._stack = ExitStack()
+        self._stack.enter_context(
+            _hook(self.decoder, lambda kwargs, output: self.results.append(self.reduce(output.last_hidden_state)))
+        )
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+
+def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None) -> Tensor:
+    """Softmax rows of one layer, averaged over heads, in float32, recomputed in chunks of rows (also in the backward).
+
+    row[b,r,s] = mean_h softmax_s( scaling * q[b,h,r] . k[b,s] )   over the allowed keys
+
+    Args:
+        layer: queries and keys, S positions each.
+        rows: which query positions.
+        allowed: (B,S) keys that are not padding, or None; causality and the layer's window are added here.
+    Returns: (B,R,S) float32; a row without any allowed key is zero.
+    """
+    width = layer.key.size(2)
+    positions = torch.arange(width, device=layer.key.device)
+    chunks = []
+    for at in positions[rows].split(ROWS_PER_CHUNK):
+        visible = positions[None, :] <= at[:, None]
+        if layer.sliding_window:
+            visible &= positions[None, :] > at[:, None] - layer.sliding_window
+        mask = visible[None] if allowed is None else visible[None] & allowed.bool()[:, None, :]
+        query = layer.query[:, :, at]
+        if query.requires_grad or layer.key.requires_grad:
+            chunks.append(checkpoint(_head_mean, query, layer.key, mask, layer.scaling, layer.softcap, use_reentrant=False))
+        else:
+            chunks.append(_head_mean(query, layer.key, mask, layer.scaling, layer.softcap))
+    return torch.cat(chunks, dim=1)
+
+
+def pooled_rows(layers: Sequence[LayerAttention], rows: slice, allowed: Tensor | None, frames: Tensor) -> Tensor:
+    """Attention to frames: rows summed over the visual tokens of a frame, divided by their number; mean over layers.
+
+    A[b,r,f] = mean over layers and heads and the tokens v of frame f of a[b,r,v], weights over ALL keys
+
+    Args:
+        layers, rows, allowed: as in [`attention_rows`].
+        frames: (S,) frame of each key, -1 where it belongs to none; at least one frame.
+    Returns: (B,R,F) float32.
+    """
+    count = int(frames.max()) + 1
+    member = torch.nn.functional.one_hot(frames.clamp(min=0), count).float() * (frames >= 0)[:, None]
+    share = member / member.sum(0).clamp(min=1)  # (S,F)
+    positions = range(*rows.indices(layers[0].query.size(2)))
+    pooled = []
+    for start in range(positions.start, positions.stop, ROWS_PER_CHUNK):
+        part = slice(start, min(start + ROWS_PER_CHUNK, positions.stop))
+        pooled.append(sum(attention_rows(layer, part, allowed) @ share for layer in layers) / len(layers))
+    return torch.cat(pooled, dim=1)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The text decoder inside a model and its wrappers: the module whose layers attend to the whole sequence."""
+    while hasattr(model, "module"):  # DDP, DeepSpeed
+        model = model.module
+    if hasattr(model, "get_base_model"):  # PEFT
+        model = model.get_base_model()
+    decoder = model.get_decoder()
+    return getattr(decoder, "language_model", decoder)
+
+
+def self_attentions(decoder: nn.Module) -> dict[int, nn.Module]:
+    """Softmax self-attention modules of a decoder by layer index; linear attention layers have none.
+
+    Errors: ValueError where there is none at all.
+    """
+    found = {
+        index: layer.self_attn
+        for index, layer in enumerate(getattr(decoder, "layers", ()))
+        if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "config")
+    }
+    if not found:
+        raise ValueError(f"{type(decoder).__name__} has no layers with softmax self-attention (layers[i].self_attn).")
+    return found
+
+
+def _head_mean(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """(B,H,r,d), (B,K,S,d), mask (B or 1,r,S) -> (B,r,S)."""
+    batch, heads, count, dim = query.shape
+    groups = key.size(1)
+    grouped = query.float().view(batch, groups, heads // groups * count, dim)
+    scores = (grouped @ key.float().transpose(2, 3)).view(batch, heads, count, -1) * scaling
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    rows = torch.softmax(scores, dim=-1)
+    return torch.where(mask[:, None], rows, 0.0).mean(dim=1)
+
+
+class _hook:  # noqa: N801 (a context manager in the manner of contextlib)
+    """Within it, `call(kwargs, output)` after every forward of the module."""
+
+    def __init__(self, module: nn.Module, call: Callable[[dict[str, Any], Any], None]):
+        self.handle = None
+        self.module, self.call = module, call
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(
+            lambda module, args, kwargs, output: self.call(kwargs, output), with_kwargs=True
+        )
+
+    def __exit__(self, *error) -> None:
+        self.handle.remove()
