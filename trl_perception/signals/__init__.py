@@ -1,6 +1,7 @@
 """Signals: a model goes in, tensors come out."""
 
 from .attention import AttentionTap, HiddenTap, LayerAttention, attention_rows, pooled_rows
+from .head import base_model, divergence, log_probs
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
 
 __all__ = [
@@ -9,9 +10,12 @@ __all__ = [
     "LayerAttention",
     "View",
     "attention_rows",
+    "base_model",
     "blind",
     "blind_recomputed",
+    "divergence",
     "frames_shuffled",
+    "log_probs",
     "pooled_rows",
     "seeded",
     "shuffled",

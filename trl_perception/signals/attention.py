@@ -62,7 +62,9 @@ class AttentionTap:
         if isinstance(layers, int):
             full = [index for index, module in attentions.items() if not getattr(module, "sliding_window", None)]
             if not 1 <= layers <= len(full):
-                raise ValueError(f"{layers} attention layers are asked for; the model has {len(full)} with full attention.")
+                raise ValueError(
+                    f"{layers} attention layers are asked for; the model has {len(full)} with full attention."
+                )
             layers = full[-layers:]
         unknown = sorted(set(layers) - set(attentions))
         if unknown:
@@ -152,6 +154,11 @@ class HiddenTap:
     def __exit__(self, *error) -> None:
         self._stack.close()
 
+    def take(self) -> list[Any]:
+        """The results since the last call, which are then forgotten."""
+        results, self.results = self.results, []
+        return results
+
 
 def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None) -> Tensor:
     """Softmax rows of one layer, averaged over heads, in float32, recomputed in chunks of rows (also in the backward).
@@ -174,7 +181,9 @@ def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None) -
         mask = visible[None] if allowed is None else visible[None] & allowed.bool()[:, None, :]
         query = layer.query[:, :, at]
         if query.requires_grad or layer.key.requires_grad:
-            chunks.append(checkpoint(_head_mean, query, layer.key, mask, layer.scaling, layer.softcap, use_reentrant=False))
+            chunks.append(
+                checkpoint(_head_mean, query, layer.key, mask, layer.scaling, layer.softcap, use_reentrant=False)
+            )
         else:
             chunks.append(_head_mean(query, layer.key, mask, layer.scaling, layer.softcap))
     return torch.cat(chunks, dim=1)

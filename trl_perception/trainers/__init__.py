@@ -1,9 +1,41 @@
 """Trainers: TRL's GRPO with media, and one short subclass a method."""
 
+from .appo_config import APPOConfig
+from .appo_trainer import APPOTrainer
+from .attn_distill_config import AttnDistillConfig
+from .attn_distill_trainer import AttnDistillTrainer
 from .base import GRPOVideoTrainer
 from .base_config import GRPOVideoConfig
+from .ktr_config import KTRConfig
+from .ktr_trainer import KTRTrainer
+from .pgpo_config import PGPOConfig
+from .pgpo_trainer import PGPOTrainer
+from .ral_config import RALConfig
+from .ral_trainer import RALTrainer
 from .rollout import Group
 
-TRAINERS = {"grpo": GRPOVideoTrainer}
+TRAINERS = {
+    "grpo": GRPOVideoTrainer,
+    "appo": APPOTrainer,
+    "ral": RALTrainer,
+    "pgpo": PGPOTrainer,
+    "ktr": KTRTrainer,
+    "attn_distill": AttnDistillTrainer,
+}
 
-__all__ = ["TRAINERS", "GRPOVideoConfig", "GRPOVideoTrainer", "Group"]
+__all__ = [
+    "TRAINERS",
+    "APPOConfig",
+    "APPOTrainer",
+    "AttnDistillConfig",
+    "AttnDistillTrainer",
+    "GRPOVideoConfig",
+    "GRPOVideoTrainer",
+    "Group",
+    "KTRConfig",
+    "KTRTrainer",
+    "PGPOConfig",
+    "PGPOTrainer",
+    "RALConfig",
+    "RALTrainer",
+]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..media import (
 )
 from ..objectives import Penalty, TokenWeights
 from ..rewards.checked import checked
-from ..signals import AttentionTap, View, sighted
+from ..signals import AttentionTap, HiddenTap, View, sighted
 from .base_config import GRPOVideoConfig
 from .rollout import Group, Rollout, unprepared, whole_groups
 from .vision import freeze_vision
@@ -65,9 +65,11 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
-    # For subclasses: a tap that is active in the forward of every update, for `penalty` to read; and whether tokens of
-    # weight 0 leave the loss altogether (KL term and denominator too) instead of having no advantage.
-    tap: AttentionTap | None = None
+    # For subclasses: taps that are active in the forward of every update, for `penalty` to read; the factor of the policy
+    # loss beside the penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too)
+    # instead of having no advantage.
+    taps: tuple[AttentionTap | HiddenTap, ...] = ()
+    policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
 
     def __init__(
@@ -278,7 +280,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             rewards[rollout.left_out.bool()] = torch.nan
             self._log_frames(rollout)
         unscored = rewards.isnan().all(dim=1) & ~rollout.left_out.bool()
-        if unscored.any():
+        if unscored.any() and self.reward_funcs:
             raise ValueError(
                 f"Every reward function ({', '.join(self.reward_func_names)}) returned None for "
                 f"{int(unscored.sum())} of {len(rewards)} completions. At least one must apply to each row: check the "
@@ -345,8 +347,10 @@ class GRPOVideoTrainer(GRPOTrainer):
         return inputs
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        with self._seeing(inputs.get("visual_inputs")), self.tap or nullcontext():
-            loss = super()._compute_loss(model, inputs)
+        with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
+            for tap in self.taps:
+                taps.enter_context(tap)
+            loss = super()._compute_loss(model, inputs) * self.policy_loss_weight
             if self.loss_type in ROW_MEAN_LOSSES:
                 loss = loss * inputs.get("row_scale", 1.0)
             penalty = self.penalty(inputs)

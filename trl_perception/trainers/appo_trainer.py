@@ -1,0 +1,91 @@
+"""APPO: more credit for the tokens that look at the frames which matter and disagree about them."""
+
+import textwrap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..media.frames import token_frames
+from ..objectives import TokenWeights, appo_token_weights
+from ..signals import AttentionTap, HiddenTap, log_probs, pooled_rows
+from .appo_config import APPOConfig
+from .base import GRPOVideoTrainer
+from .rollout import Group
+
+
+class APPOTrainer(GRPOVideoTrainer):
+    """Attention-guided Perception Policy Optimization (arXiv:2602.23823) on [`GRPOVideoTrainer`].
+
+    After a rollout, one forward of the group reads the attention of completion tokens to frames in the last layers, and
+    the distributions of the tokens that attend most to the selected frames; `appo_token_weights` makes credit of them.
+    A prompt without media, and a group for which no frame is selected, keep weight 1.
+
+    Metrics: `appo/...` of [`appo_token_weights`].
+    """
+
+    _tag_names = ["trl", "appo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "APPO"
+    _paper = {  # noqa: RUF012
+        "title": "APPO: Attention-guided Perception Policy Optimization for Video Reasoning",
+        "id": "2602.23823",
+        "citation": textwrap.dedent("""\
+            @inproceedings{appo2026,
+                title     = {{APPO: Attention-guided Perception Policy Optimization for Video Reasoning}},
+                booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+                year      = 2026,
+                eprint    = {arXiv:2602.23823},
+            }"""),
+    }
+    config_class = APPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.accuracy_name = self._name_of_accuracy()
+
+    def token_weights(self, group: Group) -> TokenWeights | None:
+        if not group.visual.visual_tokens:
+            return None
+        width = group.completion_ids.size(1)
+        frames = token_frames(group.visual).to(group.completion_ids.device)
+        frames = torch.cat([frames, frames.new_full((width,), -1)])
+        predictors = slice(-width - 1, -1)  # the positions that predict the completion's tokens
+
+        def to_frames(layers, mask):
+            return pooled_rows(layers, predictors, mask, frames)
+
+        attention = AttentionTap(self.model, to_frames, layers=self.args.attention_layers)
+        hidden = HiddenTap(self.model, lambda states: states[:, predictors])
+        with attention, hidden:
+            self.score(group)
+        states = torch.cat(hidden.results)
+
+        def log_probs_at(g_index: Tensor, t_index: Tensor) -> Tensor:
+            return log_probs(self.model, states[g_index, t_index], self.temperature)
+
+        options = self.args
+        return appo_token_weights(
+            torch.cat(attention.results),
+            group.rewards[self.accuracy_name],
+            group.completion_mask,
+            log_probs_at,
+            top_tokens=options.top_tokens,
+            top_frames=options.top_frames,
+            tokens_per_frame=options.tokens_per_frame,
+            reward_threshold=options.reward_threshold,
+            strategy=options.strategy,
+            alpha=options.alpha,
+            divergence=options.divergence,
+            normalizer=options.normalizer,
+        )
+
+    def _name_of_accuracy(self) -> str:
+        names, wanted = self.reward_func_names, self.args.accuracy_reward
+        found = [name for name in names if (name == wanted if wanted else "accuracy" in name)]
+        if len(found) == 1:
+            return found[0]
+        raise ValueError(
+            f"APPO needs the accuracy reward alone to tell successes from failures, and among the rewards {names} "
+            f"{'none' if not found else len(found)} {'is ' + repr(wanted) if wanted else 'has accuracy in its name'}. "
+            "Set accuracy_reward to the name of one of them."
+        )

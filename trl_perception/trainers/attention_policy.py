@@ -1,0 +1,72 @@
+"""The attention policy of a batch, as RAL and attention distillation read it: p[b,t] over earlier positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..objectives import attention_policy
+from ..signals import LayerAttention, attention_rows
+from .ral_config import AttentionPolicyConfig
+
+
+def policy_of(
+    layers: Sequence[LayerAttention],
+    mask: Tensor | None,
+    completion_width: int,
+    visual_keys: Tensor,
+    config: AttentionPolicyConfig,
+) -> Tensor:
+    """p[b,t,s], the attention of completion token t over the positions before it, mean over heads and layers.
+
+    Args:
+        layers: tapped layers of a forward over S positions, the last T of them the completion.
+        mask: (B,S) attention mask, or None.
+        visual_keys: (B,S) bool, the prompt's visual tokens.
+        config: an [`AttentionPolicyConfig`].
+    Returns: (B,T,S) float32, zero where a token has no allowed key.
+    """
+    width = layers[0].key.size(2)
+    rows = slice(-completion_width, None) if config.attn_query == "token" else slice(-completion_width - 1, -1)
+    averaged = sum(attention_rows(layer, rows, mask) for layer in layers) / len(layers)
+    positions = torch.arange(width, device=averaged.device)
+    allowed = (positions[None, :] < positions[-completion_width:, None]).expand_as(averaged)
+    if mask is not None:
+        allowed = allowed & mask.bool()[:, None, :]
+    if config.attn_keys == "visual":
+        allowed = allowed & visual_keys[:, None, :]
+    return attention_policy(averaged, allowed)
+
+
+def visual_keys(inputs: dict[str, Any]) -> Tensor:
+    """(B,P+T) bool: where a left-padded batch holds the prompt's visual tokens."""
+    batch, width = inputs["prompt_ids"].shape
+    keys = torch.zeros(batch, width + inputs["completion_ids"].size(1), dtype=torch.bool)
+    for row, visual in enumerate(inputs.get("visual_inputs") or ()):
+        keys[row, width - len(visual.token_types) : width] = visual.token_types.cpu() > 0
+    return keys.to(inputs["prompt_ids"].device)
+
+
+def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Policies (T,S_b) of prompts without padding as a left-padded batch like `like` (B,T,S); None gives zeros."""
+    empty, width = torch.zeros_like(like[0]), like.size(-1)
+    return torch.stack([empty if rows is None else pad(rows, (width - rows.size(-1), 0)) for rows in policies])
+
+
+def attention_metrics(
+    prefix: str, policy: Tensor, visual: Tensor, mask: Tensor, attention_mask: Tensor
+) -> dict[str, Tensor]:
+    """`{prefix}/visual_mass`, `{prefix}/sink_mass`: attention on visual keys and on the first key, mean over tokens.
+
+    Args:
+        policy: (B,T,S); visual: (B,S) bool; mask: (B,T) bool, tokens that count; attention_mask: (B,S).
+    """
+    first = attention_mask.int().argmax(dim=1)
+    mass = {
+        "visual_mass": (policy * visual[:, None, :]).sum(-1),
+        "sink_mass": policy.gather(2, first[:, None, None].expand(-1, policy.size(1), 1))[..., 0],
+    }
+    count = mask.sum().clamp(min=1)
+    return {f"{prefix}/{key}": torch.where(mask, value, 0.0).sum().detach() / count for key, value in mass.items()}

@@ -1,0 +1,140 @@
+"""On-Policy Attention Distillation: on its own rollouts the student learns what a teacher would say and where it looks."""
+
+import textwrap
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.utils import add_fused_lm_head, use_adapter
+
+from ..objectives import Penalty, attn_distill_penalty
+from ..signals import AttentionTap, HiddenTap, divergence
+from .attention_policy import attention_metrics, padded, policy_of, visual_keys
+from .attn_distill_config import AttnDistillConfig
+from .base import GRPOVideoTrainer
+from .ral_trainer import refuse_reentrant
+from .rollout import Group
+from .teacher import check_teacher, load_teacher, prepare_teacher
+
+
+class AttnDistillTrainer(GRPOVideoTrainer):
+    """On-Policy Attention Distillation (arXiv:2602.04884, section 4) on [`GRPOVideoTrainer`].
+
+    loss = grpo_weight * L_GRPO + gkd_weight * mean_t D(student_t, teacher_t) + attn_distill_weight * mean_t JSD(p_t || q_t)
+
+    over the tokens of the student's rollouts; D compares next-token distributions, p and q are the attention policies of
+    student and teacher. The teacher reads each rollout once: its hidden states and attention rows travel with it.
+
+    Args:
+        teacher_model: the teacher as an object; else `args.teacher_model_name_or_path` names it, or, with an adapter on
+            the policy, its base model is the teacher.
+
+    Metrics: `attn_distill/...` of [`attn_distill_penalty`], `attn_distill/gkd`, `attn_distill/visual_mass`,
+    `attn_distill/sink_mass`.
+    """
+
+    _tag_names = ["trl", "attn-distill", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "On-Policy Attention Distillation"
+    _paper = {  # noqa: RUF012
+        "title": "Reinforced Attention Learning",
+        "id": "2602.04884",
+        "citation": textwrap.dedent("""\
+            @article{ral2026,
+                title  = {{Reinforced Attention Learning}},
+                year   = 2026,
+                eprint = {arXiv:2602.04884},
+            }"""),
+    }
+    config_class = AttnDistillConfig
+
+    def __init__(self, *args: Any, teacher_model: nn.Module | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        refuse_reentrant(self)
+        options, policy = self.args, self.accelerator.unwrap_model(self.model)
+        self.policy_loss_weight = options.grpo_weight
+        self.teacher: nn.Module | None = None
+        if teacher_model is None and options.teacher_model_name_or_path:
+            teacher_model = load_teacher(options, policy, self._tokenizer)
+        if teacher_model is not None:
+            check_teacher(teacher_model, policy, self._tokenizer)
+            add_fused_lm_head(teacher_model, temperature=self.temperature)
+            self.teacher = prepare_teacher(teacher_model, self)
+        elif not hasattr(policy, "peft_config"):
+            raise ValueError(
+                "No teacher. Set teacher_model_name_or_path, pass teacher_model, or train an adapter (peft_config), whose "
+                "base model then teaches."
+            )
+        if options.attn_distill_weight > 0:
+            self.taps += (AttentionTap(self.model, lambda *caught: caught, layers=options.attn_layers),)
+        if options.gkd_weight > 0:
+            self.taps += (HiddenTap(self.model, lambda states: states),)
+
+    def rollout_signals(self, group: Group) -> dict[str, Tensor]:
+        """The teacher's hidden states (G,T,E) and attention policy (G,T,P+T) on the student's completions."""
+        if not self.taps:
+            return {}
+        width, options = group.completion_ids.size(1), self.args
+        keys = torch.cat([group.visual.token_types.cpu() > 0, torch.zeros(width, dtype=torch.bool)])
+        policy = self.accelerator.unwrap_model(self.model)
+        teacher = self.teacher if self.teacher is not None else self.model
+
+        def to_policy(layers, mask):
+            return policy_of(layers, mask, width, keys.to(mask.device).expand(len(mask), -1), options)
+
+        attention = AttentionTap(teacher, to_policy, layers=options.attn_layers)
+        hidden = HiddenTap(teacher, lambda states: states[:, -width - 1 : -1])
+        base_teaches = use_adapter(policy, adapter_name=None) if self.teacher is None else nullcontext()
+        with base_teaches, attention, hidden:
+            self.score(group, model=teacher)
+        signals = {"teacher_policy": torch.cat(attention.results), "teacher_states": torch.cat(hidden.results)}
+        wanted = {"teacher_policy": options.attn_distill_weight > 0, "teacher_states": options.gkd_weight > 0}
+        return {name: value for name, value in signals.items() if wanted[name]}
+
+    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
+        if not self.taps or not self.model.training:
+            return None
+        counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        loss: Tensor | float = 0.0
+        metrics: dict[str, Tensor | float] = {}
+        for tap in self.taps:
+            caught = tap.take()[-1]
+            term = (
+                self._attention(caught, inputs, counted)
+                if isinstance(tap, AttentionTap)
+                else self._gkd(caught, inputs, counted)
+            )
+            loss = loss + term.loss
+            metrics.update(term.metrics)
+        return Penalty(loss, metrics)
+
+    def _attention(self, caught: tuple, inputs: dict[str, Any], counted: Tensor) -> Penalty:
+        layers, mask = caught
+        options, visual = self.args, visual_keys(inputs)
+        policy = policy_of(layers, mask, counted.size(1), visual, options)
+        teacher_policy = padded(inputs["teacher_policy"], policy)
+        weight, reduction = options.attn_distill_weight, options.attn_reduction
+        term = attn_distill_penalty(policy, teacher_policy, counted, weight=weight, reduction=reduction)
+        seen = attention_metrics("attn_distill", policy, visual, counted, mask)
+        return Penalty(term.loss, {**term.metrics, **seen})
+
+    def _gkd(self, states: Tensor, inputs: dict[str, Any], counted: Tensor) -> Penalty:
+        width, options = counted.size(1), self.args
+        rows = [i for i, known in enumerate(inputs["teacher_states"]) if known is not None]
+        teacher = self.model if self.teacher is None else self.teacher
+        values = states.new_zeros(counted.shape, dtype=torch.float32) + 0 * states[:, :1, 0].float()
+        if rows:
+            values = values.index_add(
+                0,
+                torch.tensor(rows, device=values.device),
+                divergence(
+                    self.model,
+                    states[rows, -width - 1 : -1],
+                    teacher,
+                    torch.stack([inputs["teacher_states"][i] for i in rows]),
+                    mix=options.gkd_mix,
+                    temperature=options.gkd_temperature,
+                ),
+            )
+        gkd = torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+        return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})

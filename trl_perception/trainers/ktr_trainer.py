@@ -1,0 +1,89 @@
+"""Video-KTR: only key tokens learn: those that depend on the video, on the order of its frames, or that are uncertain."""
+
+import textwrap
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..objectives import TokenWeights, ktr_token_weights
+from ..signals import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled
+from .base import GRPOVideoTrainer
+from .ktr_config import KTRConfig
+from .rollout import Group
+
+
+class KTRTrainer(GRPOVideoTrainer):
+    """Video-KTR, key token attribution (arXiv:2601.19686), on [`GRPOVideoTrainer`].
+
+    After a rollout the group is scored as it was shown, blind, and with the cells of its videos shuffled; the largest
+    differences and the largest entropies make the key tokens (`ktr_token_weights`). A prompt without video keeps entropy
+    and, where it has images, the visual signal; a prompt without media keeps weight 1.
+
+    Metrics: `ktr/...` of [`ktr_token_weights`].
+    """
+
+    _tag_names = ["trl", "video-ktr", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "Video-KTR"
+    _paper = {  # noqa: RUF012
+        "title": "Video-KTR: Reinforcing Video Reasoning via Key Token Attribution",
+        "id": "2601.19686",
+        "citation": textwrap.dedent("""\
+            @inproceedings{videoktr2026,
+                title     = {{Video-KTR: Reinforcing Video Reasoning via Key Token Attribution}},
+                booktitle = {International Conference on Learning Representations},
+                year      = 2026,
+                eprint    = {arXiv:2601.19686},
+            }"""),
+    }
+    config_class = KTRConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        options = self.args
+        # Tokens outside the mask leave the loss together with their KL and their place in the denominator.
+        self.loss_counts_weighted_tokens_only = options.key_token_normalizer == "kept" and options.mask_kl
+        self._only_the_denominator = options.key_token_normalizer == "kept" and not options.mask_kl
+
+    def token_weights(self, group: Group) -> TokenWeights | None:
+        if not group.visual.visual_tokens:
+            return None
+        options = self.args
+        sighted_logps, entropies = self.score(group, entropy=True)
+        visual_delta = temporal_delta = None
+        if options.visual_keep_ratio:
+            visual_delta = sighted_logps - self.score(group, self._blind(group))[0]
+        if options.temporal_keep_ratio:
+            view = self._shuffled(group)
+            if view is not None:
+                temporal_delta = sighted_logps - self.score(group, view)[0]
+        if visual_delta is None and temporal_delta is None and not options.entropy_keep_ratio:
+            return None  # none of the signals that are on applies to this prompt
+        credit = ktr_token_weights(
+            visual_delta,
+            temporal_delta,
+            entropies,
+            group.completion_mask,
+            visual_keep_ratio=options.visual_keep_ratio,
+            temporal_keep_ratio=options.temporal_keep_ratio,
+            entropy_keep_ratio=options.entropy_keep_ratio,
+            preset=options.preset,
+            weighting=options.weighting,
+        )
+        if self._only_the_denominator:
+            # mean over kept = mean over all, times all / kept
+            kept = (credit.weights > 0).sum(1, keepdim=True).clamp(min=1)
+            share = group.completion_mask.sum(1, keepdim=True) / kept
+            credit = replace(credit, weights=credit.weights * share)
+        return credit
+
+    def _blind(self, group: Group) -> View:
+        if self.args.blind_positions == "recompute":
+            return blind_recomputed(group.prompt_ids, group.visual)
+        return blind(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
+
+    def _shuffled(self, group: Group) -> View | None:
+        generator: torch.Generator = seeded(self.args.seed, self.state.global_step, group.prompt_ids)
+        if self.args.shuffle == "frames":
+            return frames_shuffled(group.prompt, group.prompt_ids, self._prompt_preparer, generator)
+        return shuffled(group.prompt_ids, group.visual, generator)

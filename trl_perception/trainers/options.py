@@ -1,0 +1,26 @@
+"""Checks of configuration fields: what was found, what is wanted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def require_positive(config: Any, name: str) -> None:
+    """The field is above 0."""
+    value = getattr(config, name)
+    if value <= 0:
+        raise ValueError(f"{name} is {value}; a number above 0 is wanted.")
+
+
+def require_range(config: Any, name: str, low: float, high: float | None) -> None:
+    """The field is within [low, high]; `high` None is no upper bound."""
+    value = getattr(config, name)
+    if value < low or (high is not None and value > high):
+        wanted = f"a number in [{low:g}, {high:g}]" if high is not None else f"a number of at least {low:g}"
+        raise ValueError(f"{name} is {value}; {wanted} is wanted.")
+
+
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """The field is one of the choices."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, choices))} is wanted.")

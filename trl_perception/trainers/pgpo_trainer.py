@@ -1,0 +1,73 @@
+"""PGPO: credit moves to the tokens that would have been said otherwise without the media."""
+
+import textwrap
+
+import torch
+from torch import Tensor
+
+from ..objectives import TokenWeights, pgpo_token_weights, visual_dependency
+from ..signals import HiddenTap, View, blind, divergence
+from .base import GRPOVideoTrainer
+from .pgpo_config import PGPOConfig
+from .rollout import Group
+
+
+class PGPOTrainer(GRPOVideoTrainer):
+    """Perception-Grounded Policy Optimization (arXiv:2604.01840) on [`GRPOVideoTrainer`].
+
+    After a rollout the group is scored twice, with its media and blind (their tokens masked, positions kept); how far
+    the two differ at a token is its visual dependency, from which `pgpo_token_weights` makes credit. A prompt without
+    media keeps weight 1.
+
+    Metrics: `pgpo/...` of [`pgpo_token_weights`].
+    """
+
+    _tag_names = ["trl", "pgpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "PGPO"
+    _paper = {  # noqa: RUF012
+        "title": "PGPO: Perception-Grounded Policy Optimization",
+        "id": "2604.01840",
+        "citation": textwrap.dedent("""\
+            @article{pgpo2026,
+                title  = {{PGPO: Perception-Grounded Policy Optimization}},
+                year   = 2026,
+                eprint = {arXiv:2604.01840},
+            }"""),
+    }
+    config_class = PGPOConfig
+
+    def token_weights(self, group: Group) -> TokenWeights | None:
+        if not group.visual.visual_tokens:
+            return None
+        options = self.args
+        return pgpo_token_weights(
+            self._exact_dependency(group) if options.dependency == "kl" else self._sampled_dependency(group),
+            group.completion_mask,
+            threshold=options.dependency_threshold,
+            visual_boost=options.visual_boost,
+            threshold_mode=options.threshold_mode,
+            weight_floor=options.weight_floor,
+            conserve_mass=options.conserve_mass,
+            max_weight=options.max_weight,
+        )
+
+    def _blind(self, group: Group) -> View:
+        return blind(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
+
+    def _sampled_dependency(self, group: Group) -> Tensor:
+        """k3 from the sampled tokens: (G,T)."""
+        sighted_logps, _ = self.score(group)
+        blind_logps, _ = self.score(group, self._blind(group))
+        bound = self.args.dependency_clamp
+        return visual_dependency(sighted_logps, blind_logps, clamp=None if bound is None else (0.0, bound))
+
+    def _exact_dependency(self, group: Group) -> Tensor:
+        """KL(sighted || blind) over the vocabulary: (G,T)."""
+        width = group.completion_ids.size(1)
+        states = []
+        for view in (None, self._blind(group)):
+            with HiddenTap(self.model, lambda hidden: hidden[:, -width - 1 : -1]) as tap:
+                self.score(group, view)
+            states.append(torch.cat(tap.results))
+        with_media, without = states
+        return divergence(self.model, with_media, self.model, without, mix=1.0, temperature=self.temperature)

@@ -1,0 +1,70 @@
+"""Configuration of RAL and of what it shares with attention distillation."""
+
+from dataclasses import dataclass, field
+
+from .base_config import GRPOVideoConfig
+from .options import require_choice, require_positive, require_range
+
+
+@dataclass
+class AttentionPolicyConfig(GRPOVideoConfig):
+    """
+    What an attention policy reads: every field of [`GRPOVideoConfig`], and the following.
+
+    Parameters:
+        attn_layers (`int`, *optional*, defaults to `1`):
+            Last full-attention layers whose rows are averaged. The paper reads the last one.
+        attn_query (`str`, *optional*, defaults to `"token"`):
+            Whose row: the completion `"token"`'s own, or its `"predictor"`'s, the position before it.
+        attn_keys (`str`, *optional*, defaults to `"all"`):
+            Over which keys a row is renormalised: `"all"` earlier ones, or the prompt's `"visual"` ones.
+    """
+
+    attn_layers: int = field(default=1, metadata={"help": "Last full-attention layers whose rows are averaged."})
+    attn_query: str = field(
+        default="token", metadata={"help": "Whose row: the 'token's own, or its 'predictor's, the position before it."}
+    )
+    attn_keys: str = field(
+        default="all", metadata={"help": "Keys of a row: 'all' earlier ones, or the prompt's 'visual' ones."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "attn_layers")
+        require_choice(self, "attn_query", ("token", "predictor"))
+        require_choice(self, "attn_keys", ("all", "visual"))
+
+
+@dataclass
+class RALConfig(AttentionPolicyConfig):
+    """
+    Configuration of [`RALTrainer`]: every field of [`AttentionPolicyConfig`], and the following. Defaults are the paper's
+    (arXiv:2602.04884).
+
+    Parameters:
+        attn_weight (`float`, *optional*, defaults to `1.0`):
+            lambda, weight of the attention term. 0 is GRPO.
+        attn_reference (`str`, *optional*, defaults to `"old"`):
+            Attention that the term compares with: the policy's at rollout time (`"old"`), or the reference model's
+            (`"ref"`), which acts from the first update.
+    """
+
+    attn_weight: float = field(default=1.0, metadata={"help": "lambda, weight of the attention term. 0 is GRPO."})
+    attn_reference: str = field(
+        default="old",
+        metadata={"help": "What the term compares with: the policy at rollout time 'old', or model 'ref'."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, "attn_weight", 0.0, None)
+        require_choice(self, "attn_reference", ("old", "ref"))
+        accumulation, spread = self.gradient_accumulation_steps, self.steps_per_generation
+        never_stale = accumulation % (spread * self.num_iterations) == 0
+        if self.attn_weight > 0 and self.attn_reference == "old" and never_stale:
+            raise ValueError(
+                "RAL's term is zero while the policy is the one that sampled, and with this schedule it always is "
+                f"(num_iterations {self.num_iterations}, steps_per_generation {spread}, gradient_accumulation_steps "
+                f"{accumulation}): the term could never act. Set num_iterations to 2 or more, or steps_per_generation "
+                "above gradient_accumulation_steps (or attn_reference='ref')."
+            )

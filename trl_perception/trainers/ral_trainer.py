@@ -1,0 +1,109 @@
+"""RAL: reinforce where a good completion looked, and move away from where a bad one did."""
+
+import textwrap
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import use_adapter
+
+from ..objectives import Penalty, ral_penalty
+from ..signals import AttentionTap, base_model
+from .attention_policy import attention_metrics, padded, policy_of, visual_keys
+from .base import GRPOVideoTrainer
+from .ral_config import RALConfig
+from .rollout import Group
+
+
+class RALTrainer(GRPOVideoTrainer):
+    """Reinforced Attention Learning (arXiv:2602.04884) on [`GRPOVideoTrainer`].
+
+    loss = L_GRPO + attn_weight * mean_t A_t JSD(p_t || p_old_t), p the attention of completion tokens to earlier positions
+
+    The rows of the update come from its own forward. Those of the rollout policy are taken from the first forward after
+    the rollout while no optimisation step lies between (the policies are one, and the term is zero), and from a forward
+    of the rollout where one does.
+
+    Metrics: `ral/...` of [`ral_penalty`], `ral/visual_mass`, `ral/sink_mass`.
+    Errors: ValueError for reentrant gradient checkpointing, under which the term would lose its gradient.
+    """
+
+    _tag_names = ["trl", "ral", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
+    _name = "RAL"
+    _paper = {  # noqa: RUF012
+        "title": "Reinforced Attention Learning",
+        "id": "2602.04884",
+        "citation": textwrap.dedent("""\
+            @article{ral2026,
+                title  = {{Reinforced Attention Learning}},
+                year   = 2026,
+                eprint = {arXiv:2602.04884},
+            }"""),
+    }
+    config_class = RALConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        refuse_reentrant(self)
+        if self.args.attn_weight > 0:
+            self.taps = (AttentionTap(self.model, lambda *caught: caught, layers=self.args.attn_layers),)
+        adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")
+        if self.args.attn_reference == "ref" and self.ref_model is None and not adapter:
+            raise ValueError(
+                "attn_reference='ref' needs a reference model, and TRL keeps one only for beta > 0 or with an adapter. Set "
+                "beta above 0, or pass a peft_config."
+            )
+
+    def rollout_signals(self, group: Group) -> dict[str, Tensor]:
+        options = self.args
+        if not self.taps:
+            return {}
+        if options.attn_reference == "ref":
+            if self.ref_model is not None:
+                return {"reference_policy": self._policy_on(group, self.ref_model)}
+            policy = self.accelerator.unwrap_model(self.model)
+            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+                return {"reference_policy": self._policy_on(group, self.model)}
+        # A micro-batch that is first visited after an optimisation step must find the rollout policy's rows.
+        first_visits_come_late = options.gradient_accumulation_steps % options.steps_per_generation != 0
+        return {"reference_policy": self._policy_on(group, self.model)} if first_visits_come_late else {}
+
+    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
+        if not self.taps or not self.model.training:
+            return None
+        (layers, mask) = self.taps[0].take()[-1]
+        width = inputs["completion_ids"].size(1)
+        visual = visual_keys(inputs)
+        policy = policy_of(layers, mask, width, visual, self.args)
+        if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
+            inputs["reference_policy"] = list(policy.detach())
+        reference = padded(inputs["reference_policy"], policy)
+        counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=self.args.attn_weight)
+        metrics = attention_metrics("ral", policy, visual, counted, mask)
+        return replace(result, metrics={**result.metrics, **metrics})
+
+    def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
+        """(G,T,P+T) attention policy of a model on a group, P without padding."""
+        width = group.completion_ids.size(1)
+        keys = torch.cat([group.visual.token_types.cpu() > 0, torch.zeros(width, dtype=torch.bool)])
+
+        def reduce(layers, mask):
+            visual = keys.to(mask.device).expand(len(mask), -1)
+            return policy_of(layers, mask, width, visual, self.args)
+
+        with AttentionTap(base_model(model), reduce, layers=self.args.attn_layers) as tap:
+            self.score(group, model=model)
+        return torch.cat(tap.results)
+
+
+def refuse_reentrant(trainer: GRPOVideoTrainer) -> None:
+    """Tapped queries and keys lose their gradient under reentrant checkpointing, without a word."""
+    options = trainer.args
+    if options.gradient_checkpointing and (options.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            f"{type(trainer).__name__} reads attention with gradient, which reentrant gradient checkpointing drops. Set "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, or gradient_checkpointing=False (TRL forces the "
+            "reentrant kind for adapters under DeepSpeed ZeRO-3; use ZeRO-2 or FSDP2 there)."
+        )
