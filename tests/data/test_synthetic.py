@@ -170,6 +170,12 @@ def test_answers_fit_their_problem_type(clips, images):
     assert seen == {"multiple choice", "numerical", "free-form", "temporal grounding"}
 
 
+def test_the_trace_of_a_multiple_choice_row_ends_with_its_option(clips, images):
+    for row in clips + images:
+        ending = f", {answer_text(row)} is {row['solution']}"
+        assert row["reasoning"].endswith(ending) == (row["problem_type"] == "multiple choice")
+
+
 def test_scene_color_evidence_is_the_scene_of_that_color(clips):
     for row in family(clips, "scene_color"):
         frames, fps, _ = decode(row["videos"][0])

@@ -25,7 +25,7 @@ def last_rows(layers, mask):
 
 
 def tiny(implementation):
-    return AutoModelForImageTextToText.from_pretrained(model_path(__import__("os").environ.get("TM","tiny")), attn_implementation=implementation)
+    return AutoModelForImageTextToText.from_pretrained(model_path("tiny"), attn_implementation=implementation)
 
 
 def eager_rows(model, inputs, layer=-1):

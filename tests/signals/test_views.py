@@ -12,12 +12,12 @@ from trl_perception.signals.views import blind, blind_recomputed, frames_shuffle
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(model_path(__import__("os").environ.get("TM","tiny"))).eval()
+    return AutoModelForImageTextToText.from_pretrained(model_path("tiny")).eval()
 
 
 @pytest.fixture(scope="module")
 def preparer():
-    return PromptPreparer(AutoProcessor.from_pretrained(model_path(__import__("os").environ.get("TM","tiny"))))
+    return PromptPreparer(AutoProcessor.from_pretrained(model_path("tiny")))
 
 
 @pytest.fixture(scope="module")

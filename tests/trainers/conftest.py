@@ -1,5 +1,4 @@
 """What the trainers' tests share: rows of every kind, a reward without randomness, short runs."""
-import os
 
 import pytest
 from datasets import Dataset
@@ -39,7 +38,7 @@ def rows(clips, pictures) -> dict[str, list[dict]]:
 def make_trainer(tmp_path):
     """Builds a trainer on the embedded model: `make_trainer(rows, cls=..., reward=..., **config)`."""
 
-    def make(rows, cls=GRPOVideoTrainer, config_class=None, reward=letter_variety, model=os.environ.get("TM","tiny"), extra=None, **config):
+    def make(rows, cls=GRPOVideoTrainer, config_class=None, reward=letter_variety, model="tiny", extra=None, **config):
         defaults = {
             "output_dir": str(tmp_path / "run"),
             "per_device_train_batch_size": 4,

@@ -1,5 +1,4 @@
 """Where TRL's trainer can do the work, ours does the same: text, and one image a prompt."""
-import os
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def test_same_trajectory_as_trl(rows, make_trainer, kind, setting):
         rows,
         cls=GRPOTrainer,
         config_class=GRPOConfig,
-        model=model_path(os.environ.get("TM","tiny")),
+        model=model_path("tiny"),
         # TRL keeps image placeholders out of completions; ours keeps video placeholders out as well.
         generation_kwargs={"suppress_tokens": ours.generation_kwargs["suppress_tokens"]},
         **SETTINGS[setting],

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from .synthetic import make_synthetic_dataset
+from .synthetic import VERSION, make_synthetic_dataset
 
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MEDIA_LISTS = ("images", "videos")
@@ -35,7 +35,7 @@ def load_rows(name: str, split: str, *, config: str | None = None, synthetic: di
     """
     if name == "synthetic":
         options = dict(synthetic or {})
-        made_of = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+        made_of = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()[:12]
         folder = Path(options.pop("output_dir", cache_dir() / "synthetic" / made_of))
         return make_synthetic_dataset(folder / split, split=split, **options)
     path = Path(name).expanduser()

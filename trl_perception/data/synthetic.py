@@ -22,7 +22,7 @@ from .synthetic_video import VIDEO_FAMILIES
 
 FAMILIES = (*VIDEO_FAMILIES, "text_only")
 MEDIA = ("video", "image", "mixed")
-VERSION = 1
+VERSION = 2
 """Raised whenever the same arguments would give other rows, so that no old folder is taken for a new one."""
 
 FEATURES = Features(
@@ -150,8 +150,14 @@ def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> 
         "evidence": sample.evidence,
         "evidence_boxes": sample.evidence_boxes,
         "duration": settings.seconds if videos else 0.0,
-        "reasoning": sample.reasoning,
+        "reasoning": _resolved(sample),
     }
+
+
+def _resolved(sample: Sample) -> str:
+    """The trace; for multiple choice it ends by naming the option, "scene 1 red scene 2 blue, blue is B"."""
+    chosen = [option for option in sample.question.options if option.startswith(sample.question.solution)]
+    return sample.reasoning + "".join(f", {text} is {letter}" for letter, text in (c.split(". ") for c in chosen))
 
 
 def _write_media(folder: Path, name: str, sample: Sample, settings: SceneSettings, rng) -> tuple[list[str], list[str]]:

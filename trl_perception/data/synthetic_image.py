@@ -40,7 +40,7 @@ def left_of(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     one, other = pick_distinct(rng, names, 2)
     style = pick(rng, ("multiple choice", "free-form"))
     question = ask(rng, f"Which is further left, the {one} or the {other}?", names[0], style, names)
-    return Sample(question, f"{names[0]} left {names[1]} right", evidence_boxes=boxes, image=image)
+    return Sample(question, f"left {names[0]} right {names[1]}", evidence_boxes=boxes, image=image)
 
 
 def dot_count(rng: np.random.Generator, settings: SceneSettings) -> Sample:
@@ -70,7 +70,7 @@ def odd_tile(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     question = ask(
         rng, "What color is the small tile?", color, pick(rng, ("multiple choice", "free-form")), COLOR_NAMES
     )
-    reasoning = pick(rng, (f"{color} tile", f"tile row {row + 1} {color}"))
+    reasoning = pick(rng, (f"one {color} tile", f"tile in row {row + 1} is {color}"))
     return Sample(question, reasoning, evidence_boxes=[box], image=image)
 
 

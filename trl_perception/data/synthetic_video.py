@@ -12,8 +12,7 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 def scene_color(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     """Full-frame color scenes follow each other: the color of the k-th, or the number of the scene with a color."""
     count = int(rng.integers(settings.scenes[0], settings.scenes[1] + 1))
-    cuts = sorted(int(cut) + 1 for cut in rng.permutation(settings.ticks - 1)[: count - 1])
-    bounds = [0, *cuts, settings.ticks]
+    bounds = _scene_bounds(rng, settings.ticks, count)
     colors, asked = pick_distinct(rng, COLOR_NAMES, count), int(rng.integers(count))
     frames = _backdrop(rng, settings)
     for color, start, end in zip(colors, bounds[:-1], bounds[1:], strict=True):
@@ -27,7 +26,7 @@ def scene_color(rng: np.random.Generator, settings: SceneSettings) -> Sample:
         text = pick(rng, (f"What color is scene {asked + 1}?", f"What is the color of the {ORDINALS[asked]} scene?"))
         question = ask(rng, text, colors[asked], style, COLOR_NAMES)
     numbered = " ".join(f"scene {number} {color}" for number, color in enumerate(colors, 1))
-    reasoning = pick(rng, (numbered, " then ".join(colors)))
+    reasoning = pick(rng, (numbered, f"scenes {' then '.join(colors)}"))
     return Sample(question, reasoning, _spans([(bounds[asked], bounds[asked + 1])]), frames=frames)
 
 
@@ -45,8 +44,8 @@ def event_order(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     one, other = pick_distinct(rng, names, 2)
     style = pick(rng, ("multiple choice", "free-form"))
     question = ask(rng, f"Which comes first, the {one} or the {other}?", names[0], style, names)
-    timed = " ".join(f"{name} at {clock(start)}" for name, (start, _) in zip(names, spans, strict=True))
-    reasoning = pick(rng, (timed, f"{names[0]} then {names[1]}"))
+    timed = " ".join(f"at {clock(start)} {name}" for name, (start, _) in zip(names, spans, strict=True))
+    reasoning = pick(rng, (timed, f"first {names[0]} then {names[1]}"))
     return Sample(question, reasoning, _spans(spans), frames=frames)
 
 
@@ -86,7 +85,7 @@ def event_time(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     text = pick(rng, (f"When is the {name} visible?", f"From when to when does the {name} show?"))
     answer = f"{clock(span[0])} to {clock(span[1])}"
     question = Question(f"{text} Answer in seconds.", answer, "temporal grounding")
-    reasoning = pick(rng, (f"{name} from {answer}", f"{name} starts {clock(span[0])} ends {clock(span[1])}"))
+    reasoning = pick(rng, (f"the {name} from {answer}", f"the {name} starts {clock(span[0])} ends {clock(span[1])}"))
     return Sample(question, reasoning, _spans([span]), frames=frames)
 
 
@@ -104,7 +103,7 @@ def needle(rng: np.random.Generator, settings: SceneSettings) -> Sample:
         question = ask(rng, text, color, style, COLOR_NAMES)
     else:
         question = ask(rng, "Which shape appears briefly?", shape, style, SHAPES)
-    reasoning = pick(rng, (f"at {clock(start)} {color} {shape}", f"{color} {shape}"))
+    reasoning = pick(rng, (f"at {clock(start)} {color} {shape}", f"briefly a {color} {shape}"))
     return Sample(question, reasoning, _spans([(start, start + 1)]), frames=frames)
 
 
@@ -133,13 +132,13 @@ def draw_static(rng: np.random.Generator, frames: np.ndarray) -> tuple[Question,
     if topic == "number":
         style = pick(rng, ("multiple choice", "numerical"))
         question = ask(rng, f"How many shapes are {color}?", str(count), style, ("1", "2", "3", "4"))
-        return question, " ".join([f"{color} {shape}"] * count), boxes
+        return question, " ".join(f"number {index} {color} {shape}" for index in range(1, count + 1)), boxes
     style = pick(rng, ("multiple choice", "free-form"))
     if topic == "color":
         question = ask(rng, f"What color is the {shape}?", color, style, COLOR_NAMES)
     else:
         question = ask(rng, f"Which shape is {color}?", shape, style, SHAPES)
-    return question, pick(rng, (f"{color} {shape}", f"a {shape} in {color}")), boxes
+    return question, pick(rng, (f"a {color} {shape}", f"a {shape} in {color}")), boxes
 
 
 def _backdrop(rng: np.random.Generator, settings: SceneSettings) -> np.ndarray:
@@ -164,6 +163,13 @@ def _show(
     center = tuple(int(rng.integers(radius, size - radius)) for size in (height, width))
     for frame in _during(frames, settings, *span):
         paint(frame, shape, color, center, radius)
+
+
+def _scene_bounds(rng: np.random.Generator, ticks: int, count: int) -> list[int]:
+    """Random ends of `count` scenes, 0 and `ticks` included; each lasts two ticks at least where they fit, else one."""
+    shortest = 2 if 2 * count <= ticks else 1
+    spare = sorted(int(rng.integers(ticks - shortest * count + 1)) for _ in range(count - 1))
+    return [0, *(shortest * number + extra for number, extra in enumerate(spare, 1)), ticks]
 
 
 def _span_within(rng: np.random.Generator, low: int, high: int, longest: int) -> tuple[int, int]:

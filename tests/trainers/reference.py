@@ -1,0 +1,739 @@
+"""The methods once more, as their papers write them: float64, raw logits and eager attention maps, one completion a time.
+
+Nothing here is the package's, but two things that must be the same on both sides: the decoder of videos (`read_video`)
+and the generator that Video-KTR draws its permutations from (`seeded`). Loops instead of tensors: slow and plain.
+"""
+
+import functools
+import inspect
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+from tests.helpers import history, poster
+from trl_perception import GRPOVideoTrainer
+from trl_perception.assets import model_path
+from trl_perception.media import read_video
+from trl_perception.signals import seeded
+
+LENGTHS = (8, 5, 1, 7)  # completions are cut to these, so that lengths, denominators and padding matter
+
+
+# Models
+
+
+def default_path(make_trainer) -> str:
+    """The folder of the model that `make_trainer` takes by default."""
+    return model_path(inspect.signature(make_trainer).parameters["model"].default)
+
+
+def shaken(path, seed=0, size=0.1):
+    """The model at `path` with noise on its weights: attention and distributions far from uniform, whatever it learned."""
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def weights_of(model, *, adapter=True) -> dict:
+    """A copy of the weights under plain names; LoRA's are added to the base (W + alpha/r B A), or left out."""
+    state = {name.removeprefix("base_model.model."): value.detach() for name, value in model.state_dict().items()}
+    plain = {}
+    for name, value in state.items():
+        if "lora_" in name or (".modules_to_save." if not adapter else ".original_module.") in name:
+            continue
+        stem = name.removesuffix(".base_layer.weight")
+        for part in (".base_layer", ".modules_to_save.default", ".original_module"):
+            name = name.replace(part, "")  # noqa: PLW2901
+        plain[name] = value.clone()
+        if adapter and f"{stem}.lora_A.default.weight" in state:
+            lora = model.peft_config["default"]
+            up, down = (state[f"{stem}.lora_{side}.default.weight"] for side in "BA")
+            plain[name] += lora.lora_alpha / lora.r * up @ down
+    return plain
+
+
+class Recorder:
+    """Mixed into a trainer: keeps each micro-batch with loss, gradients and weights, each group, each view scored."""
+
+    def __init__(self, *args, **kwargs):
+        self.seen, self.groups, self.penalties, self.views = [], [], [], []
+        super().__init__(*args, **kwargs)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        return [ids[: LENGTHS[i % 4]] for i, ids in enumerate(completion_ids)], logprobs
+
+    def _generate_and_score_completions(self, inputs):
+        if self.model.training:
+            self.sampled_with, self.sampled_at = weights_of(self.model), self.state.global_step
+        return super()._generate_and_score_completions(inputs)
+
+    def rollout_signals(self, group):
+        self.groups.append(group)
+        return super().rollout_signals(group)
+
+    def score(self, group, view=None, **kwargs):
+        self.views.append(view)
+        return super().score(group, view, **kwargs)
+
+    def penalty(self, inputs):
+        result = super().penalty(inputs)
+        self.penalties.append(None if result is None else result.loss.item())
+        return result
+
+    def _compute_loss(self, model, inputs):
+        given = dict(inputs)
+        loss = super()._compute_loss(model, inputs)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(trained.values()), retain_graph=True, allow_unused=True)
+        known = zip(trained, gradients, strict=True)
+        self.seen.append(
+            Seen(
+                inputs=given,
+                loss=loss.item(),
+                gradients={name: gradient for name, gradient in known if gradient is not None},
+                weights=weights_of(self.model),
+                sampled_with=self.sampled_with,
+                sampled_at=self.sampled_at,
+                step=self.state.global_step,
+            )
+        )
+        return loss
+
+
+@dataclass
+class Seen:
+    """A micro-batch: what came in and out, the weights it met, those that sampled it, and the steps of both."""
+
+    inputs: dict
+    loss: float
+    gradients: dict
+    weights: dict
+    sampled_with: dict
+    sampled_at: int
+    step: int
+
+
+@functools.cache
+def recorded(cls):
+    return type(f"Recorded{cls.__name__}", (Recorder, cls), {})
+
+
+def accuracy_reward(completions, **columns):
+    """Every other completion succeeds, whatever it says: 1 0 1 0 ..."""
+    return [float(i % 2 == 0) for i in range(len(completions))]
+
+
+def spread_reward(completions, **columns):
+    """0 0.5 1 1.5 0 0.5 ..."""
+    return [0.5 * (i % 4) for i in range(len(completions))]
+
+
+def build(make_trainer, rows, cls, **config):
+    """A recorded trainer on the shaken model with two rewards; `reward` and `model` may be given."""
+    config = {"reward": [accuracy_reward, spread_reward], **config}
+    if "model" not in config:
+        config["model"] = shaken(default_path(make_trainer))
+    return make_trainer(rows, cls=recorded(cls), **config)
+
+
+# Forwards
+
+
+@dataclass
+class Reading:
+    """One forward over a prompt of P tokens and a completion of T.
+
+    Args:
+        ids: the completion. logits: (T,N) rows that predict it. maps: per layer (H,P+T,P+T). prompt: P.
+        kinds: per prompt token "text", "image" or "video". frames: per prompt token its frame, None on text.
+    """
+
+    ids: list
+    logits: torch.Tensor
+    maps: list
+    prompt: int
+    kinds: list = field(default_factory=list)
+    frames: list = field(default_factory=list)
+
+    def log_probs(self, temperature):
+        return torch.log_softmax(self.logits / temperature, -1)
+
+    def logps(self, temperature):
+        return [row[token] for row, token in zip(self.log_probs(temperature), self.ids, strict=True)]
+
+    def entropies(self, temperature):
+        return [-(row.exp() * row).sum() for row in self.log_probs(temperature)]
+
+
+@functools.cache
+def eager_model(path, vocabulary=None):
+    model = AutoModelForImageTextToText.from_pretrained(path, attn_implementation="eager", dtype=torch.float64)
+    if vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model.eval()
+
+
+@functools.cache
+def _processor(path):
+    return AutoProcessor.from_pretrained(path)
+
+
+class Eager:
+    """The model at `path` in float64 with eager attention and given weights."""
+
+    def __init__(self, path, weights):
+        self.processor = _processor(path)
+        self.model = eager_model(path, len(weights["lm_head.weight"]))
+        self.model.load_state_dict(weights)
+
+    def read(self, row, ids, *, grad=False, blind=None, cells=None, frames=None) -> Reading:
+        """One completion under one view of its prompt.
+
+        Args:
+            blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out.
+            cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
+        """
+        inputs = dict(_inputs(self.processor, row, frames))
+        length, prompt = len(ids), inputs["input_ids"].size(1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, length).long()], 1)
+        names = {self.processor.image_token_id: "image", self.processor.video_token_id: "video"}
+        kinds = [names.get(token, "text") for token in inputs["input_ids"][0, :prompt].tolist()]
+        of_token = _frames(kinds, inputs, self.processor.image_processor.merge_size)
+        if cells:
+            inputs["pixel_values_videos"] = _permute_cells(inputs, cells)
+        if blind == "mask":
+            inputs = self._masked(inputs, kinds)
+        elif blind == "delete":
+            kept = torch.tensor([kind == "text" for kind in kinds] + [True] * length)
+            inputs = {"input_ids": inputs["input_ids"][:, kept], "attention_mask": torch.ones(1, int(kept.sum())).long()}
+        with torch.set_grad_enabled(grad):
+            out = self.model(**inputs, output_attentions=True)
+        maps = [layer[0] for layer in out.attentions]
+        return Reading(ids, out.logits[0, -length - 1 : -1], maps, prompt, kinds, of_token)
+
+    def _masked(self, inputs, kinds):
+        """The inputs with a mask (1,1,S,S) that hides visual keys from text queries, and the positions of the full view."""
+        positions, _ = self.model.model.get_rope_index(
+            **{name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        )
+        size = inputs["input_ids"].size(1)
+        visual = [kind != "text" for kind in kinds] + [False] * (size - len(kinds))
+        mask = torch.zeros(1, 1, size, size, dtype=torch.float64)
+        for query in range(size):
+            for key in range(size):
+                if key > query or (visual[key] and not visual[query]):
+                    mask[0, 0, query, key] = -math.inf
+        return {**inputs, "attention_mask": mask, "position_ids": positions}
+
+
+@functools.cache
+def _clip(path, limits):
+    return read_video(path, factor=28, size_limits=limits)
+
+
+def _inputs(processor, row, orders=None):
+    """What the processor makes of a row's prompt; `orders` permutes the raw frames of each video first."""
+    size = processor.video_processor.size
+    clips = [_clip(path, (size["shortest_edge"], size["longest_edge"])) for path in row["videos"]]
+    frames = [clip.frames for clip in clips]
+    if orders:
+        frames = [of_clip[order] for of_clip, order in zip(frames, orders, strict=True)]
+    text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    metadata = [VideoMetadata(total_num_frames=16, fps=4, frames_indices=clip.indices) for clip in clips]
+    return processor(
+        text=[text],
+        images=[poster(path) for path in row["images"]] or None,
+        videos=frames or None,
+        return_tensors="pt",
+        **({"do_sample_frames": False, "video_metadata": metadata} if clips else {}),
+    )
+
+
+def _frames(kinds, inputs, merge):
+    """Frame of each prompt token: the temporal cells of videos and the images, numbered as they come."""
+    sizes = {
+        kind: [h * w // merge**2 for t, h, w in inputs.get(f"{kind}_grid_thw", torch.zeros(0, 3)).tolist() for _ in range(int(t))]
+        for kind in ("image", "video")
+    }
+    frames, frame, left = [], -1, 0
+    for kind in kinds:
+        if kind == "text":
+            frames.append(None)
+            continue
+        if left == 0:
+            frame, left = frame + 1, int(sizes[kind].pop(0))
+        frames.append(frame)
+        left -= 1
+    return frames
+
+
+def _permute_cells(inputs, orders):
+    """Patches of videos, cell i showing what cell order[i] showed."""
+    start, rows = 0, []
+    for (t, h, w), order in zip(inputs["video_grid_thw"].tolist(), orders, strict=True):
+        for cell in order:
+            rows += range(start + cell * h * w, start + (cell + 1) * h * w)
+        start += t * h * w
+    return inputs["pixel_values_videos"][rows]
+
+
+# A recorded update, read again
+
+
+@dataclass
+class Sampled:
+    """A completion: its dataset row, its place in the rollout, the micro-batch and the row of it where it was seen."""
+
+    row: dict
+    place: int
+    ids: list
+    micro: int
+    index: int
+
+
+class Update:
+    """The micro-batches of one optimisation step, as completions that can be read under any weights."""
+
+    def __init__(self, trainer, rows, step):
+        self.micro = [seen for seen in trainer.seen if seen.step == step]
+        self.path, self.temperature = trainer.model.config._name_or_path, trainer.temperature
+        self.size, self.args = trainer.num_generations, trainer.args
+        self.completions = []
+        for number, seen in enumerate(self.micro):
+            for index, place in enumerate(seen.inputs["row"].tolist()):
+                mask = seen.inputs["completion_mask"][index].bool()
+                prompt = trainer.processing_class.decode(seen.inputs["prompt_ids"][index])
+                (row,) = (row for row in rows if row["prompt"][0]["content"][-1]["text"] in prompt)
+                ids = seen.inputs["completion_ids"][index][mask].tolist()
+                self.completions.append(Sampled(row, place, ids, number, index))
+        self.completions.sort(key=lambda completion: completion.place)
+        first = self.micro[0]
+        rollout = {seen.inputs["row"].tolist()[0]: seen for seen in trainer.seen if seen.sampled_at == first.sampled_at}
+        self.rollout_tokens = sum(int(seen.inputs["completion_mask"].sum()) for seen in rollout.values())
+        self.weights, self.sampled_with, self.sampled_at = first.weights, first.sampled_with, first.sampled_at
+
+    def read(self, weights, completions=None, *, path=None, grad=False, **view):
+        eager = Eager(path or self.path, weights)
+        return [eager.read(c.row, c.ids, grad=grad, **view) for c in completions or self.completions]
+
+    def groups(self):
+        """The completions of each prompt."""
+        return [self.completions[i : i + self.size] for i in range(0, len(self.completions), self.size)]
+
+    def advantages(self):
+        """(r - mean) / (std + 1e-4) of the two rewards' sum, within each group."""
+        found = []
+        for group in self.groups():
+            rewards = torch.tensor([float(c.place % 2 == 0) + 0.5 * (c.place % 4) for c in group], dtype=torch.float64)
+            found += ((rewards - rewards.mean()) / (rewards.std() + 1e-4)).tolist()
+        return found
+
+    def assert_weights(self, expected):
+        """The token weights that the update received are these."""
+        for completion, weights in zip(self.completions, expected, strict=True):
+            got = self.micro[completion.micro].inputs["token_weights"][completion.index]
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got[: len(weights)], torch.tensor(weights), atol=1e-4, rtol=0)
+
+    def mean_over_tokens(self, values):
+        """Per completion its tokens' share of the micro-batch's mean over tokens, over the accumulation."""
+        tokens = [sum(len(c.ids) for c in self.completions if c.micro == number) for number in range(len(self.micro))]
+        steps = self.args.gradient_accumulation_steps
+        return [
+            [value / tokens[c.micro] / steps for value in of_one]
+            for c, of_one in zip(self.completions, values, strict=True)
+        ]
+
+    def assert_losses(self, *terms, gradients=True):
+        """Each micro-batch's loss and gradient are the sums of the terms, and no term is too small to be seen.
+
+        Args:
+            terms: each holds, per completion, its tokens' shares of a loss.
+            gradients: whether the trained weights bear the model's own names (an adapter's do not).
+        """
+        model = eager_model(self.path, len(self.weights["lm_head.weight"]))
+        for number, seen in enumerate(self.micro):
+            mine = [i for i, completion in enumerate(self.completions) if completion.micro == number]
+            expected = sum(sum(term[i]) for term in terms for i in mine)
+            assert abs(seen.loss - expected.item()) < 1e-4, (seen.loss, expected.item())
+            if not gradients:
+                continue
+            trained = {name: p for name, p in model.named_parameters() if name in seen.gradients}
+            found = torch.autograd.grad(expected, list(trained.values()), allow_unused=True)
+            pairs = [(seen.gradients[name].double(), g) for name, g in zip(trained, found, strict=True) if g is not None]
+            got, wanted = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
+            assert len(pairs) > 4
+            assert wanted.norm() > 0
+            assert (got - wanted).norm() < 1e-3 * wanted.norm(), ((got - wanted).norm(), wanted.norm())
+
+
+def clipped(logp, old, advantage, low, high):
+    """-min(rho A, clip(rho, 1 - low, 1 + high) A)."""
+    ratio = torch.exp(logp - old)
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def policy_terms(update, now, old, credit, *, reference=None, kept=None):
+    """Per completion the losses of its tokens, so normalised that a micro-batch's sum is its loss.
+
+    "grpo": 1/(completions of the micro-batch) 1/|o_i|, over the accumulation; "dapo": 1/(tokens of an accumulation window).
+
+    Args:
+        credit: per completion its tokens' advantages. reference: readings of the KL reference. kept: per completion its
+            tokens' keys: others leave the loss, their KL term and the denominator.
+    """
+    args, temperature = update.args, update.temperature
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    terms = []
+    for i, (new, before) in enumerate(zip(now, old, strict=True)):
+        losses = [
+            clipped(logp, was.detach(), advantage, args.epsilon, high)
+            for logp, was, advantage in zip(new.logps(temperature), before.logps(temperature), credit[i], strict=True)
+        ]
+        if reference:
+            pairs = zip(reference[i].logps(temperature), new.logps(temperature), strict=True)
+            k3 = [torch.exp(ref - logp) - (ref - logp) - 1 for ref, logp in pairs]
+            losses = [loss + args.beta * kl for loss, kl in zip(losses, k3, strict=True)]
+        count = len(losses)
+        if kept:
+            losses = [loss for loss, keep in zip(losses, kept[i], strict=True) if keep]
+            count = max(1, len(losses))
+        if args.loss_type == "grpo":
+            of_micro = sum(c.micro == update.completions[i].micro for c in update.completions)
+            count = count * of_micro * args.gradient_accumulation_steps
+        else:
+            assert args.loss_type == "dapo"
+            count = update.rollout_tokens * args.gradient_accumulation_steps / args.steps_per_generation
+        terms.append([loss / count for loss in losses])
+    return terms
+
+
+# APPO, arXiv:2602.23823
+
+
+def look_at_frames(reading, layers):
+    """A[j][f]: mean over the last layers, heads and the frame's tokens of the row that predicts token j."""
+    count = max(frame for frame in reading.frames if frame is not None) + 1
+    looks = []
+    for j in range(len(reading.ids)):
+        row = []
+        for frame in range(count):
+            keys = [v for v, of_token in enumerate(reading.frames) if of_token == frame]
+            weights = [
+                layer[head, reading.prompt - 1 + j, v].item()
+                for layer in reading.maps[-layers:]
+                for head in range(len(layer))
+                for v in keys
+            ]
+            row.append(sum(weights) / len(weights))
+        looks.append(row)
+    return looks
+
+
+def appo_weights(
+    readings,
+    accuracy,
+    temperature,
+    *,
+    attention_layers=3,
+    top_tokens=15,
+    top_frames=3,
+    tokens_per_frame=64,
+    reward_threshold=0.5,
+    strategy="soft",
+    alpha=0.7,
+    divergence="kl",
+    normalizer="groups",
+):
+    """w[i][j] of one group."""
+    if not any(kind != "text" for kind in readings[0].kinds):
+        return [[1.0] * len(reading.ids) for reading in readings]
+    looks = [look_at_frames(reading, attention_layers) for reading in readings]
+    votes = {True: set(), False: set()}
+    for look, reward in zip(looks, accuracy, strict=True):
+        strength = []
+        for frame in range(len(look[0])):
+            best = sorted((row[frame] for row in look), reverse=True)[:top_tokens]
+            strength.append(sum(best) / len(best))
+        votes[reward >= reward_threshold] |= set(sorted(range(len(strength)), key=lambda f: -strength[f])[:top_frames])
+    selected = {"soft": votes[True], "hard": votes[True] - votes[False], "all": votes[True] | votes[False]}[strategy]
+
+    credits = [[[] for _ in reading.ids] for reading in readings]
+    for frame in selected:
+        chosen = []
+        for look in looks:
+            best = sorted(range(len(look)), key=lambda j: -look[j][frame])[:tokens_per_frame]
+            chosen.append(sorted(best))
+        disagreement = {}
+        for rank in range(max(len(tokens) for tokens in chosen)):
+            members = [(i, tokens[rank]) for i, tokens in enumerate(chosen) if rank < len(tokens)]
+            if len(members) > 1:
+                log_p = torch.stack([readings[i].log_probs(temperature)[j] for i, j in members])
+                disagreement[rank] = _disagreement(log_p, divergence)
+        low, high = min(disagreement.values(), default=0.0), max(disagreement.values(), default=0.0)
+        for i, tokens in enumerate(chosen):
+            for rank, j in enumerate(tokens):
+                scaled = (disagreement[rank] - low) / (high - low) if rank in disagreement and high > low else 0.0
+                credits[i][j].append(scaled)
+
+    def divisor(given):
+        return len(given) if normalizer == "groups" else len(selected)
+
+    return [[1 + alpha * sum(given) / divisor(given) if given else 1.0 for given in of_row] for of_row in credits]
+
+
+def _disagreement(log_p, divergence):
+    if divergence == "release":
+        c = (log_p.mean(0) - log_p).clamp(-11, 11)
+        return (c.exp() - c - 1).sum(-1).mean().item()
+    mixture = log_p.exp().mean(0)
+    return sum((row.exp() * (row - mixture.log())).sum().item() for row in log_p) / len(log_p)
+
+
+# PGPO, arXiv:2604.01840
+
+
+def pgpo_weights(
+    sighted,
+    blind,
+    temperature,
+    *,
+    dependency="k3",
+    dependency_clamp=10.0,
+    dependency_threshold=0.4,
+    threshold_mode="absolute",
+    visual_boost=2.0,
+    weight_floor=0.0,
+    conserve_mass=True,
+    max_weight=None,
+    eps=1e-8,
+):
+    """w~ of one completion; `blind` None for a prompt without media."""
+    count = len(sighted.ids)
+    if blind is None or count == 1:
+        return [1.0] * count
+    if dependency == "kl":
+        pairs = zip(sighted.log_probs(temperature), blind.log_probs(temperature), strict=True)
+        scores = [(p.exp() * (p - q)).sum().item() for p, q in pairs]
+    else:
+        pairs = zip(sighted.logps(temperature), blind.logps(temperature), strict=True)
+        logs = [(without - with_media).item() for with_media, without in pairs]  # ln r
+        if dependency_clamp is not None:
+            logs = [min(20.0, max(-20.0, log)) for log in logs]
+        scores = [math.exp(log) - 1 - log for log in logs]
+        if dependency_clamp is not None:
+            scores = [min(score, dependency_clamp) for score in scores]
+    damped = [math.log(1 + score) for score in scores]
+    low, high = min(damped), max(damped)
+    importance = [(value - low) / (high - low + eps) for value in damped]
+    tau = dependency_threshold
+    if threshold_mode == "quantile":
+        tau = torch.tensor(importance, dtype=torch.float64).quantile(tau).item()
+    weights = [
+        value / (tau + eps) if value < tau else 1 + visual_boost * (value - tau) / (1 - tau + eps) for value in importance
+    ]
+    weights = [max(weight, weight_floor) for weight in weights]
+    if conserve_mass:
+        weights = [weight * count / sum(weights) for weight in weights]
+    if max_weight is not None:
+        weights = [min(weight, max_weight) for weight in weights]
+        if conserve_mass:
+            weights = [weight * count / sum(weights) for weight in weights]
+    return weights
+
+
+# Video-KTR, arXiv:2601.19686
+
+
+def orders_of(seed, step, prompt_ids, lengths):
+    """The permutations of a prompt at a step: drawn again while they are the identity, none for fewer than two things."""
+    generator = seeded(seed, step, torch.tensor(prompt_ids))
+    orders = []
+    for length in lengths:
+        order = list(range(length))
+        while length > 1 and order == list(range(length)):
+            order = torch.randperm(length, generator=generator).tolist()
+        orders.append(order)
+    return orders
+
+
+def ktr_signals(eager, completions, prompt_ids, temperature, *, seed, step, shuffle="grid", blind_positions="original"):
+    """Per completion (dv, dt, H), a list each; dv None without media, dt None without a video of two cells."""
+    row = completions[0].row
+    inputs = _inputs(eager.processor, row)
+    grid = inputs["video_grid_thw"].tolist() if row["videos"] else []
+    view = None
+    if any(t > 1 for t, _, _ in grid):
+        lengths = [t if shuffle == "grid" else 2 * t for t, _, _ in grid]
+        orders = orders_of(seed, step, prompt_ids, lengths)
+        assert all(order != sorted(order) for order in orders if len(order) > 1)
+        view = {"cells" if shuffle == "grid" else "frames": orders}
+    found = []
+    for completion in completions:
+        sighted = eager.read(completion.row, completion.ids)
+        seen = sighted.logps(temperature)
+
+        def differences(other, seen=seen):
+            return [(a - b).item() for a, b in zip(seen, other.logps(temperature), strict=True)]
+
+        visual = temporal = None
+        if row["videos"] or row["images"]:
+            way = "mask" if blind_positions == "original" else "delete"
+            visual = differences(eager.read(completion.row, completion.ids, blind=way))
+        if view:
+            temporal = differences(eager.read(completion.row, completion.ids, **view))
+        found.append((visual, temporal, [entropy.item() for entropy in sighted.entropies(temperature)]))
+    return found
+
+
+def ktr_keys(signals, *, visual=0.2, temporal=0.2, entropy=0.2, preset="paper"):
+    """Per completion of one group, whether each token is a key token."""
+    keys = [[False] * len(entropies) for _, _, entropies in signals]
+    for which, ratio in enumerate((visual, temporal, entropy)):
+        scores = [of_one[which] for of_one in signals]
+        if ratio == 0 or scores[0] is None:
+            continue
+        if preset == "release":
+            pooled = torch.tensor([score for of_one in scores for score in of_one], dtype=torch.float64)
+            cut = pooled.quantile(1 - ratio).item()
+        for i, of_one in enumerate(scores):
+            if preset == "release":
+                best = [t for t, score in enumerate(of_one) if score >= cut]
+            else:
+                size = [score if which == 2 else abs(score) for score in of_one]
+                best = sorted(range(len(size)), key=lambda t: -size[t])[: math.ceil(ratio * len(size) - 1e-9)]
+            for t in best:
+                keys[i][t] = True
+    return keys
+
+
+# RAL and attention distillation, arXiv:2602.04884
+
+
+def attention_policies(reading, *, attn_layers=1, attn_query="token", attn_keys="all"):
+    """p_t over the positions before token t, for each t: head mean, then the token itself dropped, then renormalised."""
+    averaged = sum(layer.mean(0) for layer in reading.maps[-attn_layers:]) / attn_layers
+    policies = []
+    for t in range(len(reading.ids)):
+        position = reading.prompt + t
+        row = averaged[position if attn_query == "token" else position - 1]
+        keys = [i for i in range(position) if attn_keys == "all" or (i < reading.prompt and reading.kinds[i] != "text")]
+        kept = row[keys]
+        policies.append(kept / kept.sum() if keys else kept)
+    return policies
+
+
+def jensen_shannon(p, q):
+    """1/2 KL(p||m) + 1/2 KL(q||m), m = (p+q)/2."""
+    m = (p + q) / 2
+    return 0.5 * (torch.xlogy(p, p / m).sum() + torch.xlogy(q, q / m).sum())
+
+
+def gkd(student, teacher, *, mix=1.0, temperature=1.0):
+    """Divergence of next-token distributions at each token: 0 KL(t||s), 1 KL(s||t), else the generalised JSD."""
+    size = min(student.logits.size(-1), teacher.logits.size(-1))
+    found = []
+    for mine, theirs in zip(student.logits[:, :size], teacher.logits[:, :size], strict=True):
+        log_s, log_t = torch.log_softmax(mine / temperature, -1), torch.log_softmax(theirs.detach() / temperature, -1)
+        s, t = log_s.exp(), log_t.exp()
+        if mix == 0:
+            found.append((t * (log_t - log_s)).sum())
+        elif mix == 1:
+            found.append((s * (log_s - log_t)).sum())
+        else:
+            log_m = ((1 - mix) * s + mix * t).log()
+            found.append(mix * (t * (log_t - log_m)).sum() + (1 - mix) * (s * (log_s - log_m)).sum())
+    return found
+
+
+def size_of(term):
+    """The largest share of any completion: what a comparison to 1e-4 would notice."""
+    return max(abs(float(sum(of_one))) for of_one in term)
+
+
+# What holds for every method
+
+OBJECTIVES = {  # micro-batches that cut groups of four in two, and micro-batches of two groups of every kind
+    "video": {"per_device_train_batch_size": 2, "num_generations": 4},
+    "mixed": {"per_device_train_batch_size": 4, "num_generations": 2},
+}
+TWO_UPDATES = {
+    "gradient_accumulation_steps": 2,
+    "num_iterations": 2,
+    "max_steps": 2,
+    "learning_rate": 5e-4,  # ratios on both sides of the clip
+    "temperature": 0.8,
+}
+
+RUNS = {
+    "mixed": ("mixed", {}),
+    "images": ("image", {}),
+    "adapter": ("mixed", {}),
+    "checkpointed": ("video", {"gradient_checkpointing": True}),
+    "not checkpointed": ("video", {"gradient_checkpointing": False}),
+    "kl": ("mixed", {"beta": 0.1}),
+    "two iterations": ("mixed", {"num_iterations": 2}),
+    "stale slices": ("mixed", {"num_iterations": 1, "steps_per_generation": 2, "gradient_accumulation_steps": 1}),
+}
+
+
+def assert_runs(make_trainer, rows, cls, run, metric, **config):
+    """A few steps of one of `RUNS`: finite losses, gradients, and the method's metric at least once."""
+    kind, settings = RUNS[run]
+    adapter = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])} if run == "adapter" else {}
+    trainer = make_trainer(
+        rows[kind],
+        cls=cls,
+        model=shaken(default_path(make_trainer)),
+        reward=[accuracy_reward, spread_reward],
+        extra={**config.pop("extra", {}), **adapter},
+        **{"num_generations": 2, "max_steps": 2, **config, **settings},
+    )
+    trainer.train()
+    losses, gradients, metrics = history(trainer, "loss", "grad_norm", metric)
+    assert len(losses) == len(gradients) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(0 < norm < 1e6 for norm in gradients)
+    assert metrics
+    assert all(math.isfinite(value) for value in metrics)
+    return trainer
+
+
+def outcome(make_trainer, rows, cls, **config):
+    """Losses and gradient norms of a run on the shaken model."""
+    config = {"reward": [accuracy_reward, spread_reward], "model": shaken(default_path(make_trainer)), **config}
+    trainer = make_trainer(rows, cls=cls, **config)
+    trainer.train()
+    return history(trainer, "loss", "grad_norm")
+
+
+def assert_neutral(make_trainer, rows, cls, neutral, other, **config):
+    """Five steps: with the neutral settings the method is GRPO, with others it is not."""
+    fields = cls.config_class.__dataclass_fields__
+    shared = {name: fields[name].default for name in ("loss_type", "epsilon_high")}
+    shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 5e-3}
+    grpo = outcome(make_trainer, rows, GRPOVideoTrainer, **shared)
+    same = outcome(make_trainer, rows, cls, **shared, **config, **neutral)
+    different = outcome(make_trainer, rows, cls, **shared, **config, **other)
+    assert len(grpo[0]) == 5
+    for mine, theirs in zip(same, grpo, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6, rel=1e-6)
+    assert different[0][1:] != pytest.approx(grpo[0][1:], abs=1e-4)
+    assert different[1] != pytest.approx(grpo[1], rel=1e-3)
+
+
+def assert_refused(tmp_path, cls, settings, words):
+    with pytest.raises(ValueError, match=words):
+        cls.config_class(str(tmp_path), use_cpu=True, bf16=False, **settings)
