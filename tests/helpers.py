@@ -1,7 +1,7 @@
 """Small things that several tests need."""
 
-
 from PIL import Image
+
 
 def message(text, *kinds):
     return [{"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]}]

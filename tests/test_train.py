@@ -53,7 +53,10 @@ def test_the_command_line_wins_over_the_recipe():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--video_max_frame", "4"], r"Unknown key 'video_max_frame' in the command line.*Did you mean 'video_max_frames'"),
+        (
+            ["--video_max_frame", "4"],
+            r"Unknown key 'video_max_frame' in the command line.*Did you mean 'video_max_frames'",
+        ),
         (["--trainer", "grp"], r"Unknown trainer 'grp'\. Did you mean 'grpo'"),
         (["--reward_funcs", "acuracy"], "accuracy"),
         (["--dataset_name", "./nowhere.jsonl"], r"nowhere\.jsonl does not exist"),
@@ -61,9 +64,8 @@ def test_the_command_line_wins_over_the_recipe():
     ],
 )
 def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError, SystemExit), match=words) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         build(*parse(["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU, *arguments]))
-    assert error.type is not SystemExit
 
 
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path):

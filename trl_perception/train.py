@@ -42,7 +42,7 @@ class TrainArguments:
             Reward functions, by name or dotted path; their weights are `reward_weights`.
     """
 
-    trainer: str = field(default="grpo", metadata={"help": f"One of {', '.join(TRAINERS)}.", "choices": list(TRAINERS)})
+    trainer: str = field(default="grpo", metadata={"help": f"One of {', '.join(TRAINERS)}."})
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "'synthetic', a local JSON, JSONL or parquet file or folder, or a Hub data set."},
@@ -85,7 +85,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     if name not in TRAINERS:
         raise ValueError(f"Unknown trainer {name!r}.{_nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
     types = (TrainArguments, TRAINERS[name].config_class, ModelConfig)
-    parser = TrlParser(types)
+    parser = TrlParser(types, allow_abbrev=False)
     *parsed, from_recipe, from_command = parser.parse_args_and_config(
         args, return_remaining_strings=True, separate_remaining_strings=True
     )

@@ -112,7 +112,10 @@ def test_clips_images_and_texts_of_a_batch_are_told_apart(tiny, rows, media):
     model, processor = tiny
     torch.manual_seed(0)
     together = complete(model, processor, rows, media, max_new_tokens=24)
-    alone = [complete(model, processor, [row], [medium], max_new_tokens=24)[0] for row, medium in zip(rows, media, strict=True)]
+    alone = [
+        complete(model, processor, [row], [medium], max_new_tokens=24)[0]
+        for row, medium in zip(rows, media, strict=True)
+    ]
     # padding and neighbours change sums in the last bits only, which may tip a rare near-tie
     assert sum(one == other for one, other in zip(together, alone, strict=True)) >= len(rows) - 2
 

@@ -172,7 +172,7 @@ def test_answers_fit_their_problem_type(clips, images):
 
 def test_the_trace_of_a_multiple_choice_row_ends_with_its_option(clips, images):
     for row in clips + images:
-        ending = f", {answer_text(row)} is {row['solution']}"
+        ending = f", {answer_text(row)} {row['solution']}"
         assert row["reasoning"].endswith(ending) == (row["problem_type"] == "multiple choice")
 
 

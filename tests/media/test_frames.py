@@ -42,7 +42,9 @@ def test_grids_that_do_not_fit_are_refused():
 
 def test_cells_move_as_a_whole_and_stay_in_their_video():
     # two videos of 3 and 2 cells with 4 patches each; a patch names its video and cell
-    pixels = torch.tensor([[video, cell] for video, cells in ((0, 3), (1, 2)) for cell in range(cells) for _ in range(4)])
+    pixels = torch.tensor(
+        [[video, cell] for video, cells in ((0, 3), (1, 2)) for cell in range(cells) for _ in range(4)]
+    )
     original = prompt([2] * 5, videos=[[3, 2, 2], [2, 2, 2]], pixels=pixels)
     other, orders = shuffle_cells(original, torch.Generator().manual_seed(0))
     assert orders[1] == [1, 0]  # the only permutation of two that is not the identity

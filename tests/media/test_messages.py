@@ -14,7 +14,9 @@ def user(*content):
 def test_placeholders_take_the_media_of_their_column_in_order():
     prompt = user({"type": "video"}, TEXT, {"type": "image"}, {"type": "video"})
     messages = fill_media(prompt, images=["i"], videos=["a", "b"])
-    assert messages == user({"type": "video", "video": "a"}, TEXT, {"type": "image", "image": "i"}, {"type": "video", "video": "b"})
+    assert messages == user(
+        {"type": "video", "video": "a"}, TEXT, {"type": "image", "image": "i"}, {"type": "video", "video": "b"}
+    )
     assert prompt == user({"type": "video"}, TEXT, {"type": "image"}, {"type": "video"})  # the row is not written to
 
 

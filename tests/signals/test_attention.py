@@ -43,7 +43,9 @@ def test_rows_equal_the_eager_map(implementation):
     (rows,) = tap.take()
     torch.testing.assert_close(rows, eager_rows(tiny("eager"), inputs), atol=1e-6, rtol=1e-5)
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, tapped)  # the tap leaves the forward alone, and leaves nothing behind
+        assert torch.equal(
+            model(**inputs).logits, tapped
+        )  # the tap leaves the forward alone, and leaves nothing behind
 
 
 def test_each_of_several_layers_equals_its_map():

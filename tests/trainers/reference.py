@@ -139,7 +139,7 @@ def spread_reward(completions, **columns):
 
 def build(make_trainer, rows, cls, **config):
     """A recorded trainer on the shaken model with two rewards; `reward` and `model` may be given."""
-    config = {"reward": [accuracy_reward, spread_reward], **config}
+    config = {"reward": [accuracy_reward, spread_reward], "gradient_checkpointing": False, **config}
     if "model" not in config:
         config["model"] = shaken(default_path(make_trainer))
     return make_trainer(rows, cls=recorded(cls), **config)
@@ -217,7 +217,10 @@ class Eager:
             inputs = self._masked(inputs, kinds)
         elif blind == "delete":
             kept = torch.tensor([kind == "text" for kind in kinds] + [True] * length)
-            inputs = {"input_ids": inputs["input_ids"][:, kept], "attention_mask": torch.ones(1, int(kept.sum())).long()}
+            inputs = {
+                "input_ids": inputs["input_ids"][:, kept],
+                "attention_mask": torch.ones(1, int(kept.sum())).long(),
+            }
         with torch.set_grad_enabled(grad):
             out = self.model(**inputs, output_attentions=True)
         maps = [layer[0] for layer in out.attentions]
@@ -264,7 +267,11 @@ def _inputs(processor, row, orders=None):
 def _frames(kinds, inputs, merge):
     """Frame of each prompt token: the temporal cells of videos and the images, numbered as they come."""
     sizes = {
-        kind: [h * w // merge**2 for t, h, w in inputs.get(f"{kind}_grid_thw", torch.zeros(0, 3)).tolist() for _ in range(int(t))]
+        kind: [
+            h * w // merge**2
+            for t, h, w in inputs.get(f"{kind}_grid_thw", torch.zeros(0, 3)).tolist()
+            for _ in range(int(t))
+        ]
         for kind in ("image", "video")
     }
     frames, frame, left = [], -1, 0
@@ -287,6 +294,46 @@ def _permute_cells(inputs, orders):
             rows += range(start + cell * h * w, start + (cell + 1) * h * w)
         start += t * h * w
     return inputs["pixel_values_videos"][rows]
+
+
+def groups_of(make_trainer, rows, cls, **config):
+    """A trainer after one rollout and an update that changes nothing, and its groups: signals can be asked for again."""
+    size = 4 * len(rows)
+    settings = {"per_device_train_batch_size": size, "max_steps": 1, "learning_rate": 0.0, "temperature": 0.8}
+    trainer = build(make_trainer, rows, cls, **{**settings, **config})
+    trainer.train()
+    return trainer, trainer.groups
+
+
+def read_group(trainer, group, **view):
+    """A reading of each completion of a group under the trainer's weights."""
+    eager = Eager(trainer.model.config._name_or_path, weights_of(trainer.model))
+    return [eager.read(group.prompt.row, ids, **view) for ids in completions_of(group)]
+
+
+def completions_of(group):
+    return [ids[mask].tolist() for ids, mask in zip(group.completion_ids, group.completion_mask, strict=True)]
+
+
+def asked_again(trainer, group, option):
+    """The token weights of a group with some options set for this one call."""
+    before = {name: getattr(trainer.args, name) for name in option}
+    for name, value in option.items():
+        setattr(trainer.args, name, value)
+    with torch.no_grad():
+        credit = trainer.token_weights(group)
+    for name, value in before.items():
+        setattr(trainer.args, name, value)
+    return credit
+
+
+def assert_group_weights(credit, expected, name=""):
+    """Token weights (G,T) are these lists, and 0 on padding."""
+    for got, wanted in zip(credit.weights, expected, strict=True):
+        padded = torch.zeros(len(got))
+        padded[: len(wanted)] = torch.tensor(wanted)
+        difference = (got - padded).abs().max().item()
+        assert difference < 1e-4, (name, difference)
 
 
 # A recorded update, read again
@@ -372,7 +419,9 @@ class Update:
                 continue
             trained = {name: p for name, p in model.named_parameters() if name in seen.gradients}
             found = torch.autograd.grad(expected, list(trained.values()), allow_unused=True)
-            pairs = [(seen.gradients[name].double(), g) for name, g in zip(trained, found, strict=True) if g is not None]
+            pairs = [
+                (seen.gradients[name].double(), g) for name, g in zip(trained, found, strict=True) if g is not None
+            ]
             got, wanted = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
             assert len(pairs) > 4
             assert wanted.norm() > 0
@@ -426,19 +475,13 @@ def policy_terms(update, now, old, credit, *, reference=None, kept=None):
 def look_at_frames(reading, layers):
     """A[j][f]: mean over the last layers, heads and the frame's tokens of the row that predicts token j."""
     count = max(frame for frame in reading.frames if frame is not None) + 1
+    keys = [[v for v, of_token in enumerate(reading.frames) if of_token == frame] for frame in range(count)]
+    rows = slice(reading.prompt - 1, reading.prompt - 1 + len(reading.ids))
+    maps = [head[rows].tolist() for layer in reading.maps[-layers:] for head in layer]
     looks = []
     for j in range(len(reading.ids)):
-        row = []
-        for frame in range(count):
-            keys = [v for v, of_token in enumerate(reading.frames) if of_token == frame]
-            weights = [
-                layer[head, reading.prompt - 1 + j, v].item()
-                for layer in reading.maps[-layers:]
-                for head in range(len(layer))
-                for v in keys
-            ]
-            row.append(sum(weights) / len(weights))
-        looks.append(row)
+        of_frames = [[of_head[j][v] for of_head in maps for v in of_frame] for of_frame in keys]
+        looks.append([sum(weights) / len(weights) for weights in of_frames])
     return looks
 
 
@@ -542,7 +585,8 @@ def pgpo_weights(
     if threshold_mode == "quantile":
         tau = torch.tensor(importance, dtype=torch.float64).quantile(tau).item()
     weights = [
-        value / (tau + eps) if value < tau else 1 + visual_boost * (value - tau) / (1 - tau + eps) for value in importance
+        value / (tau + eps) if value < tau else 1 + visual_boost * (value - tau) / (1 - tau + eps)
+        for value in importance
     ]
     weights = [max(weight, weight_floor) for weight in weights]
     if conserve_mass:
@@ -666,14 +710,14 @@ def size_of(term):
 # What holds for every method
 
 OBJECTIVES = {  # micro-batches that cut groups of four in two, and micro-batches of two groups of every kind
-    "video": {"per_device_train_batch_size": 2, "num_generations": 4},
+    "video": {"per_device_train_batch_size": 2, "num_generations": 4, "gradient_checkpointing": True},
     "mixed": {"per_device_train_batch_size": 4, "num_generations": 2},
 }
 TWO_UPDATES = {
     "gradient_accumulation_steps": 2,
     "num_iterations": 2,
     "max_steps": 2,
-    "learning_rate": 5e-4,  # ratios on both sides of the clip
+    "learning_rate": 3e-5,  # ratios inside the clip and outside
     "temperature": 0.8,
 }
 
@@ -682,7 +726,6 @@ RUNS = {
     "images": ("image", {}),
     "adapter": ("mixed", {}),
     "checkpointed": ("video", {"gradient_checkpointing": True}),
-    "not checkpointed": ("video", {"gradient_checkpointing": False}),
     "kl": ("mixed", {"beta": 0.1}),
     "two iterations": ("mixed", {"num_iterations": 2}),
     "stale slices": ("mixed", {"num_iterations": 1, "steps_per_generation": 2, "gradient_accumulation_steps": 1}),
@@ -699,7 +742,7 @@ def assert_runs(make_trainer, rows, cls, run, metric, **config):
         model=shaken(default_path(make_trainer)),
         reward=[accuracy_reward, spread_reward],
         extra={**config.pop("extra", {}), **adapter},
-        **{"num_generations": 2, "max_steps": 2, **config, **settings},
+        **{"num_generations": 2, "max_steps": 2, "gradient_checkpointing": False, **config, **settings},
     )
     trainer.train()
     losses, gradients, metrics = history(trainer, "loss", "grad_norm", metric)
@@ -713,8 +756,9 @@ def assert_runs(make_trainer, rows, cls, run, metric, **config):
 
 def outcome(make_trainer, rows, cls, **config):
     """Losses and gradient norms of a run on the shaken model."""
-    config = {"reward": [accuracy_reward, spread_reward], "model": shaken(default_path(make_trainer)), **config}
-    trainer = make_trainer(rows, cls=cls, **config)
+    model = shaken(default_path(make_trainer))
+    settings = {"reward": [accuracy_reward, spread_reward], "gradient_checkpointing": False, **config}
+    trainer = make_trainer(rows, cls=cls, model=model, **settings)
     trainer.train()
     return history(trainer, "loss", "grad_norm")
 

@@ -1,4 +1,4 @@
-"""APPOTrainer: its weights and losses against the paper's formulas, its options, and what a run with it is."""
+"""APPOTrainer: weights, losses and gradients against the paper's formulas, its options, and runs."""
 
 import pytest
 import torch
@@ -11,21 +11,24 @@ from tests.trainers.reference import (
     Update,
     accuracy_reward,
     appo_weights,
+    asked_again,
+    assert_group_weights,
     assert_neutral,
     assert_refused,
     assert_runs,
     build,
     default_path,
-    Eager,
+    groups_of,
     outcome,
     policy_terms,
+    read_group,
+    shaken,
     size_of,
     spread_reward,
-    weights_of,
 )
 from trl_perception import APPOTrainer, GRPOVideoTrainer
 
-# Few enough tokens and frames that they are chosen: completions have at most 8 tokens, a clip 4 frames.
+# Few enough that tokens and frames have to be chosen: completions have at most 8 tokens, a clip has 4 frames.
 CHOOSY = {"attention_layers": 2, "top_tokens": 3, "top_frames": 2, "tokens_per_frame": 3}
 
 
@@ -33,13 +36,14 @@ CHOOSY = {"attention_layers": 2, "top_tokens": 3, "top_frames": 2, "tokens_per_f
 def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
     trainer = build(make_trainer, rows[kind], APPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES, **CHOOSY)
     trainer.train()
+    assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("dapo", 0.2, 0.28)
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
         sampled, now = update.read(update.sampled_with), update.read(update.weights, grad=True)
         weights = []
         for start in range(0, len(sampled), update.size):
             group = sampled[start : start + update.size]
-            # 1 0 1 0 within the rollout: every other completion of a group succeeds
+            # 1 0 1 0 over the rollout: every other completion of a group succeeds
             weights += appo_weights(group, [1.0, 0.0] * (update.size // 2), 0.8, **CHOOSY)
         assert max(max(of_one) for of_one in weights) > 1.2
         update.assert_weights(weights)
@@ -47,8 +51,6 @@ def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
         terms = policy_terms(update, now, sampled, [[a * w for w in of_one] for a, of_one in pairs])
         assert size_of(terms) > 0.01
         update.assert_losses(terms)
-    assert update.args.loss_type == "dapo"
-    assert (update.args.epsilon, update.args.epsilon_high) == (0.2, 0.28)
 
 
 OPTIONS = {
@@ -56,33 +58,126 @@ OPTIONS = {
     "one token a vote": {"top_tokens": 1},
     "one frame a vote": {"top_frames": 1},
     "more tokens a frame": {"tokens_per_frame": 5},
-    "nobody fails": {"reward_threshold": 0.0, "strategy": "all"},
-    "successes alone": {"strategy": "hard"},
+    "everybody succeeds": {"reward_threshold": 0.0},
+    "nobody succeeds": {"reward_threshold": 1.5},
+    "votes of successes alone": {"strategy": "hard"},
     "every vote": {"strategy": "all"},
     "stronger": {"alpha": 1.7},
-    "the release's divergence": {"divergence": "release"},
+    "divergence of the release": {"divergence": "release"},
     "divided by frames": {"normalizer": "frames"},
 }
 
 
 def test_each_option_changes_the_weights_as_the_paper_says(rows, make_trainer):
-    # two clips of 4 cells and a picture: 9 frames
-    row = rows["several"][0]
-    trainer = build(make_trainer, [row], APPOTrainer, max_steps=1, learning_rate=0.0, temperature=0.8, **CHOOSY)
+    trainer, groups = groups_of(make_trainer, rows["several"], APPOTrainer, **CHOOSY)
+    readings = [read_group(trainer, group) for group in groups]
+    plain = [trainer.token_weights(group).weights for group in groups]
+    for name, option in {"as set": {}, **OPTIONS}.items():
+        changed = 0.0
+        for group, of_group, before in zip(groups, readings, plain, strict=True):
+            credit = asked_again(trainer, group, option)
+            assert_group_weights(credit, appo_weights(of_group, [1.0, 0.0] * 2, 0.8, **{**CHOOSY, **option}), name)
+            changed += (credit.weights - before).abs().max().item()
+        assert (changed > 1e-2) == bool(option), name
+
+
+def second_accuracy(completions, **columns):
+    """0 1 0 1 ..."""
+    return [float(i % 2 == 1) for i in range(len(completions))]
+
+
+def test_the_accuracy_reward_alone_decides_and_can_be_named(rows, make_trainer):
+    """Weights and scales of rewards change the advantage, never who counts as a success."""
+    rewards = [spread_reward, accuracy_reward, second_accuracy]
+    weights = {}
+    for name in ("accuracy_reward", "second_accuracy"):
+        trainer, (group,) = groups_of(
+            make_trainer,
+            rows["several"][:1],
+            APPOTrainer,
+            reward=rewards,
+            reward_weights=[5.0, 0.1, 0.1],
+            accuracy_reward=name,
+            **CHOOSY,
+        )
+        successes = [1.0, 0.0, 1.0, 0.0] if name == "accuracy_reward" else [0.0, 1.0, 0.0, 1.0]
+        credit = trainer.token_weights(group)
+        weights[name] = credit.weights
+        assert_group_weights(credit, appo_weights(read_group(trainer, group), successes, 0.8, **CHOOSY))
+        assert credit.metrics["appo/high_reward_frac"] == 0.5
+    assert (weights["accuracy_reward"] - weights["second_accuracy"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "named", "words"),
+    [
+        ([spread_reward], None, r"among the rewards \['spread_reward'\] none has accuracy in its name"),
+        ([accuracy_reward, second_accuracy], None, "2 has accuracy in its name"),
+        ([accuracy_reward], "precision", "none is 'precision'"),
+    ],
+)
+def test_an_accuracy_reward_that_cannot_be_told_is_refused(rows, make_trainer, rewards, named, words):
+    with pytest.raises(ValueError, match=f"{words}.*Set accuracy_reward"):
+        make_trainer(rows["video"], cls=APPOTrainer, reward=rewards, accuracy_reward=named)
+
+
+def test_alpha_0_is_grpo(rows, make_trainer):
+    assert_neutral(make_trainer, rows["mixed"], APPOTrainer, {"alpha": 0.0}, {"alpha": 0.7, "tokens_per_frame": 3})
+
+
+def no_accuracy(completions, **columns):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("strategy", ["soft", "hard"])
+def test_without_a_success_it_trains_as_grpo_and_says_so(rows, make_trainer, strategy):
+    shared = {"reward": [no_accuracy, spread_reward], "max_steps": 2, "loss_type": "dapo", "epsilon_high": 0.28}
+    plain = outcome(make_trainer, rows["video"], GRPOVideoTrainer, **shared)
+    settings = {**shared, "strategy": strategy, "tokens_per_frame": 3, "gradient_checkpointing": False}
+    trainer = make_trainer(rows["video"], cls=APPOTrainer, model=shaken(default_path(make_trainer)), **settings)
     trainer.train()
-    (group,) = trainer.groups
-    eager = Eager(default_path(make_trainer), weights_of(trainer.model))
-    ids = [row[mask].tolist() for row, mask in zip(group.completion_ids, group.completion_mask, strict=True)]
-    readings = [eager.read(row, completion) for completion in ids]
-    plain = trainer.token_weights(group).weights
-    for name, option in OPTIONS.items():
-        for key, value in {**CHOOSY, "strategy": "soft", "alpha": 0.7, **option}.items():
-            setattr(trainer.args, key, value)
-        weights = trainer.token_weights(group).weights
-        expected = appo_weights(readings, [1.0, 0.0, 1.0, 0.0], 0.8, **{**CHOOSY, **option})
-        for got, wanted in zip(weights, expected, strict=True):
-            torch.testing.assert_close(got[: len(wanted)], torch.tensor(wanted), atol=1e-4, rtol=0, msg=name)
-            assert not got[len(wanted) :].any()
-        assert (weights - plain).abs().max() > 1e-3, name
-        for key in option:
-            setattr(trainer.args, key, type(trainer.args).__dataclass_fields__[key].default)
+    for mine, theirs in zip(history(trainer, "loss", "grad_norm"), plain, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-6)
+    assert history(trainer, "appo/no_frame", "appo/frames_selected", "appo/weight_max") == [[1, 1], [0, 0], [1, 1]]
+
+
+def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
+    trainer = build(make_trainer, rows["text"], APPOTrainer, num_generations=2, max_steps=1)
+    trainer.train()
+    assert trainer.seen[0].inputs.get("token_weights") is None
+    assert trainer.views == []
+    assert history(trainer, "appo/weight_mean") == [[]]
+
+
+def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
+    trainer = build(make_trainer, rows["video"], APPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
+    trainer.train()
+    # 4 updates of 2 iterations are 2 rollouts, 4 completions each: a group, scored once
+    assert len(trainer.seen) == 8
+    assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
+    assert trainer.views == [None, None]
+    first, _, again, _ = trainer.seen[:4]
+    assert torch.equal(first.inputs["token_weights"], again.inputs["token_weights"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"attention_layers": 0},
+        {"top_tokens": 0},
+        {"top_frames": -1},
+        {"tokens_per_frame": 0},
+        {"alpha": -0.1},
+        {"strategy": "softer"},
+        {"divergence": "js"},
+        {"normalizer": "tokens"},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(tmp_path, bad):
+    assert_refused(tmp_path, APPOTrainer, bad, next(iter(bad)))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_runs(rows, make_trainer, run):
+    assert_runs(make_trainer, rows, APPOTrainer, run, "appo/weight_mean", tokens_per_frame=3)

@@ -93,8 +93,10 @@ def test_penalty_enters_once_a_step_whatever_the_accumulation(rows, make_trainer
         )
         trainer.train()
         norm = trainer.model.lm_head.weight.detach().norm().item()
-        (logged,), (losses,), (gradients,) = history(trainer, "shrink/norm"), history(trainer, "loss"), history(
-            trainer, "grad_norm"
+        (logged,), (losses,), (gradients,) = (
+            history(trainer, "shrink/norm"),
+            history(trainer, "loss"),
+            history(trainer, "grad_norm"),
         )
         assert logged == pytest.approx([norm])
         assert losses == pytest.approx([0.5 * norm**2], rel=1e-5)

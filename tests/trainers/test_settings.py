@@ -30,9 +30,7 @@ def test_frozen_parts_keep_their_weights(rows, make_trainer, tower, merger):
 
 def test_lora_trains_adapters_with_a_reference_and_media(rows, make_trainer):
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    trainer = make_trainer(
-        rows["mixed"], extra={"peft_config": config}, beta=0.1, num_iterations=2, max_steps=3
-    )
+    trainer = make_trainer(rows["mixed"], extra={"peft_config": config}, beta=0.1, num_iterations=2, max_steps=3)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
@@ -43,7 +41,9 @@ def test_lora_trains_adapters_with_a_reference_and_media(rows, make_trainer):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"])
 def test_every_loss_type_takes_videos(rows, make_trainer, loss_type):
-    trainer = make_trainer(rows["mixed"], loss_type=loss_type, num_iterations=2, max_steps=2, per_device_train_batch_size=8)
+    trainer = make_trainer(
+        rows["mixed"], loss_type=loss_type, num_iterations=2, max_steps=2, per_device_train_batch_size=8
+    )
     trainer.train()
     (gradients,) = history(trainer, "grad_norm")
     assert all(0 < norm < 1e4 for norm in gradients)

@@ -22,7 +22,7 @@ from .synthetic_video import VIDEO_FAMILIES
 
 FAMILIES = (*VIDEO_FAMILIES, "text_only")
 MEDIA = ("video", "image", "mixed")
-VERSION = 2
+VERSION = 3
 """Raised whenever the same arguments would give other rows, so that no old folder is taken for a new one."""
 
 FEATURES = Features(
@@ -51,7 +51,7 @@ def make_synthetic_dataset(
     split: str = "train",
     families: Sequence[str] | None = None,
     medium: str = "video",
-    scenes: tuple[int, int] = (2, 4),
+    scenes: tuple[int, int] = (2, 3),
     seconds: float = 4.0,
     fps: int = 4,
     resolution: int | tuple[int, int] = 56,
@@ -155,9 +155,9 @@ def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> 
 
 
 def _resolved(sample: Sample) -> str:
-    """The trace; for multiple choice it ends by naming the option, "scene 1 red scene 2 blue, blue is B"."""
+    """The trace; for multiple choice it ends by naming the option, "scene 1 red scene 2 blue, blue B"."""
     chosen = [option for option in sample.question.options if option.startswith(sample.question.solution)]
-    return sample.reasoning + "".join(f", {text} is {letter}" for letter, text in (c.split(". ") for c in chosen))
+    return sample.reasoning + "".join(f", {text} {letter}" for letter, text in (c.split(". ") for c in chosen))
 
 
 def _write_media(folder: Path, name: str, sample: Sample, settings: SceneSettings, rng) -> tuple[list[str], list[str]]:

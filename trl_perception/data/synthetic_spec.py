@@ -15,7 +15,7 @@ LETTERS = "ABCD"
 class SceneSettings:
     """How clips and images look. A clip has `ticks` half-second steps of `frames_per_tick` frames."""
 
-    scenes: tuple[int, int] = (2, 4)
+    scenes: tuple[int, int] = (2, 3)
     seconds: float = 4.0
     fps: int = 4
     resolution: tuple[int, int] = (56, 56)

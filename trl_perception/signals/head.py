@@ -44,14 +44,17 @@ def divergence(
     Returns: (...) float32, nats.
     """
     (weight, bias), (other_weight, other_bias) = _head(student), _head(teacher)
-    size = min(len(weight), len(other_weight))
+    if len(weight) != len(other_weight):
+        size = min(len(weight), len(other_weight))
+        weight, other_weight = weight[:size], other_weight[:size]
+        bias, other_bias = (None if b is None else b[:size] for b in (bias, other_bias))
     values, _ = ChunkedDivergenceFunction.apply(
         student_states.reshape(-1, student_states.size(-1)),
-        weight[:size],
-        None if bias is None else bias[:size],
+        weight,
+        bias,
         teacher_states.reshape(-1, teacher_states.size(-1)),
-        other_weight[:size],
-        None if other_bias is None else other_bias[:size],
+        other_weight,
+        other_bias,
         mix,
         temperature,
         1.0,

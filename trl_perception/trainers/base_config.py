@@ -70,7 +70,6 @@ class GRPOVideoConfig(GRPOConfig):
         metadata={
             "help": "What to do with a sample that cannot be decoded or is too long: 'error' stops and names it, "
             "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
-            "choices": ["error", "skip"],
         },
     )
     media_workers: int | None = field(
