@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-METHOD ?= grpo
+METHOD ?= appo
 RUN ?= runs/demo-$(METHOD)
 CODE := trl_perception tests benchmarks
 

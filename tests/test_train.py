@@ -71,7 +71,7 @@ def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((RECIPES / "grpo" / "tiny.yaml").read_text() + "\nnum_generation: 4\n")
-    with pytest.raises(ValueError, match="Unknown key 'num_generation' in the recipe.*Did you mean 'num_generations'"):
+    with pytest.raises(ValueError, match=r"Unknown key 'num_generation' in the recipe.*Did you mean 'num_generations'"):
         parse(["--config", str(recipe), *ON_CPU])
 
 

@@ -50,9 +50,9 @@ def test_every_placeholder_has_its_feature_or_the_sample_is_named():
     ids = torch.tensor([[1, 8, 8, 2], [8, 8, 1, 2]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])  # placeholders under padding do not count
     check_placeholders(ids, mask, IDS, [video(2), text(2)])
-    with pytest.raises(ValueError, match="^second: the forward has 0 video placeholder tokens but 2 video features"):
+    with pytest.raises(ValueError, match=r"^second: the forward has 0 video placeholder tokens but 2 video features"):
         check_placeholders(ids, mask, IDS, [video(2), video(2, "second")])
-    with pytest.raises(ValueError, match="^first: the forward has 2 video placeholder tokens but 3 video features"):
+    with pytest.raises(ValueError, match=r"^first: the forward has 2 video placeholder tokens but 3 video features"):
         check_placeholders(ids, mask, IDS, [video(3, "first"), text(2)])
     with pytest.raises(ValueError, match=r"row 0 of the batch: .* 2 video placeholder tokens but 0 .* lost on the way"):
         check_placeholders(ids, mask, IDS, None)

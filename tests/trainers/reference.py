@@ -580,6 +580,8 @@ def pgpo_weights(
             scores = [min(score, dependency_clamp) for score in scores]
     damped = [math.log(1 + score) for score in scores]
     low, high = min(damped), max(damped)
+    if high - low <= eps:
+        return [1.0] * count
     importance = [(value - low) / (high - low + eps) for value in damped]
     tau = dependency_threshold
     if threshold_mode == "quantile":
@@ -589,6 +591,8 @@ def pgpo_weights(
         for value in importance
     ]
     weights = [max(weight, weight_floor) for weight in weights]
+    if sum(weights) <= eps:
+        return [1.0] * count
     if conserve_mass:
         weights = [weight * count / sum(weights) for weight in weights]
     if max_weight is not None:
@@ -770,12 +774,12 @@ def assert_neutral(make_trainer, rows, cls, neutral, other, **config):
     shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 5e-3}
     grpo = outcome(make_trainer, rows, GRPOVideoTrainer, **shared)
     same = outcome(make_trainer, rows, cls, **shared, **config, **neutral)
-    different = outcome(make_trainer, rows, cls, **shared, **config, **other)
+    different = outcome(make_trainer, rows, cls, **shared, **config, **other, max_steps=2)
     assert len(grpo[0]) == 5
     for mine, theirs in zip(same, grpo, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-6, rel=1e-6)
-    assert different[0][1:] != pytest.approx(grpo[0][1:], abs=1e-4)
-    assert different[1] != pytest.approx(grpo[1], rel=1e-3)
+    assert abs(different[0][1] - grpo[0][1]) > 1e-4
+    assert abs(different[1][1] / grpo[1][1] - 1) > 1e-3
 
 
 def assert_refused(tmp_path, cls, settings, words):
