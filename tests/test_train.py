@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_perception.train import build, main, parse
+from trl_perception.train import build, main, parse, recipe_path
 from trl_perception.trainers import TRAINERS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -66,6 +66,14 @@ def test_the_command_line_wins_over_the_recipe():
 def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         build(*parse(["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU, *arguments]))
+
+
+@pytest.mark.parametrize("name", ["grpo/tiny", "grpo/tiny.yaml", "recipes/grpo/tiny.yaml"])
+def test_shipped_recipes_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_path(name).read_text() == (RECIPES / "grpo" / "tiny.yaml").read_text()
+    with pytest.raises(FileNotFoundError, match=r"no recipe grpo/tini.*Did you mean 'grpo/tiny'"):
+        recipe_path("grpo/tini")
 
 
 def test_an_unknown_recipe_key_names_the_nearest(tmp_path):

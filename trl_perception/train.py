@@ -81,6 +81,9 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     Errors: ValueError for an unknown trainer or key, with the nearest known name.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if "--config" in args[:-1]:
+        at = args.index("--config") + 1
+        args[at] = str(recipe_path(args[at]))
     name = _trainer_name(args)
     if name not in TRAINERS:
         raise ValueError(f"Unknown trainer {name!r}.{_nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
@@ -96,6 +99,24 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
         if strings:
             raise ValueError(f"The {origin} has stray values {strings}; every value follows a --key.")
     return tuple(parsed)
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file: a path, or the name of one that ships with the package, such as `appo/tiny`.
+
+    Errors: FileNotFoundError with the nearest name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    here = Path(__file__).parent
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"  # installed, or a checkout
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    shipped = {str(path.relative_to(folder).with_suffix("")): path for path in folder.glob("*/*.yaml")}
+    if wanted not in shipped:
+        raise FileNotFoundError(
+            f"There is no recipe {name}, as a file or among those shipped.{_nearest(wanted, shipped)}"
+        )
+    return shipped[wanted]
 
 
 def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:

@@ -617,20 +617,20 @@ def orders_of(seed, step, prompt_ids, lengths):
     return orders
 
 
-def ktr_signals(eager, completions, prompt_ids, temperature, *, seed, step, shuffle="grid", blind_positions="original"):
-    """Per completion (dv, dt, H), a list each; dv None without media, dt None without a video of two cells."""
-    row = completions[0].row
+def ktr_signals(eager, pairs, temperature, *, seed, step, shuffle="grid", blind_positions="original"):
+    """(dv, dt, H) of each (row, ids) of a group, lists; dv None without media, dt None without a video of two cells."""
+    row = pairs[0][0]
     inputs = _inputs(eager.processor, row)
     grid = inputs["video_grid_thw"].tolist() if row["videos"] else []
     view = None
     if any(t > 1 for t, _, _ in grid):
         lengths = [t if shuffle == "grid" else 2 * t for t, _, _ in grid]
-        orders = orders_of(seed, step, prompt_ids, lengths)
+        orders = orders_of(seed, step, inputs["input_ids"][0].tolist(), lengths)
         assert all(order != sorted(order) for order in orders if len(order) > 1)
         view = {"cells" if shuffle == "grid" else "frames": orders}
     found = []
-    for completion in completions:
-        sighted = eager.read(completion.row, completion.ids)
+    for completion in pairs:
+        sighted = eager.read(*completion)
         seen = sighted.logps(temperature)
 
         def differences(other, seen=seen):
@@ -639,9 +639,9 @@ def ktr_signals(eager, completions, prompt_ids, temperature, *, seed, step, shuf
         visual = temporal = None
         if row["videos"] or row["images"]:
             way = "mask" if blind_positions == "original" else "delete"
-            visual = differences(eager.read(completion.row, completion.ids, blind=way))
+            visual = differences(eager.read(*completion, blind=way))
         if view:
-            temporal = differences(eager.read(completion.row, completion.ids, **view))
+            temporal = differences(eager.read(*completion, **view))
         found.append((visual, temporal, [entropy.item() for entropy in sighted.entropies(temperature)]))
     return found
 
@@ -725,6 +725,7 @@ TWO_UPDATES = {
     "temperature": 0.8,
 }
 
+FEW_STEPS = {"num_generations": 2, "max_steps": 2, "learning_rate": 3e-5, "gradient_checkpointing": False}
 RUNS = {
     "mixed": ("mixed", {}),
     "images": ("image", {}),
@@ -746,7 +747,7 @@ def assert_runs(make_trainer, rows, cls, run, metric, **config):
         model=shaken(default_path(make_trainer)),
         reward=[accuracy_reward, spread_reward],
         extra={**config.pop("extra", {}), **adapter},
-        **{"num_generations": 2, "max_steps": 2, "gradient_checkpointing": False, **config, **settings},
+        **{**FEW_STEPS, **config, **settings},
     )
     trainer.train()
     losses, gradients, metrics = history(trainer, "loss", "grad_norm", metric)
@@ -771,7 +772,7 @@ def assert_neutral(make_trainer, rows, cls, neutral, other, **config):
     """Five steps: with the neutral settings the method is GRPO, with others it is not."""
     fields = cls.config_class.__dataclass_fields__
     shared = {name: fields[name].default for name in ("loss_type", "epsilon_high")}
-    shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 5e-3}
+    shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 3e-5}
     grpo = outcome(make_trainer, rows, GRPOVideoTrainer, **shared)
     same = outcome(make_trainer, rows, cls, **shared, **config, **neutral)
     different = outcome(make_trainer, rows, cls, **shared, **config, **other, max_steps=2)

@@ -1,0 +1,246 @@
+"""KTRTrainer: key tokens, losses and gradients against the paper's formulas, its options, and runs."""
+
+import pytest
+import torch
+
+from tests.helpers import history
+from tests.trainers.reference import (
+    OBJECTIVES,
+    RUNS,
+    TWO_UPDATES,
+    Eager,
+    Update,
+    asked_again,
+    assert_group_weights,
+    assert_neutral,
+    assert_refused,
+    assert_runs,
+    build,
+    completions_of,
+    groups_of,
+    ktr_keys,
+    ktr_signals,
+    orders_of,
+    policy_terms,
+    size_of,
+    weights_of,
+)
+from trl_perception import KTRTrainer
+
+MIXED = {**OBJECTIVES["mixed"], **TWO_UPDATES}
+
+
+def keys_of(update, **options):
+    """Whether each token of an update's completions is a key token."""
+    keys = []
+    for group in update.groups():
+        if not group[0].row["videos"] and not group[0].row["images"]:
+            keys += [[True] * len(completion.ids) for completion in group]
+            continue
+        eager = Eager(update.path, update.sampled_with)
+        pairs = [(completion.row, completion.ids) for completion in group]
+        keys += ktr_keys(ktr_signals(eager, pairs, update.temperature, seed=update.args.seed, step=update.sampled_at), **options)
+    return keys
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
+    trainer = build(make_trainer, rows[kind], KTRTrainer, **{**OBJECTIVES[kind], **TWO_UPDATES})
+    trainer.train()
+    assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("grpo", 0.2, None)
+    for step in (0, 1):
+        update = Update(trainer, rows[kind], step)
+        keys, sampled = keys_of(update), update.read(update.sampled_with)
+        # ceil(0.2 * 8) = 2 of each signal: of 8 tokens at least 2 and at most 6 are kept
+        assert all(2 <= sum(of_one) <= 6 for of_one in keys if len(of_one) == 8 and not all(of_one))
+        update.assert_weights([[float(key) for key in of_one] for of_one in keys])
+        pairs = zip(update.advantages(), keys, strict=True)
+        now = update.read(update.weights, grad=True)
+        terms = policy_terms(update, now, sampled, [[a * key for key in of_one] for a, of_one in pairs])
+        assert size_of(terms) > 0.01
+        update.assert_losses(terms)
+
+
+@pytest.mark.parametrize("mask_kl", [False, True])
+def test_the_mean_over_kept_tokens_and_its_kl(rows, make_trainer, mask_kl):
+    """1/(kept) instead of 1/|o|; the KL term covers the completion as before, or the kept tokens alone."""
+    options = {"key_token_normalizer": "kept", "mask_kl": mask_kl, "beta": 0.3, "preset": "release"}
+    trainer = build(make_trainer, rows["mixed"], KTRTrainer, **MIXED, **options)
+    reference = weights_of(trainer.ref_model)
+    trainer.train()
+    empty = 0
+    for step in (0, 1):
+        update = Update(trainer, rows["mixed"], step)
+        keys = keys_of(update, preset="release")
+        empty += sum(not any(of_one) for of_one in keys)
+        if mask_kl:
+            update.assert_weights([[float(key) for key in of_one] for of_one in keys])
+        else:
+            update.assert_weights(
+                [[key * len(of_one) / max(1, sum(of_one)) for key in of_one] for of_one in keys]
+            )
+        sampled, far = update.read(update.sampled_with), update.read(reference)
+        now = update.read(update.weights, grad=True)
+        pairs = list(zip(update.advantages(), keys, strict=True))
+        if mask_kl:
+            credit = [[a] * len(of_one) for a, of_one in pairs]
+            terms = policy_terms(update, now, sampled, credit, reference=far, kept=keys)
+        else:
+            credit = [[a * key * len(of_one) / max(1, sum(of_one)) for key in of_one] for a, of_one in pairs]
+            terms = policy_terms(update, now, sampled, credit, reference=far)
+        assert size_of(terms) > 0.01
+        update.assert_losses(terms)
+
+
+RATIOS = ("visual_keep_ratio", "temporal_keep_ratio", "entropy_keep_ratio")
+OPTIONS = {
+    "no visual signal": {"visual_keep_ratio": 0.0},
+    "no temporal signal": {"temporal_keep_ratio": 0.0},
+    "no entropy": {"entropy_keep_ratio": 0.0},
+    "more visual tokens": {"visual_keep_ratio": 0.5},
+    "more temporal tokens": {"temporal_keep_ratio": 0.5},
+    "more uncertain tokens": {"entropy_keep_ratio": 0.5},
+    "release": {"preset": "release"},
+    "frames": {"shuffle": "frames"},
+    "recomputed positions": {"blind_positions": "recompute", "visual_keep_ratio": 0.5},
+    "all visual": {"visual_keep_ratio": 1.0},
+    "all temporal": {"temporal_keep_ratio": 1.0},
+    "all uncertain": {"entropy_keep_ratio": 1.0},
+}
+
+
+def test_each_option_changes_the_key_tokens_as_the_paper_says(rows, make_trainer):
+    trainer, groups = groups_of(make_trainer, rows["several"], KTRTrainer)
+    eager = Eager(trainer.model.config._name_or_path, weights_of(trainer.model))
+    seeds = {"seed": trainer.args.seed, "step": trainer.state.global_step}
+    plain = [trainer.token_weights(group).weights for group in groups]
+    signals = {}
+    for name, option in {"as set": {}, **OPTIONS}.items():
+        ratios = {ratio.split("_")[0]: option.get(ratio, 0.2) for ratio in RATIOS}
+        views = {key: option[key] for key in ("shuffle", "blind_positions") if key in option}
+        changed = 0.0
+        for number, (group, before) in enumerate(zip(groups, plain, strict=True)):
+            key = (number, *views.values())
+            if key not in signals:
+                pairs = [(group.prompt.row, ids) for ids in completions_of(group)]
+                signals[key] = ktr_signals(eager, pairs, 0.8, **seeds, **views)
+            if "all temporal" in name:
+                keys = [[True] * len(entropies) for _, _, entropies in signals[key]]  # also where no video is
+            else:
+                keys = ktr_keys(signals[key], preset=option.get("preset", "paper"), **ratios)
+            credit = asked_again(trainer, group, option)
+            assert_group_weights(credit, [[float(key) for key in of_one] for of_one in keys], name)
+            changed += (credit.weights - before).abs().sum().item()
+        assert (changed > 0) == bool(option), name
+        if name.startswith("all"):
+            assert all(credit.weights[group.completion_mask] == 1), name
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "sigmoid", "linear", "exponential"])
+def test_soft_weightings_keep_the_key_tokens_ahead(rows, make_trainer, weighting):
+    trainer, (group,) = groups_of(make_trainer, rows["video"][:1], KTRTrainer)
+    hard, soft = trainer.token_weights(group).weights, asked_again(trainer, group, {"weighting": weighting}).weights
+    for keys, weights, mask in zip(hard.bool(), soft, group.completion_mask, strict=True):
+        assert not weights[~mask].any()
+        assert ((weights >= 0) & (weights <= 1 + 1e-6)).all()
+        key, other = weights[mask & keys], weights[mask & ~keys]
+        assert torch.allclose(key, key[0])  # one weight for all key tokens
+        if weighting == "softmax":
+            assert weights.sum() == pytest.approx(len(key), abs=1e-5)  # the hard mask's total
+        else:
+            assert key[0] == pytest.approx(1, abs=1e-6)
+        assert (other < key[0]).all()
+        if len(other):
+            assert other.max() > 0
+
+
+def test_the_shuffled_view_is_the_seeds_permutation_of_patches(rows, make_trainer):
+    """One order a prompt and rollout, never the identity, another one at another step; positions and grid stay."""
+    trainer, (group, *_) = groups_of(make_trainer, rows["several"][:1], KTRTrainer)
+    row, visual = group.prompt.row, group.visual
+    shown = []
+    for step in (0, 0, 1, 2, 3):
+        trainer.state.global_step = step
+        trainer.views.clear()
+        trainer.token_weights(group)
+        (view,) = [view for view in trainer.views if view is not None and view.visual.visual_tokens]
+        orders = orders_of(trainer.args.seed, step, group.prompt_ids.tolist(), [4, 4])
+        assert all(order != [0, 1, 2, 3] for order in orders)
+        # 2 clips of 4 cells of 4 * 4 patches
+        cells = visual.pixel_values_videos.view(2, 4, 16, -1)
+        expected = torch.stack([clip[order] for clip, order in zip(cells, orders, strict=True)])
+        assert torch.equal(view.visual.pixel_values_videos.view_as(expected), expected)
+        assert torch.equal(view.visual.video_grid_thw, visual.video_grid_thw)
+        assert torch.equal(view.visual.pixel_values, visual.pixel_values)
+        assert torch.equal(view.prompt_ids, group.prompt_ids)
+        assert view.positions is None
+        shown.append(view.visual.pixel_values_videos)
+    assert len(row["videos"]) == 2
+    assert torch.equal(shown[0], shown[1])
+    assert any(not torch.equal(shown[0], other) for other in shown[2:])
+
+
+def test_any_ratio_of_1_is_grpo(rows, make_trainer):
+    assert_neutral(make_trainer, rows["mixed"], KTRTrainer, {"visual_keep_ratio": 1.0}, {})
+
+
+def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
+    trainer = build(make_trainer, rows["text"], KTRTrainer, num_generations=2, max_steps=1)
+    trainer.train()
+    assert trainer.seen[0].inputs.get("token_weights") is None
+    assert trainer.views == []
+    assert history(trainer, "ktr/kept_frac") == [[]]
+
+
+def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
+    settings = {**OBJECTIVES["video"], **TWO_UPDATES, "max_steps": 4}
+    trainer = build(make_trainer, rows["video"], KTRTrainer, **settings)
+    trainer.train()
+    # 4 updates of 2 iterations are 2 rollouts of a group each, scored as it is, blind and shuffled
+    assert len(trainer.seen) == 8
+    assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
+    kinds = ["sighted" if v is None else "shuffled" if v.visual.visual_tokens else "blind" for v in trainer.views]
+    assert kinds == ["sighted", "blind", "shuffled"] * 2
+    first, _, again, _ = trainer.seen[:4]
+    assert torch.equal(first.inputs["token_weights"], again.inputs["token_weights"])
+
+
+def test_signals_that_are_off_or_absent_cost_no_forward(rows, make_trainer):
+    trainer, groups = groups_of(make_trainer, rows["mixed"], KTRTrainer)
+    counts = {}
+    for group in groups:
+        kind = "video" if group.prompt.row["videos"] else "image" if group.prompt.row["images"] else "text"
+        for option in ({}, {"visual_keep_ratio": 0.0}, {"temporal_keep_ratio": 0.0}):
+            trainer.views.clear()
+            asked_again(trainer, group, option)
+            counts[kind, *option] = len(trainer.views)
+    assert counts == {
+        ("video",): 3, ("video", "visual_keep_ratio"): 2, ("video", "temporal_keep_ratio"): 2,
+        ("image",): 2, ("image", "visual_keep_ratio"): 1, ("image", "temporal_keep_ratio"): 2,
+        ("text",): 0, ("text", "visual_keep_ratio"): 0, ("text", "temporal_keep_ratio"): 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        *(({ratio: value}, ratio) for ratio in RATIOS for value in (-0.1, 1.1)),
+        (dict.fromkeys(RATIOS, 0.0), "All three keep ratios are 0"),
+        ({"preset": "draft"}, "preset"),
+        ({"weighting": "soft"}, "weighting"),
+        ({"shuffle": "cells"}, "shuffle"),
+        ({"blind_positions": "new"}, "blind_positions"),
+        ({"key_token_normalizer": "tokens"}, "key_token_normalizer"),
+        ({"mask_kl": True}, "mask_kl.*key_token_normalizer='kept'"),
+        ({"key_token_normalizer": "kept", "loss_type": "dapo"}, "key_token_normalizer.*loss_type"),
+        ({"key_token_normalizer": "kept", "weighting": "linear"}, "key_token_normalizer.*weighting"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(tmp_path, bad, words):
+    assert_refused(tmp_path, KTRTrainer, bad, words)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_runs(rows, make_trainer, run):
+    assert_runs(make_trainer, rows, KTRTrainer, run, "ktr/kept_frac")
