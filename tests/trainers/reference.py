@@ -5,6 +5,7 @@ and the generator that Video-KTR draws its permutations from (`seeded`). Loops i
 """
 
 import functools
+import gc
 import inspect
 import math
 from dataclasses import dataclass, field
@@ -143,6 +144,16 @@ def build(make_trainer, rows, cls, **config):
     if "model" not in config:
         config["model"] = shaken(default_path(make_trainer))
     return make_trainer(rows, cls=recorded(cls), **config)
+
+
+def trained(trainer):
+    """The trainer after `train()`, whose full garbage collection need not walk through all that was imported before."""
+    gc.freeze()
+    try:
+        trainer.train()
+    finally:
+        gc.unfreeze()
+    return trainer
 
 
 # Forwards
@@ -300,8 +311,7 @@ def groups_of(make_trainer, rows, cls, **config):
     """A trainer after one rollout and an update that changes nothing, and its groups: signals can be asked for again."""
     size = 4 * len(rows)
     settings = {"per_device_train_batch_size": size, "max_steps": 1, "learning_rate": 0.0, "temperature": 0.8}
-    trainer = build(make_trainer, rows, cls, **{**settings, **config})
-    trainer.train()
+    trainer = trained(build(make_trainer, rows, cls, **{**settings, **config}))
     return trainer, trainer.groups
 
 
@@ -452,8 +462,9 @@ def policy_terms(update, now, old, credit, *, reference=None, kept=None):
             for logp, was, advantage in zip(new.logps(temperature), before.logps(temperature), credit[i], strict=True)
         ]
         if reference:
-            pairs = zip(reference[i].logps(temperature), new.logps(temperature), strict=True)
-            k3 = [torch.exp(ref - logp) - (ref - logp) - 1 for ref, logp in pairs]
+            assert args.use_bias_correction_kl  # TRL's default: the KL estimate times the ratio
+            triples = zip(*(of_one.logps(temperature) for of_one in (reference[i], new, before)), strict=True)
+            k3 = [(torch.exp(ref - logp) - (ref - logp) - 1) * torch.exp(logp - was) for ref, logp, was in triples]
             losses = [loss + args.beta * kl for loss, kl in zip(losses, k3, strict=True)]
         count = len(losses)
         if kept:
@@ -749,7 +760,7 @@ def assert_runs(make_trainer, rows, cls, run, metric, **config):
         extra={**config.pop("extra", {}), **adapter},
         **{**FEW_STEPS, **config, **settings},
     )
-    trainer.train()
+    trained(trainer)
     losses, gradients, metrics = history(trainer, "loss", "grad_norm", metric)
     assert len(losses) == len(gradients) == 2
     assert all(math.isfinite(loss) for loss in losses)
@@ -763,9 +774,7 @@ def outcome(make_trainer, rows, cls, **config):
     """Losses and gradient norms of a run on the shaken model."""
     model = shaken(default_path(make_trainer))
     settings = {"reward": [accuracy_reward, spread_reward], "gradient_checkpointing": False, **config}
-    trainer = make_trainer(rows, cls=cls, model=model, **settings)
-    trainer.train()
-    return history(trainer, "loss", "grad_norm")
+    return history(trained(make_trainer(rows, cls=cls, model=model, **settings)), "loss", "grad_norm")
 
 
 def assert_neutral(make_trainer, rows, cls, neutral, other, **config):

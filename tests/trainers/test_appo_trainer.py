@@ -25,6 +25,7 @@ from tests.trainers.reference import (
     shaken,
     size_of,
     spread_reward,
+    trained,
 )
 from trl_perception import APPOTrainer, GRPOVideoTrainer
 
@@ -35,7 +36,7 @@ CHOOSY = {"attention_layers": 2, "top_tokens": 3, "top_frames": 2, "tokens_per_f
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
     trainer = build(make_trainer, rows[kind], APPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES, **CHOOSY)
-    trainer.train()
+    trained(trainer)
     assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("dapo", 0.2, 0.28)
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
@@ -135,7 +136,7 @@ def test_without_a_success_it_trains_as_grpo_and_says_so(rows, make_trainer):
     for strategy in ("soft", "hard"):
         settings = {**shared, "strategy": strategy, "tokens_per_frame": 3, "gradient_checkpointing": False}
         trainer = make_trainer(rows["video"], cls=APPOTrainer, model=shaken(default_path(make_trainer)), **settings)
-        trainer.train()
+        trained(trainer)
         for mine, theirs in zip(history(trainer, "loss", "grad_norm"), plain, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-6)
         assert history(trainer, "appo/no_frame", "appo/frames_selected", "appo/weight_max") == [[1, 1], [0, 0], [1, 1]]
@@ -143,7 +144,7 @@ def test_without_a_success_it_trains_as_grpo_and_says_so(rows, make_trainer):
 
 def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
     trainer = build(make_trainer, rows["text"], APPOTrainer, num_generations=2, max_steps=1)
-    trainer.train()
+    trained(trainer)
     assert trainer.seen[0].inputs.get("token_weights") is None
     assert trainer.views == []
     assert history(trainer, "appo/weight_mean") == [[]]
@@ -151,7 +152,7 @@ def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
 
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
     trainer = build(make_trainer, rows["video"], APPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
-    trainer.train()
+    trained(trainer)
     # 4 updates of 2 iterations are 2 rollouts, 4 completions each: a group, scored once
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]

@@ -22,7 +22,7 @@ from .synthetic_video import VIDEO_FAMILIES
 
 FAMILIES = (*VIDEO_FAMILIES, "text_only")
 MEDIA = ("video", "image", "mixed")
-VERSION = 3
+VERSION = 4
 """Raised whenever the same arguments would give other rows, so that no old folder is taken for a new one."""
 
 FEATURES = Features(

@@ -23,7 +23,8 @@ def panel_color(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     else:
         text = pick(rng, (f"What color is panel {asked + 1}?", f"What is the color of the {ORDINALS[asked]} panel?"))
         question = ask(rng, text, colors[asked], style, COLOR_NAMES)
-    reasoning = " ".join(f"panel {number} {color}" for number, color in enumerate(colors, 1))
+    noun = pick(rng, ("panel", "number"))
+    reasoning = " ".join(f"{noun} {number} {color}" for number, color in enumerate(colors, 1))
     return Sample(question, reasoning, evidence_boxes=[[edges[asked], 0, edges[asked + 1], height]], image=image)
 
 

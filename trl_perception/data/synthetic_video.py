@@ -25,8 +25,8 @@ def scene_color(rng: np.random.Generator, settings: SceneSettings) -> Sample:
     else:
         text = pick(rng, (f"What color is scene {asked + 1}?", f"What is the color of the {ORDINALS[asked]} scene?"))
         question = ask(rng, text, colors[asked], style, COLOR_NAMES)
-    numbered = " ".join(f"scene {number} {color}" for number, color in enumerate(colors, 1))
-    reasoning = pick(rng, (numbered, f"scenes {' then '.join(colors)}"))
+    noun = pick(rng, ("scene", "number"))
+    reasoning = " ".join(f"{noun} {number} {color}" for number, color in enumerate(colors, 1))
     return Sample(question, reasoning, _spans([(bounds[asked], bounds[asked + 1])]), frames=frames)
 
 
