@@ -18,6 +18,11 @@ VIDEO_SETTINGS = VideoSettings(fps=4, max_frames=16, min_pixels=MIN_PIXELS, max_
 Medium = VideoClip | Image.Image | None
 
 
+def question(row: Mapping) -> str:
+    """The text block of the row's prompt."""
+    return row["prompt"][0]["content"][-1]["text"]
+
+
 def load_medium(row: Mapping) -> Medium:
     """The row's clip or image, decoded; None for a row of text."""
     if row["videos"]:

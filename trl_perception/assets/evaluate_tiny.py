@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..data import make_synthetic_dataset
 from ..rewards.accuracy import accuracy_reward
 from . import from_pretrained
-from .batches import Medium, encode_prompts, load_medium
+from .batches import Medium, encode_prompts, load_medium, question
 
 FORMAT = re.compile(r"<think>.*</think>\s*<answer>.*</answer>", re.DOTALL)
 IOU_THRESHOLD = 0.5
@@ -33,7 +33,8 @@ def complete(
     """One completion a row: greedy, or sampled at temperature 1 from the whole vocabulary."""
     model.eval()
     how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {"do_sample": False}
-    lengths = [len(row["prompt"][0]["content"]) * 100 + len(row["prompt"][0]["content"][-1]["text"]) for row in rows]
+    how["suppress_tokens"] = [processor.image_token_id, processor.video_token_id]  # placeholders belong to prompts
+    lengths = [(len(row["videos"]), len(row["images"]), len(question(row))) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     texts = [""] * len(rows)
     for start in tqdm(range(0, len(rows), batch_size), desc="sampled" if sample else "greedy", leave=False):

@@ -16,8 +16,8 @@ tags: [qwen2_5_vl, video, synthetic]
 ---
 # {name}
 
-A real `Qwen2_5_VLForConditionalGeneration` with {parameters:,} float32 parameters, trained from random weights on synthetic
-clips and images. It exists so that training loops, tests and examples run on a CPU in seconds; it knows nothing else.
+A real `Qwen2_5_VLForConditionalGeneration` with {parameters:,} float32 parameters, trained from random weights on
+synthetic clips and images. It exists so that training loops, tests and examples run on a CPU in seconds; it knows nothing else.
 
 - Sight: {depth} vision blocks, patches of 14 pixels merged two by two, two frames a temporal step.
 - Text: {layers} layers, {heads} heads on {kv_heads} key-value heads, {vocabulary} byte-level BPE tokens.
@@ -31,9 +31,9 @@ Supervised on reference completions for {steps} steps of {batch_size} rows (loss
 
 {stop}
 ## Accuracy
-Percent on {rows} held-out rows (medium {medium}). `greedy` and `sampled` (temperature 1) are accuracies, a time question
-counting as right from a temporal IoU of 0.5; `swapped` is greedy with each row shown another row's clip or image, so
-the distance to `greedy` is what the model sees. `reward` is the sampled mean reward, `format` the share of sampled
+Percent on {rows} held-out rows (medium {medium}). `greedy` and `sampled` (temperature 1) are accuracies, a time
+question counting as right from a temporal IoU of 0.5; `swapped` is greedy with each row shown another row's clip or
+image, so the distance to `greedy` is what the model sees. `reward` is the sampled mean reward, `format` the share of sampled
 completions in the right format.
 
 {table}
@@ -51,8 +51,8 @@ def write_model_card(
     stop = ""
     if recipe.stop_accuracy < 1:
         stop = (
-            f"Training stops once greedy accuracy on validation rows reaches {recipe.stop_accuracy:.2f}. "
-            "It is left imperfect on purpose: reinforcement learning needs room.\n"
+            f"Training stops once greedy accuracy on validation rows reaches {recipe.stop_accuracy:.2f}. It is left\n"
+            "imperfect on purpose: reinforcement learning needs room.\n"
         )
     card = CARD.format(
         name=f"trl_perception {folder.name}",

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..data import make_synthetic_dataset
 from . import model_path
-from .batches import Medium, encode_examples, length_batches, load_medium
+from .batches import Medium, encode_examples, length_batches, load_medium, question
 from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
 from .model_card import write_model_card
 from .tiny_model import build_model, build_processor, build_tokenizer
@@ -102,7 +102,14 @@ def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
     return model, processor, step
 
 
-def train_step(model, processor, rows: Sequence[Mapping], media: Sequence[Medium], optimizer, recipe) -> float:
+def train_step(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Sequence[Mapping],
+    media: Sequence[Medium],
+    optimizer: torch.optim.Optimizer,
+    recipe: TinyRecipe,
+) -> float:
     """One AdamW step on the mean cross-entropy of the completion tokens; returns that loss in nats."""
     model.train()
     inputs, labels = encode_examples(processor, rows, media)
@@ -135,20 +142,18 @@ def load_split(recipe: TinyRecipe, split: str, size: int) -> tuple[list[dict], l
 def make_processor(recipe: TinyRecipe, rows: Sequence[Mapping]) -> ProcessorMixin:
     if recipe.processor is not None:
         return AutoProcessor.from_pretrained(model_path(recipe.processor))
-    texts = [
-        f"{row['prompt'][0]['content'][-1]['text']}\n{row['reasoning']}\n{row['solution']}"
-        for row in rows[:TOKENIZER_ROWS]
-    ]
+    texts = [f"{question(row)}\n{row['reasoning']}\n{row['solution']}" for row in rows[:TOKENIZER_ROWS]]
     return build_processor(build_tokenizer(["system\nuser\nassistant\n"] * 100 + texts))
 
 
 def prompt_length(processor: ProcessorMixin, row: Mapping) -> int:
     """Roughly the prompt's tokens: its text, and more for a clip than for an image."""
-    text = processor.tokenizer(row["prompt"][0]["content"][-1]["text"])["input_ids"]
-    return len(text) + 32 * len(row["videos"]) + 4 * len(row["images"])
+    return len(processor.tokenizer(question(row))["input_ids"]) + 32 * len(row["videos"]) + 4 * len(row["images"])
 
 
-def greedy_accuracy(model, processor, rows: Sequence[Mapping], media: Sequence[Medium]) -> float:
+def greedy_accuracy(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: Sequence[Mapping], media: Sequence[Medium]
+) -> float:
     rewards = score(rows, complete(model, processor, rows, media))
     return sum(reward >= IOU_THRESHOLD for reward in rewards) / len(rewards)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..media.frames import token_frames
 from ..objectives import TokenWeights, appo_token_weights
-from ..signals import AttentionTap, HiddenTap, log_probs, pooled_rows
+from ..signals import AttentionTap, HiddenTap, head_of, log_probs, pooled_rows
 from .appo_config import APPOConfig
 from .base import GRPOVideoTrainer
 from .rollout import Group
@@ -58,10 +58,10 @@ class APPOTrainer(GRPOVideoTrainer):
         hidden = HiddenTap(self.model, lambda states: states[:, predictors])
         with attention, hidden:
             self.score(group)
-        states = torch.cat(hidden.results)
+        states, head = torch.cat(hidden.results), head_of(self.model)
 
         def log_probs_at(g_index: Tensor, t_index: Tensor) -> Tensor:
-            return log_probs(self.model, states[g_index, t_index], self.temperature)
+            return log_probs(head, states[g_index, t_index], self.temperature)
 
         options = self.args
         return appo_token_weights(

@@ -1,12 +1,13 @@
 """The attention policy of a batch, as RAL and attention distillation read it: p[b,t] over earlier positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..media import VisualInputs
 from ..objectives import attention_policy
 from ..signals import LayerAttention, attention_rows
 from .ral_config import AttentionPolicyConfig
@@ -38,6 +39,18 @@ def policy_of(
     if config.attn_keys == "visual":
         allowed = allowed & visual_keys[:, None, :]
     return attention_policy(averaged, allowed)
+
+
+def group_policy(
+    visual: VisualInputs, completion_width: int, config: AttentionPolicyConfig
+) -> Callable[[Sequence[LayerAttention], Tensor], Tensor]:
+    """What a tap reduces the forward of a whole group to: its attention policy (rows,T,P+T), P without padding."""
+    keys = torch.cat([visual.token_types.cpu() > 0, torch.zeros(completion_width, dtype=torch.bool)])
+
+    def reduce(layers: Sequence[LayerAttention], mask: Tensor) -> Tensor:
+        return policy_of(layers, mask, completion_width, keys.to(mask.device).expand(len(mask), -1), config)
+
+    return reduce
 
 
 def visual_keys(inputs: dict[str, Any]) -> Tensor:

@@ -1,7 +1,6 @@
 """On-Policy Attention Distillation: on its own rollouts the student learns what a teacher would say and where it looks."""
 
-import textwrap
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,11 +8,11 @@ from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..objectives import Penalty, attn_distill_penalty
-from ..signals import AttentionTap, HiddenTap, divergence
-from .attention_policy import attention_metrics, padded, policy_of, visual_keys
+from ..signals import AttentionTap, HiddenTap, divergence, head_of
+from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
-from .ral_trainer import refuse_reentrant
+from .ral_trainer import RALTrainer, refuse_reentrant
 from .rollout import Group
 from .teacher import check_teacher, load_teacher, prepare_teacher
 
@@ -36,16 +35,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     _tag_names = ["trl", "attn-distill", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "On-Policy Attention Distillation"
-    _paper = {  # noqa: RUF012
-        "title": "Reinforced Attention Learning",
-        "id": "2602.04884",
-        "citation": textwrap.dedent("""\
-            @article{ral2026,
-                title  = {{Reinforced Attention Learning}},
-                year   = 2026,
-                eprint = {arXiv:2602.04884},
-            }"""),
-    }
+    _paper = RALTrainer._paper  # its section 4
     config_class = AttnDistillConfig
 
     def __init__(self, *args: Any, teacher_model: nn.Module | None = None, **kwargs: Any):
@@ -75,17 +65,11 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         if not self.taps:
             return {}
         width, options = group.completion_ids.size(1), self.args
-        keys = torch.cat([group.visual.token_types.cpu() > 0, torch.zeros(width, dtype=torch.bool)])
-        policy = self.accelerator.unwrap_model(self.model)
-        teacher = self.teacher if self.teacher is not None else self.model
-
-        def to_policy(layers, mask):
-            return policy_of(layers, mask, width, keys.to(mask.device).expand(len(mask), -1), options)
-
+        teacher = self.model if self.teacher is None else self.teacher
+        to_policy = group_policy(group.visual, width, options)
         attention = AttentionTap(teacher, to_policy, layers=options.attn_layers)
         hidden = HiddenTap(teacher, lambda states: states[:, -width - 1 : -1])
-        base_teaches = use_adapter(policy, adapter_name=None) if self.teacher is None else nullcontext()
-        with base_teaches, attention, hidden:
+        with self._teaching(), attention, hidden:
             self.score(group, model=teacher)
         signals = {"teacher_policy": torch.cat(attention.results), "teacher_states": torch.cat(hidden.results)}
         wanted = {"teacher_policy": options.attn_distill_weight > 0, "teacher_states": options.gkd_weight > 0}
@@ -121,14 +105,15 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     def _gkd(self, states: Tensor, inputs: dict[str, Any], counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
         rows = [i for i, known in enumerate(inputs["teacher_states"]) if known is not None]
-        teacher = self.model if self.teacher is None else self.teacher
-        values = states.new_zeros(counted.shape, dtype=torch.float32) + 0 * states[:, :1, 0].float()
+        values = 0 * states[:, -width:, 0].float()  # (B,T), in the graph also where no row was read by the teacher
         if rows:
+            with self._teaching():
+                teacher = head_of(self.model if self.teacher is None else self.teacher)
             values = values.index_add(
                 0,
                 torch.tensor(rows, device=values.device),
                 divergence(
-                    self.model,
+                    head_of(self.model),
                     states[rows, -width - 1 : -1],
                     teacher,
                     torch.stack([inputs["teacher_states"][i] for i in rows]),
@@ -138,3 +123,9 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             )
         gkd = torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})
+
+    def _teaching(self) -> AbstractContextManager:
+        """Within it, the policy is the base model that teaches, where no other model does."""
+        if self.teacher is not None:
+            return nullcontext()
+        return use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..objectives import TokenWeights, pgpo_token_weights, visual_dependency
-from ..signals import HiddenTap, View, blind, divergence
+from ..signals import HiddenTap, View, blind, divergence, head_of
 from .base import GRPOVideoTrainer
 from .pgpo_config import PGPOConfig
 from .rollout import Group
@@ -70,4 +70,5 @@ class PGPOTrainer(GRPOVideoTrainer):
                 self.score(group, view)
             states.append(torch.cat(tap.results))
         with_media, without = states
-        return divergence(self.model, with_media, self.model, without, mix=1.0, temperature=self.temperature)
+        head = head_of(self.model)
+        return divergence(head, with_media, head, without, mix=1.0, temperature=self.temperature)

@@ -10,7 +10,7 @@ from trl.trainer.utils import use_adapter
 
 from ..objectives import Penalty, ral_penalty
 from ..signals import AttentionTap, base_model
-from .attention_policy import attention_metrics, padded, policy_of, visual_keys
+from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
 from .rollout import Group
@@ -86,13 +86,7 @@ class RALTrainer(GRPOVideoTrainer):
 
     def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
         """(G,T,P+T) attention policy of a model on a group, P without padding."""
-        width = group.completion_ids.size(1)
-        keys = torch.cat([group.visual.token_types.cpu() > 0, torch.zeros(width, dtype=torch.bool)])
-
-        def reduce(layers, mask):
-            visual = keys.to(mask.device).expand(len(mask), -1)
-            return policy_of(layers, mask, width, visual, self.args)
-
+        reduce = group_policy(group.visual, group.completion_ids.size(1), self.args)
         with AttentionTap(base_model(model), reduce, layers=self.args.attn_layers) as tap:
             self.score(group, model=model)
         return torch.cat(tap.results)
