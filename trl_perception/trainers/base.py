@@ -25,13 +25,13 @@ from ..media import (
     check_placeholders,
     forward_kwargs,
     has_visual_grids,
-    media_columns,
     stack_media,
 )
 from ..objectives import Penalty, TokenWeights
 from ..rewards.checked import checked
 from ..signals import AttentionTap, HiddenTap, View, sighted
 from .base_config import GRPOVideoConfig
+from .refusals import refuse_videos, require_prompts
 from .rollout import Group, Rollout, unprepared, whole_groups
 from .vision import freeze_vision
 
@@ -92,7 +92,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
         if "environment_factory" not in kwargs:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
-                _check_columns(dataset)
+                require_prompts(dataset)
         if reward_funcs is not None:
             reward_funcs = [
                 checked(reward) if callable(reward) and not isinstance(reward, nn.Module) else reward
@@ -223,7 +223,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         """Prepare each distinct prompt once; the rows of a group share the result."""
         device = self.accelerator.device
         if not self._prepares_prompts:
-            self._refuse_videos(inputs)
+            refuse_videos(inputs, self.processing_class)
             return Rollout(inputs, [unprepared(row) for row in inputs], torch.zeros(len(inputs), device=device))
         repeats = self.num_generations if self.model.training else self.num_generations_eval
         step = repeats if len(inputs) % repeats == 0 else 1
@@ -426,27 +426,6 @@ class GRPOVideoTrainer(GRPOTrainer):
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
 
-    def _refuse_videos(self, rows: list[dict[str, Any]]) -> None:
-        """Where prompts are TRL's to prepare, a video would be lost between rollout and update."""
-        for row in rows:
-            prompt = row.get("prompt")
-            blocks = [
-                block
-                for message in (prompt if isinstance(prompt, list) else [])
-                if isinstance(message.get("content"), list)
-                for block in message["content"]
-            ]
-            if media_columns(row)["video"] or any(block.get("type") == "video" for block in blocks):
-                what = (
-                    "tools, environments or a rollout_func"
-                    if has_visual_grids(self.processing_class)
-                    else f"{type(self.processing_class).__name__}, which does not describe videos as grids"
-                )
-                raise ValueError(
-                    f"The prompt has a video, and videos are not supported with {what}. Use a Qwen-VL processor "
-                    "without tools, environments and rollout_func, or leave videos out."
-                )
-
     def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
         """Log the mean of each metric over all processes' dictionaries. Every process calls it equally often."""
         local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
@@ -463,17 +442,3 @@ class GRPOVideoTrainer(GRPOTrainer):
                 for prompt in rollout.prompts
             ]
             self._logs["images"].extend(gather_object(pictures))
-
-
-def _check_columns(dataset: Any) -> None:
-    """Refuse a dataset without prompts at once instead of at its first batch."""
-    if isinstance(dataset, dict):
-        for part in dataset.values():
-            _check_columns(part)
-        return
-    columns = getattr(dataset, "column_names", None)
-    if columns and "prompt" not in columns:
-        raise ValueError(
-            f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
-            "'prompt'."
-        )
