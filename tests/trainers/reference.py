@@ -93,14 +93,17 @@ class Recorder:
     def _compute_loss(self, model, inputs):
         given = dict(inputs)
         loss = super()._compute_loss(model, inputs)
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(loss, list(trained.values()), retain_graph=True, allow_unused=True)
-        known = zip(trained, gradients, strict=True)
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        known = zip(parameters, gradients, strict=True)
+        lora = self.model.peft_config["default"] if hasattr(self.model, "peft_config") else None
         self.seen.append(
             Seen(
                 inputs=given,
                 loss=loss.item(),
                 gradients={name: gradient for name, gradient in known if gradient is not None},
+                adapter={name: p.detach().clone() for name, p in parameters.items() if "lora_" in name},
+                adapter_scale=lora.lora_alpha / lora.r if lora else 0.0,
                 weights=weights_of(self.model),
                 sampled_with=self.sampled_with,
                 sampled_at=self.sampled_at,
@@ -117,10 +120,22 @@ class Seen:
     inputs: dict
     loss: float
     gradients: dict
+    adapter: dict
+    adapter_scale: float
     weights: dict
     sampled_with: dict
     sampled_at: int
     step: int
+
+    def gradient_of(self, name, full):
+        """The gradient of a trained weight, from those of plain weights: dB = s dW A', dA = s B' dW for W + s B A."""
+        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        if "lora_" not in name:
+            return full.get(plain)
+        stem, side = plain.removesuffix(".default.weight").split(".lora_")
+        other = self.adapter[name.replace(*(("lora_A", "lora_B") if side == "A" else ("lora_B", "lora_A")))].double()
+        weight = full[f"{stem}.weight"]
+        return self.adapter_scale * (other.T @ weight if side == "A" else weight @ other.T)
 
 
 @functools.cache
@@ -413,25 +428,18 @@ class Update:
             for c, of_one in zip(self.completions, values, strict=True)
         ]
 
-    def assert_losses(self, *terms, gradients=True):
-        """Each micro-batch's loss and gradient are the sums of the terms, and no term is too small to be seen.
-
-        Args:
-            terms: each holds, per completion, its tokens' shares of a loss.
-            gradients: whether the trained weights bear the model's own names (an adapter's do not).
-        """
+    def assert_losses(self, *terms):
+        """Each micro-batch's loss and gradient are the sums of the terms, which hold per completion its tokens' shares."""
         model = eager_model(self.path, len(self.weights["lm_head.weight"]))
+        names, parameters = zip(*model.named_parameters(), strict=True)
         for number, seen in enumerate(self.micro):
             mine = [i for i, completion in enumerate(self.completions) if completion.micro == number]
             expected = sum(sum(term[i]) for term in terms for i in mine)
             assert abs(seen.loss - expected.item()) < 1e-4, (seen.loss, expected.item())
-            if not gradients:
-                continue
-            trained = {name: p for name, p in model.named_parameters() if name in seen.gradients}
-            found = torch.autograd.grad(expected, list(trained.values()), allow_unused=True)
-            pairs = [
-                (seen.gradients[name].double(), g) for name, g in zip(trained, found, strict=True) if g is not None
-            ]
+            found = torch.autograd.grad(expected, parameters, allow_unused=True)
+            full = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+            pairs = [(gradient.double(), seen.gradient_of(name, full)) for name, gradient in seen.gradients.items()]
+            pairs = [pair for pair in pairs if pair[1] is not None]
             got, wanted = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
             assert len(pairs) > 4
             assert wanted.norm() > 0

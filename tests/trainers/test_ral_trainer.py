@@ -40,7 +40,7 @@ def divergences(now, then, **options):
     ]
 
 
-def assert_update(update, then, weight, *, reference=None, gradients=True, **options):
+def assert_update(update, then, weight, *, reference=None, **options):
     """The update is GRPO's, plus weight * mean_t A JSD(p_t || p_then_t). Returns the size of that term."""
     sampled, far = update.read(update.sampled_with), reference and update.read(reference)
     compared = update.read(then)
@@ -51,7 +51,7 @@ def assert_update(update, then, weight, *, reference=None, gradients=True, **opt
     )
     pairs = zip(advantages, divergences(now, compared, **options), strict=True)
     attention = update.mean_over_tokens([[weight * a * value for value in of_one] for a, of_one in pairs])
-    update.assert_losses(policy, attention, gradients=gradients)
+    update.assert_losses(policy, attention)
     return size_of(attention)
 
 
@@ -128,7 +128,7 @@ def test_against_the_base_of_an_adapter(rows, make_trainer, beta):
     trained(trainer)
     for step in (0, 1):
         update = Update(trainer, rows["mixed"], step)
-        size = assert_update(update, base, WEIGHT, reference=base if beta else None, gradients=False)
+        size = assert_update(update, base, WEIGHT, reference=base if beta else None)
         assert (size > 1e-3) == (step == 1)  # an adapter starts as nothing
     for name, weight in weights_of(trainer.model, adapter=False).items():
         assert torch.equal(weight, base[name])
