@@ -23,15 +23,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 demo: export HF_HUB_OFFLINE = 1
 demo: export PYTHONWARNINGS = ignore
 demo: install
-	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml -m trl_perception.train \
-		--config recipes/$(METHOD)/tiny.yaml --output_dir $(RUN)
+	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml --num_cpu_threads_per_process 1 \
+		-m trl_perception.train --config recipes/$(METHOD)/tiny.yaml --output_dir $(RUN)
 	$(BIN)/python -m trl_perception.cli.show --model $(RUN) --recipe recipes/$(METHOD)/tiny.yaml
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
 
 quality: install
 	$(BIN)/ruff check $(CODE)

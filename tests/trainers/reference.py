@@ -52,7 +52,7 @@ def weights_of(model, *, adapter=True) -> dict:
             continue
         stem = name.removesuffix(".base_layer.weight")
         for part in (".base_layer", ".modules_to_save.default", ".original_module"):
-            name = name.replace(part, "")  # noqa: PLW2901
+            name = name.replace(part, "")
         plain[name] = value.clone()
         if adapter and f"{stem}.lora_A.default.weight" in state:
             lora = model.peft_config["default"]

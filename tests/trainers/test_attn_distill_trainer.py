@@ -39,7 +39,9 @@ def other_teacher(make_trainer):
     return teacher, weights_of(teacher)
 
 
-def assert_update(update, teacher, *, grpo=1.0, mu=1.0, gamma=0.5, mix=1.0, temperature=1.0, reduction="mean", **options):
+def assert_update(
+    update, teacher, *, grpo=1.0, mu=1.0, gamma=0.5, mix=1.0, temperature=1.0, reduction="mean", **options
+):
     """The update is grpo * GRPO + mu * divergence + gamma * JSD of attention. Returns the sizes of the last two."""
     sampled, taught = update.read(update.sampled_with), update.read(teacher)
     now = update.read(update.weights, grad=True)
@@ -215,7 +217,7 @@ def test_a_teacher_that_sees_or_speaks_otherwise_is_refused(rows, make_trainer, 
 
 
 def test_no_teacher_is_refused(rows, make_trainer):
-    with pytest.raises(ValueError, match="No teacher. Set teacher_model_name_or_path, pass teacher_model"):
+    with pytest.raises(ValueError, match=r"No teacher\. Set teacher_model_name_or_path, pass teacher_model"):
         make_trainer(rows["video"], cls=AttnDistillTrainer)
 
 

@@ -23,8 +23,8 @@ from tests.trainers.reference import (
     orders_of,
     policy_terms,
     size_of,
-    weights_of,
     trained,
+    weights_of,
 )
 from trl_perception import KTRTrainer
 
@@ -40,7 +40,9 @@ def keys_of(update, **options):
             continue
         eager = Eager(update.path, update.sampled_with)
         pairs = [(completion.row, completion.ids) for completion in group]
-        keys += ktr_keys(ktr_signals(eager, pairs, update.temperature, seed=update.args.seed, step=update.sampled_at), **options)
+        keys += ktr_keys(
+            ktr_signals(eager, pairs, update.temperature, seed=update.args.seed, step=update.sampled_at), **options
+        )
     return keys
 
 
@@ -81,9 +83,7 @@ def test_the_mean_over_kept_tokens_and_its_kl(rows, make_trainer, mask_kl):
         if mask_kl:
             update.assert_weights([[float(key) for key in of_one] for of_one in keys])
         else:
-            update.assert_weights(
-                [[key * len(of_one) / max(1, sum(of_one)) for key in of_one] for of_one in keys]
-            )
+            update.assert_weights([[key * len(of_one) / max(1, sum(of_one)) for key in of_one] for of_one in keys])
         sampled, far = update.read(update.sampled_with), update.read(reference)
         now = update.read(update.weights, grad=True)
         pairs = list(zip(update.advantages(), keys, strict=True))

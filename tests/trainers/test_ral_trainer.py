@@ -57,7 +57,8 @@ def assert_update(update, then, weight, *, reference=None, **options):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
-    trainer = trained(build(make_trainer, rows[kind], RALTrainer, **OBJECTIVES[kind], **TWO_UPDATES, attn_weight=WEIGHT))
+    settings = {**OBJECTIVES[kind], **TWO_UPDATES, "attn_weight": WEIGHT}
+    trainer = trained(build(make_trainer, rows[kind], RALTrainer, **settings))
     first, second = Update(trainer, rows[kind], 0), Update(trainer, rows[kind], 1)
     assert assert_update(first, first.sampled_with, WEIGHT) < 1e-12
     assert assert_update(second, second.sampled_with, WEIGHT) > 1e-3
@@ -104,9 +105,8 @@ def test_each_option_reads_the_rows_that_it_says(rows, make_trainer, name):
         divergences(update.read(update.weights), update.read(update.sampled_with), **options)
         for options in ({}, OPTIONS[name])
     )
-    differences = [abs((a - b).item()) for of_one in zip(plain, changed, strict=True) for a, b in zip(*of_one, strict=True)]
     assert size > 1e-3
-    assert max(differences) > 1e-4
+    assert any(abs(a - b) > 1e-5 for pair in zip(plain, changed, strict=True) for a, b in zip(*pair, strict=True))
 
 
 def test_against_the_reference_model_it_acts_from_the_first_step(rows, make_trainer):
@@ -156,7 +156,8 @@ def test_metrics_are_means_over_tokens(rows, make_trainer):
     trainer = trained(build(make_trainer, rows["video"], RALTrainer, **settings))
     update = Update(trainer, rows["video"], 1)
     now, then = update.read(update.weights), update.read(update.sampled_with)
-    values = {"jsd": [], "jsd_positive": [], "jsd_negative": [], "visual_mass": [], "sink_mass": [], "attention_entropy": []}
+    names = ("jsd", "jsd_positive", "jsd_negative", "visual_mass", "sink_mass", "attention_entropy")
+    values = {name: [] for name in names}
     for reading, of_one, advantage in zip(now, divergences(now, then), update.advantages(), strict=True):
         values["jsd"] += of_one
         values["jsd_positive" if advantage > 0 else "jsd_negative"] += of_one
@@ -185,11 +186,11 @@ def test_text_prompts_have_no_token_weights(rows, make_trainer):
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
     """Micro-batches of 2 cut groups of 4; late first visits and the reference cost one forward a group, not one a visit."""
     shared = {"per_device_train_batch_size": 2, "num_generations": 4, "num_iterations": 2, "learning_rate": 3e-5}
-    for schedule in (
-        {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "max_steps": 8},
-        {"steps_per_generation": 4, "gradient_accumulation_steps": 4, "max_steps": 2, "attn_reference": "ref", "beta": 0.1},
-    ):
-        trainer = trained(build(make_trainer, rows["video"], RALTrainer, **shared, **schedule))
+    late = {"gradient_accumulation_steps": 1, "max_steps": 8}
+    against_reference = {"gradient_accumulation_steps": 4, "max_steps": 2, "attn_reference": "ref", "beta": 0.1}
+    for schedule in (late, against_reference):
+        settings = {**shared, **schedule, "steps_per_generation": 4}
+        trainer = trained(build(make_trainer, rows["video"], RALTrainer, **settings))
         assert len(trainer.seen) == 8
         assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
         assert trainer.views == [None, None]
@@ -219,7 +220,7 @@ def test_a_schedule_in_which_the_term_can_never_act_is_refused(tmp_path, schedul
 
 
 def test_a_reference_that_is_not_there_is_refused(rows, make_trainer):
-    with pytest.raises(ValueError, match=r"attn_reference='ref' needs a reference model.*Set beta above 0.*peft_config"):
+    with pytest.raises(ValueError, match=r"needs a reference model.*Set beta above 0.*peft_config"):
         make_trainer(rows["video"], cls=RALTrainer, attn_reference="ref")
 
 
@@ -236,7 +237,13 @@ def test_reentrant_checkpointing_is_refused(rows, make_trainer):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"attn_layers": 0}, {"attn_query": "key"}, {"attn_keys": "text"}, {"attn_weight": -1.0}, {"attn_reference": "new"}],
+    [
+        {"attn_layers": 0},
+        {"attn_query": "key"},
+        {"attn_keys": "text"},
+        {"attn_weight": -1.0},
+        {"attn_reference": "new"},
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path, bad):
