@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from trl_perception.cli.ask import ask
 from trl_perception.train import build, main, parse, recipe_path
 from trl_perception.trainers import TRAINERS
 
@@ -98,4 +100,8 @@ def test_a_tiny_run_trains_saves_and_says_so(tmp_path, monkeypatch, capsys):
     assert "over the first tenth of steps" in said
     assert (tmp_path / "run" / "reward_curve.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "model.safetensors").exists()
-    assert (tmp_path / "run" / "chat_template.jinja").exists()
+    # The folder loads with plain transformers, and answers about an MP4.
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    clip = next((tmp_path / "cache").rglob("*.mp4"))
+    answer = ask(model, AutoProcessor.from_pretrained(tmp_path / "run"), str(clip), "What color is scene 1?")
+    assert "<answer>" in answer

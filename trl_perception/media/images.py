@@ -53,7 +53,9 @@ def read_image(
         return image
     width, height = image.size
     try:
-        size = smart_resize(height, width, factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        # qwen-vl-utils' own minimum is 4 tokens: a smaller maximum lowers it.
+        least = min(4 * factor**2, max_pixels) if min_pixels is None and max_pixels is not None else min_pixels
+        size = smart_resize(height, width, factor, min_pixels=least, max_pixels=max_pixels)
     except (ValueError, AssertionError) as error:
         reason = (
             f"{height}x{width} pixels cannot be resized to min_pixels {min_pixels}, max_pixels {max_pixels} ({error})"
