@@ -25,7 +25,7 @@ def test_recipes_are_read():
     assert Path(tiny.output).name == "tiny"
     assert Path(teacher.output).name == "tiny_teacher"
     assert teacher.processor == "tiny"
-    assert teacher.max_steps * teacher.batch_size > tiny.max_steps * tiny.batch_size
+    assert teacher.stop_accuracy == 1.0 > tiny.stop_accuracy
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ OPTIONS = {
 
 
 def test_each_option_changes_the_weights_as_the_paper_says(rows, make_trainer):
-    trainer, groups = groups_of(make_trainer, rows["several"], APPOTrainer, **CHOOSY)
+    model = shaken(default_path(make_trainer), size=0.3)  # so that each token looks at frames of its own
+    trainer, groups = groups_of(make_trainer, rows["several"], APPOTrainer, model=model, **CHOOSY)
     readings = [read_group(trainer, group) for group in groups]
     plain = [trainer.token_weights(group).weights for group in groups]
     for name, option in {"as set": {}, **OPTIONS}.items():
