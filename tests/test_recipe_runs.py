@@ -12,7 +12,14 @@ from trl_perception.train import build, parse
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ["grpo", "appo", "pgpo", "ktr", "ral", "ral_zero", "attn_distill"]
-METRIC = {"appo": "appo/", "pgpo": "pgpo/", "ktr": "ktr/", "ral": "ral/", "ral_zero": "ral/", "attn_distill": "attn_distill/"}
+METRIC = {
+    "appo": "appo/",
+    "pgpo": "pgpo/",
+    "ktr": "ktr/",
+    "ral": "ral/",
+    "ral_zero": "ral/",
+    "attn_distill": "attn_distill/",
+}
 SMALL = ["--per_device_train_batch_size", "16", "--warmup_steps", "0", "--disable_tqdm", "true"]
 
 VARIANTS = {
@@ -61,7 +68,15 @@ def test_five_steps_in_every_setting(recipe, variant, tmp_path, cache):
 def test_twenty_steps_through_accelerate_launch(recipe, tmp_path, cache):
     config = ROOT / "recipes" / "accelerate_configs" / "cpu.yaml"
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "trl_perception.train"),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(config),
+            "-m",
+            "trl_perception.train",
+        ),
         *("--config", f"{recipe}/tiny", "--output_dir", str(tmp_path), "--max_steps", "20", "--save_strategy", "steps"),
         *("--save_steps", "20", "--synthetic", '{"size": 16, "seed": 1}', *SMALL),
     ]

@@ -102,7 +102,7 @@ def test_each_option_changes_the_loss_as_it_says(rows, make_trainer, name):
     extra = {"teacher_model": teacher}
     trainer = trained(build(make_trainer, rows["mixed"], AttnDistillTrainer, **ONE_UPDATE, **settings, extra=extra))
     said, looked = assert_update(Update(trainer, rows["mixed"], 0), weights, **expected)
-    assert (said > 1e-2) == (expected.get("mu") != 0.0)
+    assert (said > 1e-3) == (expected.get("mu") != 0.0)
     assert (looked > 1e-3) == (expected.get("gamma") != 0.0)
 
 
@@ -122,13 +122,13 @@ def test_a_model_has_nothing_to_learn_from_its_copy(rows, make_trainer):
 def test_an_adapter_learns_from_its_base(rows, make_trainer, trained_too):
     """Also where the adapter brings a head of its own (`modules_to_save`): the base teaches with the base's."""
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=trained_too)
-    settings = {**OBJECTIVES["mixed"], **TWO_UPDATES, "learning_rate": 1e-2, "attn_distill_weight": 5.0}
+    settings = {**OBJECTIVES["mixed"], **TWO_UPDATES, "learning_rate": 1e-2, "attn_distill_weight": 20.0}
     trainer = build(make_trainer, rows["mixed"], AttnDistillTrainer, **settings, extra={"peft_config": lora})
     base = weights_of(trainer.model, adapter=False)
     trained(trainer)
     first, second = Update(trainer, rows["mixed"], 0), Update(trainer, rows["mixed"], 1)
-    assert max(assert_update(first, base, gamma=5.0)) < 1e-12  # an adapter starts as nothing
-    assert min(assert_update(second, base, gamma=5.0)) > 1e-3
+    assert max(assert_update(first, base, gamma=20.0)) < 1e-12  # an adapter starts as nothing
+    assert min(assert_update(second, base, gamma=20.0)) > 1e-3
     assert torch.equal(second.weights["lm_head.weight"], base["lm_head.weight"]) == (trained_too is None)
     for name, weight in weights_of(trainer.model, adapter=False).items():
         assert torch.equal(weight, base[name])

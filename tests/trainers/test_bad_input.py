@@ -88,7 +88,9 @@ def test_a_dataset_without_prompts_is_refused_at_once(make_trainer):
 def test_a_long_prompt_is_never_cut(make_trainer, clips):
     # 8 frames at 2 fps: 4 cells * 4 tokens = 16 visual tokens
     trainer = make_trainer([row(clips[0])], max_steps=1, max_prompt_length=20)
-    with pytest.raises(ValueError, match=r"16 of them visual; the limit is max_prompt_length=20\. Prompts are never cut"):
+    with pytest.raises(
+        ValueError, match=r"16 of them visual; the limit is max_prompt_length=20\. Prompts are never cut"
+    ):
         trainer.train()
 
 
