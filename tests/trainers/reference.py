@@ -4,6 +4,8 @@ Nothing here is the package's, but two things that must be the same on both side
 and the generator that Video-KTR draws its permutations from (`seeded`). Loops instead of tensors: slow and plain.
 """
 
+import ast
+import copy
 import functools
 import gc
 import inspect
@@ -35,6 +37,11 @@ def default_path(make_trainer) -> str:
 
 def shaken(path, seed=0, size=0.1):
     """The model at `path` with noise on its weights: attention and distributions far from uniform, whatever it learned."""
+    return copy.deepcopy(_shaken(path, seed, size))
+
+
+@functools.cache
+def _shaken(path, seed, size):
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -228,7 +235,7 @@ class Eager:
             blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out.
             cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
         """
-        inputs = dict(_inputs(self.processor, row, frames))
+        inputs = inputs_of(self.processor, row, frames)
         length, prompt = len(ids), inputs["input_ids"].size(1)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -259,31 +266,32 @@ class Eager:
         )
         size = inputs["input_ids"].size(1)
         visual = [kind != "text" for kind in kinds] + [False] * (size - len(kinds))
-        mask = torch.zeros(1, 1, size, size, dtype=torch.float64)
-        for query in range(size):
-            for key in range(size):
-                if key > query or (visual[key] and not visual[query]):
-                    mask[0, 0, query, key] = -math.inf
+        mask = [
+            [-math.inf if key > query or (visual[key] and not visual[query]) else 0.0 for key in range(size)]
+            for query in range(size)
+        ]
+        mask = torch.tensor(mask, dtype=torch.float64)[None, None]
         return {**inputs, "attention_mask": mask, "position_ids": positions}
 
 
-@functools.cache
-def _clip(path, limits):
-    return read_video(path, factor=28, size_limits=limits)
-
-
-def _inputs(processor, row, orders=None):
+def inputs_of(processor, row, orders=None):
     """What the processor makes of a row's prompt; `orders` permutes the raw frames of each video first."""
+    text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    return dict(_processed(processor, text, tuple(row["videos"]), tuple(row["images"]), str(orders or "")))
+
+
+@functools.lru_cache(maxsize=64)
+def _processed(processor, text, videos, images, orders):
     size = processor.video_processor.size
-    clips = [_clip(path, (size["shortest_edge"], size["longest_edge"])) for path in row["videos"]]
+    limits = (size["shortest_edge"], size["longest_edge"])
+    clips = [read_video(path, factor=28, size_limits=limits) for path in videos]
     frames = [clip.frames for clip in clips]
     if orders:
-        frames = [of_clip[order] for of_clip, order in zip(frames, orders, strict=True)]
-    text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        frames = [of_clip[order] for of_clip, order in zip(frames, ast.literal_eval(orders), strict=True)]
     metadata = [VideoMetadata(total_num_frames=16, fps=4, frames_indices=clip.indices) for clip in clips]
     return processor(
         text=[text],
-        images=[poster(path) for path in row["images"]] or None,
+        images=[poster(path) for path in images] or None,
         videos=frames or None,
         return_tensors="pt",
         **({"do_sample_frames": False, "video_metadata": metadata} if clips else {}),
@@ -641,7 +649,7 @@ def orders_of(seed, step, prompt_ids, lengths):
 def ktr_signals(eager, pairs, temperature, *, seed, step, shuffle="grid", blind_positions="original"):
     """(dv, dt, H) of each (row, ids) of a group, lists; dv None without media, dt None without a video of two cells."""
     row = pairs[0][0]
-    inputs = _inputs(eager.processor, row)
+    inputs = inputs_of(eager.processor, row)
     grid = inputs["video_grid_thw"].tolist() if row["videos"] else []
     view = None
     if any(t > 1 for t, _, _ in grid):
