@@ -39,4 +39,4 @@ def test_same_trajectory_as_trl(rows, make_trainer, kind, setting):
         assert mine == pytest.approx(trls, abs=1e-5, rel=1e-4)
     for mine, trls in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         # Norms: where a gradient is rounding noise, Adam may step either way in a single element.
-        assert (mine - trls).norm() <= 1e-5 * trls.norm()
+        assert (mine - trls).norm() <= 1e-4 * trls.norm()

@@ -35,8 +35,7 @@ CHOOSY = {"attention_layers": 2, "top_tokens": 3, "top_frames": 2, "tokens_per_f
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
-    trainer = build(make_trainer, rows[kind], APPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES, **CHOOSY)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows[kind], APPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES, **CHOOSY))
     assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("dapo", 0.2, 0.28)
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
@@ -145,16 +144,16 @@ def test_without_a_success_it_trains_as_grpo_and_says_so(rows, make_trainer):
 
 
 def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
-    trainer = build(make_trainer, rows["text"], APPOTrainer, num_generations=2, max_steps=1)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows["text"], APPOTrainer, num_generations=2, max_steps=1))
     assert trainer.seen[0].inputs.get("token_weights") is None
     assert trainer.views == []
     assert history(trainer, "appo/weight_mean") == [[]]
 
 
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
-    trainer = build(make_trainer, rows["video"], APPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
-    trained(trainer)
+    trainer = trained(
+        build(make_trainer, rows["video"], APPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
+    )
     # 4 updates of 2 iterations are 2 rollouts, 4 completions each: a group, scored once
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]

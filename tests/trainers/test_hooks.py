@@ -60,13 +60,15 @@ def test_token_weights_see_complete_groups_and_multiply_advantages(rows, make_tr
         # TRL: (r - mean) / (std + 1e-4) within the group
         torch.testing.assert_close(group.advantages, (rewards - rewards.mean()) / (rewards.std() + 1e-4))
     sequence = {
-        tuple(ids.tolist()): a for g in trainer.groups for ids, a in zip(g.completion_ids, g.advantages, strict=True)
+        (*g.prompt.input_ids, *ids.tolist()): a
+        for g in trainer.groups
+        for ids, a in zip(g.completion_ids, g.advantages, strict=True)
     }
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
     for batch in trainer.batches:
-        for ids, mask, advantages in zip(
-            *(batch[key] for key in ("completion_ids", "completion_mask", "advantages")), strict=True
-        ):
-            expected = sequence[tuple(ids.tolist())] * torch.tensor([3.0, 3.0, 0, 0, 0, 0, 0, 0])[: len(ids)] * mask
+        for prompt, shown, ids, mask, advantages in zip(*(batch[key] for key in keys), strict=True):
+            advantage = sequence[(*prompt[shown.bool()].tolist(), *ids.tolist())]
+            expected = advantage * torch.tensor([3.0, 3.0, 0, 0, 0, 0, 0, 0])[: len(ids)] * mask
             torch.testing.assert_close(advantages, expected)
     assert history(trainer, "first/weight_max") == [[3.0, 3.0]]
 

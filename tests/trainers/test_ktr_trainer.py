@@ -18,6 +18,7 @@ from tests.trainers.reference import (
     build,
     completions_of,
     groups_of,
+    inputs_of,
     ktr_keys,
     ktr_signals,
     orders_of,
@@ -48,8 +49,7 @@ def keys_of(update, **options):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
-    trainer = build(make_trainer, rows[kind], KTRTrainer, **{**OBJECTIVES[kind], **TWO_UPDATES})
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows[kind], KTRTrainer, **OBJECTIVES[kind], **TWO_UPDATES))
     assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("grpo", 0.2, None)
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
@@ -142,48 +142,78 @@ def test_each_option_changes_the_key_tokens_as_the_paper_says(rows, make_trainer
             assert all(credit.weights[group.completion_mask] == 1), name
 
 
-@pytest.mark.parametrize("weighting", ["softmax", "sigmoid", "linear", "exponential"])
-def test_soft_weightings_keep_the_key_tokens_ahead(rows, make_trainer, weighting):
+def test_soft_weightings_keep_the_key_tokens_ahead(rows, make_trainer):
     trainer, (group,) = groups_of(make_trainer, rows["video"][:1], KTRTrainer)
-    hard, soft = trainer.token_weights(group).weights, asked_again(trainer, group, {"weighting": weighting}).weights
-    for keys, weights, mask in zip(hard.bool(), soft, group.completion_mask, strict=True):
-        assert not weights[~mask].any()
-        assert ((weights >= 0) & (weights <= 1 + 1e-6)).all()
-        key, other = weights[mask & keys], weights[mask & ~keys]
-        assert torch.allclose(key, key[0])  # one weight for all key tokens
-        if weighting == "softmax":
-            assert weights.sum() == pytest.approx(len(key), abs=1e-5)  # the hard mask's total
-        else:
-            assert key[0] == pytest.approx(1, abs=1e-6)
-        assert (other < key[0]).all()
-        if len(other):
-            assert other.max() > 0
+    hard = trainer.token_weights(group).weights.bool()
+    for weighting in ("softmax", "sigmoid", "linear", "exponential"):
+        soft = asked_again(trainer, group, {"weighting": weighting}).weights
+        for keys, weights, mask in zip(hard, soft, group.completion_mask, strict=True):
+            assert not weights[~mask].any()
+            assert ((weights >= 0) & (weights <= 1 + 1e-6)).all()
+            key, other = weights[mask & keys], weights[mask & ~keys]
+            assert torch.allclose(key, key[0])  # one weight for all key tokens
+            if weighting == "softmax":
+                assert weights.sum() == pytest.approx(len(key), abs=1e-5)  # the hard mask's total
+            else:
+                assert key[0] == pytest.approx(1, abs=1e-6)
+            assert (other < key[0]).all()
+            assert len(other) == 0 or other.max() > 0
 
 
-def test_the_shuffled_view_is_the_seeds_permutation_of_patches(rows, make_trainer):
+def views_of(trainer, group, **option):
+    """What the group is scored under: sighted, blind, shuffled."""
+    trainer.views.clear()
+    asked_again(trainer, group, option)
+    return trainer.views
+
+
+def test_the_shuffled_view_is_the_seeds_permutation(rows, make_trainer):
     """One order a prompt and rollout, never the identity, another one at another step; positions and grid stay."""
-    trainer, (group, *_) = groups_of(make_trainer, rows["several"][:1], KTRTrainer)
+    trainer, (group,) = groups_of(make_trainer, rows["several"][:1], KTRTrainer)
     row, visual = group.prompt.row, group.visual
     shown = []
     for step in (0, 0, 1, 2, 3):
         trainer.state.global_step = step
-        trainer.views.clear()
-        trainer.token_weights(group)
-        (view,) = [view for view in trainer.views if view is not None and view.visual.visual_tokens]
-        orders = orders_of(trainer.args.seed, step, group.prompt_ids.tolist(), [4, 4])
-        assert all(order != [0, 1, 2, 3] for order in orders)
+        prompt = (trainer.args.seed, step, group.prompt_ids.tolist())
+        _, _, cells = views_of(trainer, group)
+        _, _, frames = views_of(trainer, group, shuffle="frames")
         # 2 clips of 4 cells of 4 * 4 patches
-        cells = visual.pixel_values_videos.view(2, 4, 16, -1)
-        expected = torch.stack([clip[order] for clip, order in zip(cells, orders, strict=True)])
-        assert torch.equal(view.visual.pixel_values_videos.view_as(expected), expected)
-        assert torch.equal(view.visual.video_grid_thw, visual.video_grid_thw)
-        assert torch.equal(view.visual.pixel_values, visual.pixel_values)
-        assert torch.equal(view.prompt_ids, group.prompt_ids)
-        assert view.positions is None
-        shown.append(view.visual.pixel_values_videos)
-    assert len(row["videos"]) == 2
-    assert torch.equal(shown[0], shown[1])
-    assert any(not torch.equal(shown[0], other) for other in shown[2:])
+        orders = orders_of(*prompt, [4, 4])
+        assert all(order != [0, 1, 2, 3] for order in orders)
+        clips = zip(visual.pixel_values_videos.view(2, 4, 16, -1), orders, strict=True)
+        expected = torch.stack([clip[order] for clip, order in clips])
+        assert torch.equal(cells.visual.pixel_values_videos.view_as(expected), expected)
+        # 2 clips of 8 frames, permuted before the processor
+        expected = inputs_of(trainer.processing_class, row, orders_of(*prompt, [8, 8]))["pixel_values_videos"]
+        assert torch.equal(frames.visual.pixel_values_videos, expected)
+        for view in (cells, frames):
+            assert torch.equal(view.visual.video_grid_thw, visual.video_grid_thw)
+            assert torch.equal(view.visual.pixel_values, visual.pixel_values)
+            assert torch.equal(view.prompt_ids, group.prompt_ids)
+            assert view.positions is None
+        shown.append((cells.visual.pixel_values_videos, frames.visual.pixel_values_videos))
+    for which in (0, 1):
+        assert torch.equal(shown[0][which], shown[1][which])
+        assert any(not torch.equal(shown[0][which], later[which]) for later in shown[2:])
+
+
+def test_the_blind_view_keeps_its_positions_or_counts_anew(rows, make_trainer):
+    trainer, (group,) = groups_of(make_trainer, rows["video"][:1], KTRTrainer)
+    inputs = inputs_of(trainer.processing_class, group.prompt.row)
+    positions, _ = trainer.model.model.get_rope_index(
+        **{name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+    )
+    text = inputs["mm_token_type_ids"][0] == 0
+    _, kept, _ = views_of(trainer, group)
+    _, recomputed, _ = views_of(trainer, group, blind_positions="recompute")
+    for view in (kept, recomputed):
+        assert torch.equal(view.prompt_ids, inputs["input_ids"][0, text])
+        assert view.visual.visual_tokens == 0
+    assert recomputed.positions is None
+    prompt, after = kept.positions.split([int(text.sum()), group.completion_ids.size(1)], dim=1)
+    assert torch.equal(prompt, positions[:, 0, text])
+    # the completion goes on where the prompt ends, on every axis alike
+    assert torch.equal(after, (positions.max() + 1 + torch.arange(after.size(1))).expand(3, -1))
 
 
 def test_any_ratio_of_1_is_grpo(rows, make_trainer):
@@ -191,8 +221,7 @@ def test_any_ratio_of_1_is_grpo(rows, make_trainer):
 
 
 def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
-    trainer = build(make_trainer, rows["text"], KTRTrainer, num_generations=2, max_steps=1)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows["text"], KTRTrainer, num_generations=2, max_steps=1))
     assert trainer.seen[0].inputs.get("token_weights") is None
     assert trainer.views == []
     assert history(trainer, "ktr/kept_frac") == [[]]
@@ -200,8 +229,7 @@ def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
 
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
     settings = {**OBJECTIVES["video"], **TWO_UPDATES, "max_steps": 4}
-    trainer = build(make_trainer, rows["video"], KTRTrainer, **settings)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows["video"], KTRTrainer, **settings))
     # 4 updates of 2 iterations are 2 rollouts of a group each, scored as it is, blind and shuffled
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]

@@ -29,8 +29,7 @@ NEUTRAL = {"visual_boost": 0.0, "dependency_threshold": 0.0, "conserve_mass": Fa
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
-    trainer = build(make_trainer, rows[kind], PGPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows[kind], PGPOTrainer, **OBJECTIVES[kind], **TWO_UPDATES))
     assert (trainer.args.loss_type, trainer.args.epsilon, trainer.args.epsilon_high) == ("dapo", 0.2, 0.28)
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
@@ -109,16 +108,16 @@ def test_the_neutral_setting_is_grpo(rows, make_trainer):
 
 
 def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
-    trainer = build(make_trainer, rows["text"], PGPOTrainer, num_generations=2, max_steps=1)
-    trained(trainer)
+    trainer = trained(build(make_trainer, rows["text"], PGPOTrainer, num_generations=2, max_steps=1))
     assert trainer.seen[0].inputs.get("token_weights") is None
     assert trainer.views == []
     assert history(trainer, "pgpo/weight_max") == [[]]
 
 
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
-    trainer = build(make_trainer, rows["video"], PGPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
-    trained(trainer)
+    trainer = trained(
+        build(make_trainer, rows["video"], PGPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
+    )
     # 4 updates of 2 iterations are 2 rollouts of a group each, scored sighted and blind
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
