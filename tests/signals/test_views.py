@@ -6,8 +6,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.helpers import message
 from trl_perception.assets import model_path
-from trl_perception.media import PromptPreparer
-from trl_perception.signals.views import blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
+from trl_perception.media import PromptPreparer, forward_kwargs
+from trl_perception.signals.row_forward import row_forward
+from trl_perception.signals.views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,12 @@ COMPLETIONS = torch.tensor([[20, 30, 40, 50, 60], [21, 31, 41, 51, 61]])
 def logits(model, view, **extra):
     """Logits that predict the completions, two rows of five tokens."""
     ids = torch.cat([view.prompt_ids.expand(2, -1), COMPLETIONS], 1)
+    kwargs = {"attention_mask": torch.ones_like(ids), **extra}
     with torch.no_grad():
-        kwargs = {"attention_mask": torch.ones_like(ids), **view.forward_kwargs(2, 5), **extra}
-        return model(input_ids=ids, **kwargs).logits[:, -6:-1]
+        output = row_forward(
+            model, visuals=[view.visual] * 2, completion_width=5, positions=view.positions, input_ids=ids, **kwargs
+        )
+    return output.logits[:, -6:-1]
 
 
 def ids_of(prompt):
@@ -57,14 +61,12 @@ def test_blind_equals_masking_every_visual_key(model, prompts, kind):
     hidden = torch.cat([prompt.visual.token_types > 0, torch.zeros(5, dtype=torch.bool)])
     mask = torch.ones(width, width, dtype=torch.bool).tril() & ~hidden[None, :]
     mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; nobody reads it
-    full = sighted(ids_of(prompt), prompt.visual)
+    kwargs = forward_kwargs([prompt.visual], len(prompt.input_ids), width)
     positions, _ = model.model.get_rope_index(
-        torch.cat([ids_of(prompt), COMPLETIONS[0]])[None],
-        **{k: v for k, v in full.forward_kwargs(1, 5).items() if "pixel" not in k},
+        torch.cat([ids_of(prompt), COMPLETIONS[0]])[None], **{k: v for k, v in kwargs.items() if "pixel" not in k}
     )
-    masked = logits(
-        model, full, attention_mask=mask[None, None].expand(2, -1, -1, -1), position_ids=positions.expand(-1, 2, -1)
-    )
+    full = View(ids_of(prompt), prompt.visual, positions[:, 0])
+    masked = logits(model, full, attention_mask=mask[None, None].expand(2, -1, -1, -1))
     torch.testing.assert_close(text_alone, masked, atol=1e-5, rtol=1e-5)
     assert (text_alone - logits(model, full)).abs().max() > 1e-4  # the media do matter
 
@@ -92,7 +94,6 @@ def test_shuffled_equals_frames_out_of_order_through_the_processor(model, prompt
     assert order.tolist() != [0, 1, 2, 3]
     torch.testing.assert_close(view.visual.pixel_values_videos, preparer.pixels([cells[order].flatten(0, 1)]))
     assert (logits(model, view) - logits(model, sighted(ids_of(prompt), prompt.visual))).abs().max() > 1e-5
-    assert view.forward_kwargs(2, 5)["mm_token_type_ids"].shape == (2, len(prompt.input_ids) + 5)
 
 
 def test_frames_shuffled_permutes_raw_frames(prompts, preparer):

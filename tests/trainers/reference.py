@@ -88,9 +88,9 @@ class Recorder:
         self.groups.append(group)
         return super().rollout_signals(group)
 
-    def score(self, group, view=None, **kwargs):
+    def read(self, group, view=None, **kwargs):
         self.views.append(view)
-        return super().score(group, view, **kwargs)
+        return super().read(group, view, **kwargs)
 
     def penalty(self, inputs):
         result = super().penalty(inputs)

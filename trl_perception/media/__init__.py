@@ -6,7 +6,14 @@ from .messages import MEDIA_COLUMNS, MEDIA_KINDS, fill_media, media_blocks, medi
 from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
 from .sampling import VideoSettings
 from .video import VideoClip, read_video
-from .visual_inputs import FORWARD_KEYS, VisualInputs, check_placeholders, forward_kwargs, stack_media
+from .visual_inputs import (
+    FORWARD_KEYS,
+    VisualInputs,
+    check_placeholders,
+    forward_kwargs,
+    padded_token_types,
+    stack_media,
+)
 
 __all__ = [
     "FORWARD_KEYS",
@@ -26,6 +33,7 @@ __all__ = [
     "has_visual_grids",
     "media_blocks",
     "media_columns",
+    "padded_token_types",
     "placeholder_ids",
     "read_video",
     "sample_name",

@@ -43,14 +43,12 @@ def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[Vis
     """
     if visual.video_grid_thw is None:
         return visual, []
-    grids = visual.video_grid_thw.tolist()
-    orders = [not_identity(t, generator) for t, _, _ in grids]
-    parts = visual.pixel_values_videos.split([t * h * w for t, h, w in grids])
-    shuffled = [
-        part.view(t, h * w, -1)[torch.tensor(order, device=part.device)].flatten(0, 1)
-        for part, order, (t, h, w) in zip(parts, orders, grids, strict=True)
-    ]
-    return replace(visual, pixel_values_videos=torch.cat(shuffled)), orders
+    orders = [not_identity(t, generator) for t in visual.video_grid_thw[:, 0].tolist()]
+    names = ("pixel_values_videos", "video_features")
+    known = {name: getattr(visual, name) for name in names if getattr(visual, name) is not None}
+    return replace(
+        visual, **{key: _reordered(values, visual.video_grid_thw, orders) for key, values in known.items()}
+    ), orders
 
 
 def not_identity(length: int, generator: torch.Generator) -> list[int]:
@@ -62,6 +60,19 @@ def not_identity(length: int, generator: torch.Generator) -> list[int]:
         order = torch.randperm(length, generator=generator).tolist()
         if order != identity:
             return order
+
+
+def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
+    """Pixels or features of videos one behind the other, the cells of each in its new order."""
+    cells, patches = grid[:, 0].tolist(), grid.prod(-1)
+    patches_a_row = int(patches.sum()) // len(values)
+    parts = values.split((patches // patches_a_row).tolist())
+    return torch.cat(
+        [
+            part.unflatten(0, (count, -1))[torch.tensor(order, device=part.device)].flatten(0, 1)
+            for part, count, order in zip(parts, cells, orders, strict=True)
+        ]
+    )
 
 
 def _tokens_per_frame(visual: VisualInputs, kind: str) -> list[int]:

@@ -23,6 +23,8 @@ class VisualInputs:
         pixel_values_videos: (video patches, patch dimension) float, or None without videos.
         video_grid_thw: (videos, 3) int.
         second_per_grid_ts: (videos,) float, seconds between two temporal cells.
+        image_features, video_features: what a frozen vision tower makes of the pixels, where it was run already (then the
+            pixels are gone): (tokens, D) merged, or (tokens, merge_size^2, C) before a merger that trains.
         merge_size: patches per token along each side.
     """
 
@@ -33,6 +35,8 @@ class VisualInputs:
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
     second_per_grid_ts: Tensor | None = None
+    image_features: Tensor | None = None
+    video_features: Tensor | None = None
     merge_size: int = 2
 
     def to(self, device: torch.device | str) -> "VisualInputs":
@@ -44,6 +48,10 @@ class VisualInputs:
         """Visual features, that is tokens, of the images or the videos: sum of t*h*w / merge_size^2."""
         grid = self.image_grid_thw if kind == "image" else self.video_grid_thw
         return 0 if grid is None else int((grid.prod(-1) // self.merge_size**2).sum())
+
+    @property
+    def knows_features(self) -> bool:
+        return self.image_features is not None or self.video_features is not None
 
     @property
     def visual_tokens(self) -> int:
@@ -74,13 +82,18 @@ def forward_kwargs(visual_inputs: Sequence[VisualInputs], prompt_width: int, tot
     Returns: empty for a batch of pure text; else media and `mm_token_type_ids` (B,total_width) int.
     """
     kwargs = stack_media(visual_inputs)
-    if not kwargs:
-        return {}
+    if kwargs:
+        token_types = padded_token_types(visual_inputs, prompt_width, total_width)
+        kwargs["mm_token_type_ids"] = token_types.to(next(iter(kwargs.values())).device)
+    return kwargs
+
+
+def padded_token_types(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> Tensor:
+    """Token types (B,total_width) int of a batch of left-padded prompts with right-padded completions."""
     token_types = torch.zeros(len(visual_inputs), total_width, dtype=torch.long)
     for row, visual in enumerate(visual_inputs):
         token_types[row, prompt_width - len(visual.token_types) : prompt_width] = visual.token_types.cpu()
-    kwargs["mm_token_type_ids"] = token_types.to(next(iter(kwargs.values())).device)
-    return kwargs
+    return token_types
 
 
 def check_placeholders(

@@ -1,25 +1,41 @@
 """Signals: a model goes in, tensors come out."""
 
-from .attention import AttentionTap, HiddenTap, LayerAttention, attention_rows, pooled_rows
+from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
+from .group_forward import group_forward, shared_runs, token_ratio, why_not_packed
 from .head import Head, base_model, divergence, head_of, log_probs
+from .prefill import prefill_once, why_not_prefilled
+from .row_forward import row_forward
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
+from .vision import encode, media_kwargs, why_not_frozen
 
 __all__ = [
     "AttentionTap",
     "Head",
     "HiddenTap",
     "LayerAttention",
+    "TokenStates",
     "View",
     "attention_rows",
     "base_model",
     "blind",
     "blind_recomputed",
     "divergence",
+    "encode",
     "frames_shuffled",
+    "group_forward",
     "head_of",
     "log_probs",
+    "media_kwargs",
+    "paused",
     "pooled_rows",
+    "prefill_once",
+    "row_forward",
     "seeded",
+    "shared_runs",
     "shuffled",
     "sighted",
+    "token_ratio",
+    "why_not_frozen",
+    "why_not_packed",
+    "why_not_prefilled",
 ]

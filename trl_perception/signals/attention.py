@@ -1,15 +1,18 @@
 """Attention rows without attention maps: tap queries and keys of a few layers while the model runs its own attention."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .packed_attention import SPLIT, follow_packings
+from .packing import Packing, packing_of
 
 ROWS_PER_CHUNK = 64
 
@@ -20,7 +23,7 @@ class LayerAttention:
 
     Args:
         layer: index of the layer.
-        query: (B,H,S,d); key: (B,K,S,d) with H a multiple of K (grouped queries).
+        query: (B,H,S,d); key: (B,K,S,d) with H a multiple of K (grouped queries). Of a packed row: (1,H,L,d), (1,K,L,d).
         scaling: factor of the scores.
         softcap: scores become softcap * tanh(scores / softcap), or None.
         sliding_window: a query sees its last `sliding_window` keys, or None for all.
@@ -32,10 +35,50 @@ class LayerAttention:
     scaling: float
     softcap: float | None = None
     sliding_window: int | None = None
+    packing: Packing | None = None
+
+    @property
+    def width(self) -> int:
+        """S."""
+        return self.key.size(2) if self.packing is None else self.packing.index.size(1)
+
+    def of(self, rows: slice, positions: slice) -> "LayerAttention":
+        """Some of the rows, and some of their positions."""
+        if self.packing is not None:
+            return replace(self, packing=self.packing.of(rows, positions))
+        return replace(self, query=self.query[rows, :, positions], key=self.key[rows, :, positions])
+
+    def queries(self, positions: slice | Tensor) -> Tensor:
+        """Queries at chosen positions of the rows: (B,H,positions,d)."""
+        return self.query[:, :, positions] if self.packing is None else self.packing.take(self.query, positions)
+
+    def keys(self) -> Tensor:
+        """Keys of the rows: (B,K,S,d)."""
+        return self.key if self.packing is None else self.packing.take(self.key, slice(None))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStates:
+    """Hidden states of rows: (B,S,D), or of the packed row that stands for them: (1,L,D)."""
+
+    values: Tensor
+    packing: Packing | None = None
+
+    def of(self, rows: slice, positions: slice) -> "TokenStates":
+        """Some of the rows, and some of their positions."""
+        if self.packing is not None:
+            return replace(self, packing=self.packing.of(rows, positions))
+        return replace(self, values=self.values[rows, positions])
+
+    def at(self, positions: slice | Tensor) -> Tensor:
+        """States at chosen positions of the rows: (B,positions,D)."""
+        return self.values[:, positions] if self.packing is None else self.packing.take(self.values, positions)
 
 
 class AttentionTap:
     """Within `with tap:`, every forward of the model adds `reduce(layers, attention_mask)` to `tap.results`.
+
+    A group forward looks like the rows that it stands for: B rows and their padding mask.
 
     The model keeps its attention implementation (SDPA, Flex, flash attention, eager): the tap keeps references to the
     queries and keys that go into it, and `reduce` works on them after the decoder's forward. Gradients flow through them,
@@ -74,19 +117,23 @@ class AttentionTap:
         self.default = getattr(sys.modules[type(attentions[layers[0]]).__module__], "eager_attention_forward", None)
         self.reduce = reduce
         self.results: list[Any] = []
+        self.paused = False
         self._caught: dict[int, LayerAttention] = {}
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> "AttentionTap":
         self.results = []
         self._stack = ExitStack()
+        if self.implementation in SPLIT:  # beneath the tap, which is to see a packed row whole
+            follow_packings(self.implementation)
         running = ALL_ATTENTION_FUNCTIONS.get(self.implementation, self.default)
 
         def tapped(module, query, key, value, attention_mask, **kwargs):
-            if id(module) in self.layer_of:
+            if id(module) in self.layer_of and not self.paused:
                 self._catch(module, query, key, kwargs)
             return running(module, query, key, value, attention_mask, **kwargs)
 
+        tapped.follows_packings = getattr(running, "follows_packings", False)
         had_own = self.implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
         ALL_ATTENTION_FUNCTIONS[self.implementation] = tapped
         self._stack.callback(self._restore, running, had_own)
@@ -127,29 +174,45 @@ class AttentionTap:
         )
 
     def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
+        if self.paused:
+            return
         caught, self._caught = self._caught, {}
         if len(caught) != len(self.layer_of):
             raise RuntimeError(f"Layers {sorted(caught)} of {sorted(self.layer_of.values())} called their attention.")
         mask = kwargs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        packing = packing_of(mask)
+        if packing is not None:
+            mask = packing.mask
+        elif mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise ValueError("The decoder got a prepared attention mask; a padding mask (B,S) is wanted with a tap.")
-        self.results.append(self.reduce([caught[index] for index in sorted(caught)], mask))
+        layers = [replace(caught[index], packing=packing) for index in sorted(caught)]
+        self.results.append(self.reduce(layers, mask))
 
 
 class HiddenTap:
-    """Within `with tap:`, every forward of the decoder adds `reduce(last_hidden_state (B,S,D))` to `tap.results`."""
+    """Within `with tap:`, every forward of the decoder adds `reduce(its last hidden states)` to `tap.results`.
 
-    def __init__(self, model: nn.Module, reduce: Callable[[Tensor], Any]):
+    Args:
+        model: a transformers model, wrapped or not.
+        reduce: [`TokenStates`] -> what to keep.
+    """
+
+    def __init__(self, model: nn.Module, reduce: Callable[[TokenStates], Any]):
         self.decoder, self.reduce, self.results = decoder_of(model), reduce, []
+        self.paused = False
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> "HiddenTap":
         self.results = []
         self._stack = ExitStack()
-        self._stack.enter_context(
-            _hook(self.decoder, lambda kwargs, output: self.results.append(self.reduce(output.last_hidden_state)))
-        )
+        self._stack.enter_context(_hook(self.decoder, self._finish))
         return self
+
+    def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
+        if self.paused:
+            return
+        packing = packing_of(kwargs.get("attention_mask"))
+        self.results.append(self.reduce(TokenStates(output.last_hidden_state, packing)))
 
     def __exit__(self, *error) -> None:
         self._stack.close()
@@ -160,32 +223,48 @@ class HiddenTap:
         return results
 
 
-def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None) -> Tensor:
+@contextmanager
+def paused(taps: Iterable[AttentionTap | HiddenTap]) -> Iterator[None]:
+    """Within it, these taps take nothing of forwards that are not meant for them."""
+    taps = list(taps)
+    before = [tap.paused for tap in taps]
+    for tap in taps:
+        tap.paused = True
+    try:
+        yield
+    finally:
+        for tap, was in zip(taps, before, strict=True):
+            tap.paused = was
+
+
+def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None, pool: Tensor | None = None) -> Tensor:
     """Softmax rows of one layer, averaged over heads, in float32, recomputed in chunks of rows (also in the backward).
 
     row[b,r,s] = mean_h softmax_s( scaling * q[b,h,r] . k[b,s] )   over the allowed keys
+
+    No more than a chunk of (heads, rows, keys) exists at a time, in the backward too.
 
     Args:
         layer: queries and keys, S positions each.
         rows: which query positions.
         allowed: (B,S) keys that are not padding, or None; causality and the layer's window are added here.
-    Returns: (B,R,S) float32; a row without any allowed key is zero.
+        pool: (S,F) float, multiplied to each chunk's rows; None keeps the rows.
+    Returns: (B,R,S) or (B,R,F) float32; a row without any allowed key is zero.
     """
-    width = layer.key.size(2)
-    positions = torch.arange(width, device=layer.key.device)
+    keys = layer.keys()
+    positions = torch.arange(layer.width, device=keys.device)
     chunks = []
     for at in positions[rows].split(ROWS_PER_CHUNK):
         visible = positions[None, :] <= at[:, None]
         if layer.sliding_window:
             visible &= positions[None, :] > at[:, None] - layer.sliding_window
         mask = visible[None] if allowed is None else visible[None] & allowed.bool()[:, None, :]
-        query = layer.query[:, :, at]
-        if query.requires_grad or layer.key.requires_grad:
-            chunks.append(
-                checkpoint(_head_mean, query, layer.key, mask, layer.scaling, layer.softcap, use_reentrant=False)
-            )
+        query = layer.queries(at)
+        if query.requires_grad or keys.requires_grad:
+            part = checkpoint(_head_mean, query, keys, mask, layer.scaling, layer.softcap, use_reentrant=False)
         else:
-            chunks.append(_head_mean(query, layer.key, mask, layer.scaling, layer.softcap))
+            part = _head_mean(query, keys, mask, layer.scaling, layer.softcap)
+        chunks.append(part if pool is None else part @ pool)
     return torch.cat(chunks, dim=1)
 
 
@@ -202,12 +281,7 @@ def pooled_rows(layers: Sequence[LayerAttention], rows: slice, allowed: Tensor |
     count = int(frames.max()) + 1
     member = torch.nn.functional.one_hot(frames.clamp(min=0), count).float() * (frames >= 0)[:, None]
     share = member / member.sum(0).clamp(min=1)  # (S,F)
-    positions = range(*rows.indices(layers[0].query.size(2)))
-    pooled = []
-    for start in range(positions.start, positions.stop, ROWS_PER_CHUNK):
-        part = slice(start, min(start + ROWS_PER_CHUNK, positions.stop))
-        pooled.append(sum(attention_rows(layer, part, allowed) @ share for layer in layers) / len(layers))
-    return torch.cat(pooled, dim=1)
+    return sum(attention_rows(layer, rows, allowed, share) for layer in layers) / len(layers)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -239,7 +313,7 @@ def _head_mean(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap
     """(B,H,r,d), (B,K,S,d), mask (B or 1,r,S) -> (B,r,S)."""
     batch, heads, count, dim = query.shape
     groups = key.size(1)
-    grouped = query.float().view(batch, groups, heads // groups * count, dim)
+    grouped = query.float().reshape(batch, groups, heads // groups * count, dim)
     scores = (grouped @ key.float().transpose(2, 3)).view(batch, heads, count, -1) * scaling
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)

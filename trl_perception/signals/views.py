@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..media import PreparedPrompt, PromptPreparer, VisualInputs, forward_kwargs
 from ..media.frames import not_identity, shuffle_cells
+from .head import base_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +26,6 @@ class View:
     prompt_ids: Tensor
     visual: VisualInputs
     positions: Tensor | None = None
-
-    def forward_kwargs(self, rows: int, completion_width: int) -> dict[str, Tensor]:
-        """What `rows` completions of this view add to `model(input_ids=..., attention_mask=...)`."""
-        width = len(self.prompt_ids)
-        kwargs = forward_kwargs([self.visual] * rows, width, width + completion_width)
-        if self.positions is not None:
-            kwargs["position_ids"] = self.positions[:, None, : width + completion_width].expand(-1, rows, -1)
-        return kwargs
 
 
 def sighted(prompt_ids: Tensor, visual: VisualInputs) -> View:
@@ -92,18 +85,35 @@ def frames_shuffled(
         return None
     orders = [not_identity(len(frames), generator) for frames in prompt.frames]
     pixels = preparer.pixels([frames[order] for frames, order in zip(prompt.frames, orders, strict=True)])
-    return View(prompt_ids, replace(prompt.visual, pixel_values_videos=pixels.to(prompt.visual.pixel_values_videos)))
+    shown = replace(prompt.visual, pixel_values_videos=pixels.to(prompt_ids.device), video_features=None)
+    return View(prompt_ids, shown)
 
 
-def original_positions(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, completion_width: int) -> Tensor:
-    """Positions of prompt and completion as the model takes them itself: (A,P+T) int."""
-    rope_index = _rope_index(model)
+def original_positions(
+    model: nn.Module, prompt_ids: Tensor, visual: VisualInputs | None, completion_width: int
+) -> Tensor:
+    """Positions of prompt and completion as the model takes them itself: (A,P+T) int, A axes (3 for mRoPE)."""
     width = len(prompt_ids)
+    rope_index = rope_index_of(model)
+    if visual is None or not visual.visual_tokens:
+        positions = torch.arange(width + completion_width, device=prompt_ids.device)
+        return positions.expand(1 if rope_index is None else 3, -1)
+    if rope_index is None:
+        raise ValueError(
+            f"{type(base_model(model)).__name__} has no get_rope_index, so the blind view cannot keep its positions. Set "
+            "blind_positions='recompute', or use a Qwen-VL model."
+        )
     ids = torch.cat([prompt_ids, prompt_ids.new_zeros(completion_width)])[None]
     kwargs = forward_kwargs([visual], width, width + completion_width)
     kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pixel_values")}
     positions, _ = rope_index(ids, **kwargs, attention_mask=torch.ones_like(ids))
     return positions[:, 0]
+
+
+def rope_index_of(model: nn.Module) -> Callable | None:
+    """The rule of positions of a model with several position axes (the Qwen-VL families), or None."""
+    base = base_model(model)
+    return getattr(getattr(base, "model", base), "get_rope_index", None)
 
 
 def without_media(visual: VisualInputs) -> VisualInputs:
@@ -116,17 +126,3 @@ def seeded(seed: int, step: int, prompt_ids: Tensor) -> torch.Generator:
     """A generator that gives each prompt of each rollout its own numbers, the same ones on every process and rerun."""
     digest = hashlib.sha256(repr((seed, step, prompt_ids.tolist())).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _rope_index(model: nn.Module) -> Callable:
-    while hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    rope_index = getattr(getattr(model, "model", model), "get_rope_index", None)
-    if rope_index is None:
-        raise ValueError(
-            f"{type(model).__name__} has no get_rope_index, so the blind view cannot keep its positions. Set "
-            "blind_positions='recompute', or use a Qwen-VL model."
-        )
-    return rope_index

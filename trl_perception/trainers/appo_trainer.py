@@ -8,17 +8,19 @@ from torch import Tensor
 
 from ..media.frames import token_frames
 from ..objectives import TokenWeights, appo_token_weights
-from ..signals import AttentionTap, HiddenTap, head_of, log_probs, pooled_rows
+from ..signals import head_of, log_probs, pooled_rows
 from .appo_config import APPOConfig
 from .base import GRPOVideoTrainer
+from .reading import SightedReads
 from .rollout import Group
 
 
 class APPOTrainer(GRPOVideoTrainer):
     """Attention-guided Perception Policy Optimization (arXiv:2602.23823) on [`GRPOVideoTrainer`].
 
-    After a rollout, one forward of the group reads the attention of completion tokens to frames in the last layers, and
-    the distributions of the tokens that attend most to the selected frames; `appo_token_weights` makes credit of them.
+    One forward of the policy that sampled, the update's own where it follows the rollout directly, tells the attention of
+    completion tokens to frames in the last layers, and the distributions of the tokens that attend most to the selected
+    frames; `appo_token_weights` makes credit of them.
     A prompt without media, and a group for which no frame is selected, keep weight 1.
 
     Metrics: `appo/...` of [`appo_token_weights`].
@@ -42,6 +44,7 @@ class APPOTrainer(GRPOVideoTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.accuracy_name = self._name_of_accuracy()
+        self.sighted_reads = SightedReads(attention_layers=self.args.attention_layers, states=True)
 
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
@@ -54,18 +57,15 @@ class APPOTrainer(GRPOVideoTrainer):
         def to_frames(layers, mask):
             return pooled_rows(layers, predictors, mask, frames)
 
-        attention = AttentionTap(self.model, to_frames, layers=self.args.attention_layers)
-        hidden = HiddenTap(self.model, lambda states: states[:, predictors])
-        with attention, hidden:
-            self.score(group)
-        states, head = torch.cat(hidden.results), head_of(self.model)
+        reading = self.read(group, attention=to_frames, layers=self.args.attention_layers, states=True)
+        head = head_of(self.model)
 
         def log_probs_at(g_index: Tensor, t_index: Tensor) -> Tensor:
-            return log_probs(head, states[g_index, t_index], self.temperature)
+            return log_probs(head, reading.states[g_index, t_index], self.temperature)
 
         options = self.args
         return appo_token_weights(
-            torch.cat(attention.results),
+            reading.attention,
             group.rewards[self.accuracy_name],
             group.completion_mask,
             log_probs_at,

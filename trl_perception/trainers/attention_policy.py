@@ -29,7 +29,7 @@ def policy_of(
         config: an [`AttentionPolicyConfig`].
     Returns: (B,T,S) float32, zero where a token has no allowed key.
     """
-    width = layers[0].key.size(2)
+    width = layers[0].width
     rows = slice(-completion_width, None) if config.attn_query == "token" else slice(-completion_width - 1, -1)
     averaged = sum(attention_rows(layer, rows, mask) for layer in layers) / len(layers)
     positions = torch.arange(width, device=averaged.device)

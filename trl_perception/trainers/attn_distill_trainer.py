@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..objectives import Penalty, attn_distill_penalty
-from ..signals import AttentionTap, HiddenTap, divergence, head_of
+from ..signals import AttentionTap, HiddenTap, TokenStates, divergence, head_of
 from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
@@ -66,14 +66,12 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             return {}
         width, options = group.completion_ids.size(1), self.args
         teacher = self.model if self.teacher is None else self.teacher
-        to_policy = group_policy(group.visual, width, options)
-        attention = AttentionTap(teacher, to_policy, layers=options.attn_layers)
-        hidden = HiddenTap(teacher, lambda states: states[:, -width - 1 : -1])
-        with self._teaching(), attention, hidden:
-            self.score(group, model=teacher)
-        signals = {"teacher_policy": torch.cat(attention.results), "teacher_states": torch.cat(hidden.results)}
-        wanted = {"teacher_policy": options.attn_distill_weight > 0, "teacher_states": options.gkd_weight > 0}
-        return {name: value for name, value in signals.items() if wanted[name]}
+        reads = options.attn_distill_weight > 0, options.gkd_weight > 0
+        to_policy = group_policy(group.visual, width, options) if reads[0] else None
+        with self._teaching():
+            reading = self.read(group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=teacher)
+        signals = {"teacher_policy": reading.attention, "teacher_states": reading.states}
+        return {name: values for name, values in signals.items() if values is not None}
 
     def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
         if not self.taps or not self.model.training:
@@ -102,10 +100,11 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         seen = attention_metrics("attn_distill", policy, visual, counted, mask)
         return Penalty(term.loss, {**term.metrics, **seen})
 
-    def _gkd(self, states: Tensor, inputs: dict[str, Any], counted: Tensor) -> Penalty:
+    def _gkd(self, states: TokenStates, inputs: dict[str, Any], counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
         rows = [i for i, known in enumerate(inputs["teacher_states"]) if known is not None]
-        values = 0 * states[:, -width:, 0].float()  # (B,T), in the graph also where no row was read by the teacher
+        predictors = states.at(slice(-width - 1, -1))
+        values = 0 * predictors[..., 0].float()  # (B,T), in the graph also where no row was read by the teacher
         if rows:
             with self._teaching():
                 teacher = head_of(self.model if self.teacher is None else self.teacher)
@@ -114,7 +113,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
                 torch.tensor(rows, device=values.device),
                 divergence(
                     head_of(self.model),
-                    states[rows, -width - 1 : -1],
+                    predictors[rows],
                     teacher,
                     torch.stack([inputs["teacher_states"][i] for i in rows]),
                     mix=options.gkd_mix,

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,14 +23,24 @@ from ..media import (
     PromptPreparer,
     VisualInputs,
     check_placeholders,
-    forward_kwargs,
     has_visual_grids,
-    stack_media,
 )
 from ..objectives import Penalty, TokenWeights
 from ..rewards.checked import checked
-from ..signals import AttentionTap, HiddenTap, View, sighted
+from ..signals import (
+    AttentionTap,
+    HiddenTap,
+    View,
+    encode,
+    paused,
+    prefill_once,
+    sighted,
+    why_not_frozen,
+    why_not_prefilled,
+)
 from .base_config import GRPOVideoConfig
+from .forwards import Forwards
+from .reading import AttentionReduce, Reading, SightedForward, SightedReads, detached
 from .refusals import refuse_videos, require_prompts
 from .rollout import Group, Rollout, unprepared, whole_groups
 from .vision import freeze_vision
@@ -65,9 +75,12 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
-    # For subclasses: taps that are active in the forward of every update, for `penalty` to read; the factor of the policy
-    # loss beside the penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too)
-    # instead of having no advantage.
+    # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
+    # update that follows its rollout directly serves these readings, and `token_weights` is called there.
+    sighted_reads: SightedReads | None = None
+    # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy loss beside the
+    # penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too) instead of having no
+    # advantage.
     taps: tuple[AttentionTap | HiddenTap, ...] = ()
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
@@ -101,6 +114,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._rollout: Rollout | None = None
         self._sampled_at_step: int | None = None
         self._visual_inputs: Sequence[VisualInputs | None] | None = None
+        self._sighted: SightedForward | None = None
+        self._awaiting_credit: dict[str, Any] | None = None
+        self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -128,6 +144,25 @@ class GRPOVideoTrainer(GRPOTrainer):
                 self._suppress_placeholders()
         if args.freeze_vision_tower or args.freeze_merger:
             freeze_vision(self.model, tower=args.freeze_vision_tower, merger=args.freeze_merger)
+        self._share_what_can_be_shared()
+
+    def _share_what_can_be_shared(self) -> None:
+        """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
+        options, trl_prepares = self.args, self._is_vlm and not self._prepares_prompts
+        refusal = (
+            "TRL prepares these prompts (tools, an environment or a processor without grids)" if trl_prepares else None
+        )
+        self._forwards = Forwards(self.model, options, refusal)
+        self._prefills = (
+            options.shared_prefill
+            and not trl_prepares
+            and not (self.use_vllm or self.use_transformers_continuous_batching)
+            and why_not_prefilled(self.model, self.generation_config) is None
+        )
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)  # the tower is run outside the model's forward
+        self._reuses_features = (
+            options.reuse_vision_features and self._prepares_prompts and whole and why_not_frozen(self.model) is None
+        )
 
     # The two hooks
 
@@ -157,45 +192,78 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     # What a subclass may ask for
 
-    @torch.no_grad()
     def score(
         self, group: Group, view: View | None = None, *, entropy: bool = False, model: nn.Module | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """log p of a group's completions, and entropies where asked for, under a view of its prompt: (G,T) each.
 
-        Runs in micro-batches of `per_device_train_batch_size`, at the sampling temperature, along the path that the
-        updates take, so that values of several views and of the updates can be compared. Taps that are active see each
-        micro-batch: rows of the completion's G sequences in order, prompt and T completion positions behind it.
+        At the sampling temperature, along the path that the updates take, so that values of several views and of the
+        updates can be compared.
 
         Args:
             view: what is shown, the prompt as it is by default.
             model: another model than the policy.
         """
+        reading = self.read(group, view, entropy=entropy, model=model)
+        return reading.logps, reading.entropies
+
+    @torch.no_grad()
+    def read(
+        self,
+        group: Group,
+        view: View | None = None,
+        *,
+        entropy: bool = False,
+        attention: AttentionReduce | None = None,
+        layers: int = 1,
+        states: bool = False,
+        model: nn.Module | None = None,
+    ) -> Reading:
+        """Everything that one forward of a group tells (see [`score`]).
+
+        Runs as one packed row, or in micro-batches of `per_device_train_batch_size`. The policy on the prompt as it is
+        may be read from a forward that is made anyway (see `sighted_reads`).
+
+        Args:
+            attention: (tapped layers, mask (rows,P+T)) -> a tensor with the rows first; P without padding.
+            layers: how many last full-attention layers are tapped for it.
+            states: whether the last hidden states at the positions that predict the completion are kept, (G,T,D).
+        """
+        served = self._sighted if view is None and model is None else None
+        if served is not None and served.knows(group, entropy, attention, states):
+            return served.read(group, entropy, attention, states)
         view = view or sighted(group.prompt_ids, group.visual)
+        policy = self.model if model is None else model
         count, width = group.completion_ids.shape
         prompt_ids = view.prompt_ids.expand(count, -1)
         input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
         attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
-        size = self.args.per_device_train_batch_size
-        logps, entropies = [], []
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        visuals = [view.visual] * count if self._prepares_prompts else None
+        self._check_placeholders(input_ids, attention_mask, visuals)
+        taps = {}
+        if attention is not None:
+            taps["attention"] = AttentionTap(policy, attention, layers=layers)
+        if states:
+            taps["states"] = HiddenTap(policy, lambda hidden: hidden.at(slice(-width - 1, -1)))
+        size = count if self._forwards.packs_for(policy) else self.args.per_device_train_batch_size
+        scored = []
+        with ExitStack() as stack:
+            stack.enter_context(paused(self._taps_of_update))
+            stack.enter_context(disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs))
+            for tap in taps.values():
+                stack.enter_context(tap)
             for start in range(0, count, size):
-                rows = slice(start, min(start + size, count))
-                kwargs = view.forward_kwargs(rows.stop - rows.start, width)
-                if self._prepares_prompts:
-                    visual = [view.visual] * (rows.stop - rows.start)
-                    ids = self._prompt_preparer.placeholder_ids
-                    check_placeholders(input_ids[rows], attention_mask[rows], ids, visual)
-                of_rows = super()._get_per_token_logps_and_entropies(
-                    partial(self.model if model is None else model, **kwargs),
-                    input_ids[rows],
-                    attention_mask[rows],
-                    width,
-                    compute_entropy=entropy,
+                rows = slice(start, start + size)
+                ids, mask = input_ids[rows], attention_mask[rows]
+                forward = self._forwards.of(policy, ids, mask, width, visuals and visuals[rows], view.positions)
+                scored.append(
+                    super()._get_per_token_logps_and_entropies(forward, ids, mask, width, compute_entropy=entropy)
                 )
-                logps.append(of_rows[0])
-                entropies.append(of_rows[1])
-        return torch.cat(logps), torch.cat(entropies) if entropy else None
+        return Reading(
+            logps=torch.cat([of_rows[0] for of_rows in scored]),
+            entropies=torch.cat([of_rows[1] for of_rows in scored]) if entropy else None,
+            **{name: torch.cat(tap.results) for name, tap in taps.items()},
+        )
 
     def policy_is_the_one_that_sampled(self) -> bool:
         """Whether no optimisation step was taken since the completions in hand were sampled."""
@@ -214,7 +282,13 @@ class GRPOVideoTrainer(GRPOTrainer):
         if self.model.training:
             self._sampled_at_step = self.state.global_step
             groups = list(self._groups(rollout, output))
-            self._apply_token_weights(groups, output)
+            if self._update_serves_credit(output):
+                output["group"] = [None] * len(inputs)
+                for rows, group in groups:
+                    output["group"][rows] = [group] * self.num_generations
+            else:
+                with self._sighted_through(self._old_policy_forward(groups, output)):
+                    self._apply_token_weights(groups, output)
             self._attach_signals(groups, output)
         self._rollout = None
         return output
@@ -228,6 +302,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         repeats = self.num_generations if self.model.training else self.num_generations_eval
         step = repeats if len(inputs) % repeats == 0 else 1
         prompts = [p.to(device) for p in self._prompt_preparer(inputs[::step], on_unusable=self.args.on_bad_media)]
+        if self._reuses_features:
+            with self.accelerator.autocast():
+                prompts = [replace(prompt, visual=encode(self.model, prompt.visual)) for prompt in prompts]
         for prompt in prompts:
             if prompt.left_out:
                 warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
@@ -242,16 +319,18 @@ class GRPOVideoTrainer(GRPOTrainer):
         if not self._prepares_prompts:
             return super()._tokenize_prompts(prompts)
         prepared = self._rollout.prompts
-        fields: dict[str, Any] = stack_media(self._visual_inputs)
-        if fields:
-            fields["mm_token_type_ids"] = [visual.token_types.tolist() for visual in self._visual_inputs]
-        images = [prompt.images or None for prompt in prepared]
-        return [prompt.input_ids for prompt in prepared], images if any(images) else None, fields
+        images = [prompt.images or None for prompt in prepared]  # vLLM takes these, `generate` the visual inputs
+        return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-        completion_ids, logprobs = super()._generate_single_turn(
-            prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-        )
+        shares = self._prefills and len(prompt_ids) % num_generations == 0
+        with ExitStack() as stack:
+            if self._prepares_prompts or shares:
+                repeats = num_generations if shares else 1
+                stack.enter_context(prefill_once(self.model, self._visual_inputs, repeats))
+            completion_ids, logprobs = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
         for row, prompt in enumerate(self._rollout.prompts):
             if prompt.left_out:
                 completion_ids[row] = [self._tokenizer.eos_token_id]
@@ -261,6 +340,9 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list) -> tuple:
         generated = super()._generate(prompts)
+        repeats = self.num_generations if self.model.training else self.num_generations_eval
+        batch = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        self._forwards.choose(generated[0], generated[1], min(repeats, batch), self.accelerator)
         if not self._prepares_prompts:
             return generated
         prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, tool_images = generated
@@ -309,6 +391,46 @@ class GRPOVideoTrainer(GRPOTrainer):
             # TRL's own mask for tokens outside the loss: it takes their KL and their place in the denominator with them.
             output["tool_mask"] = output.get("tool_mask", 1) * (weights > 0).long()
 
+    def _update_serves_credit(self, output: dict[str, Any]) -> bool:
+        """Whether the forward of the update is the rollout policy's and sees whole groups, so that credit can wait for it.
+
+        Tokens that leave the loss altogether do so before it begins.
+        """
+        return (
+            self.sighted_reads is not None
+            and self._prepares_prompts
+            and "old_per_token_logps" not in output
+            and not self.loss_counts_weighted_tokens_only
+            and self.args.per_device_train_batch_size % self.num_generations == 0
+        )
+
+    def _old_policy_forward(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> SightedForward | None:
+        """The forward in which TRL scored the policy that sampled, where it made one."""
+        scored = self._rollout.scored
+        if scored is None or "old_per_token_logps" not in output:
+            return None
+        return SightedForward({id(group): rows for rows, group in groups}, *scored)
+
+    @contextmanager
+    def _sighted_through(self, forward: SightedForward | None) -> Iterator[None]:
+        self._sighted = forward
+        try:
+            yield
+        finally:
+            self._sighted = None
+
+    def _give_credit(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None) -> None:
+        """Apply token weights inside the forward of an update, between the policy's pass and the loss made of it."""
+        caught = {name: tap.take()[-1] for name, tap in self._credit_taps.items()}
+        if "attention" in caught:
+            caught["attention"] = detached(*caught["attention"])
+        starts = range(0, len(logps), self.num_generations)
+        groups = [(slice(start, start + self.num_generations), inputs["group"][start]) for start in starts]
+        groups = [(rows, group) for rows, group in groups if group is not None]
+        rows_of = {id(group): rows for rows, group in groups}
+        with self._sighted_through(SightedForward(rows_of, logps.detach(), entropies.detach(), **caught)):
+            self._apply_token_weights(groups, inputs)
+
     def _attach_signals(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Put the rows' signals into the output: a list a name, so that rows of different shape travel together."""
         with torch.no_grad():
@@ -347,8 +469,11 @@ class GRPOVideoTrainer(GRPOTrainer):
         return inputs
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        awaits = self.model.training and "group" in inputs
+        self._credit_taps = self._taps_for_credit() if awaits else {}
+        self._awaiting_credit = inputs if awaits else None
         with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
-            for tap in self.taps:
+            for tap in self._taps_of_update:
                 taps.enter_context(tap)
             loss = super()._compute_loss(model, inputs) * self.policy_loss_weight
             if self.loss_type in ROW_MEAN_LOSSES:
@@ -371,29 +496,53 @@ class GRPOVideoTrainer(GRPOTrainer):
             self._visual_inputs = before
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if not self._prepares_prompts:
+        if self._is_vlm and not self._prepares_prompts:
             return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
-        check_placeholders(input_ids, attention_mask, self._prompt_preparer.placeholder_ids, self._visual_inputs)
+        visuals = self._visual_inputs if self._prepares_prompts else None
+        self._check_placeholders(input_ids, attention_mask, visuals)
+        if self._rollout is not None and self.sighted_reads is not None and model is self.model:
+            compute_entropy = compute_entropy or self.sighted_reads.entropies
         batch_size = batch_size or len(input_ids)
         chunks = []
         for start in range(0, len(input_ids), batch_size):
             rows = slice(start, start + batch_size)
-            visual = forward_kwargs(self._visual_inputs[rows], input_ids.size(1) - logits_to_keep, input_ids.size(1))
+            ids, mask = input_ids[rows], attention_mask[rows]
+            forward = self._forwards.of(model, ids, mask, logits_to_keep, visuals and visuals[rows])
             chunks.append(
                 super()._get_per_token_logps_and_entropies(
-                    partial(model, **visual), input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
+                    forward, ids, mask, logits_to_keep, compute_entropy=compute_entropy, **kwargs
                 )
             )
         logps, entropies, aux_losses = zip(*chunks, strict=True)
-        return (
-            torch.cat(logps),
-            None if entropies[0] is None else torch.cat(entropies),
-            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
-        )
+        logps = torch.cat(logps)
+        entropies = None if entropies[0] is None else torch.cat(entropies)
+        if self._rollout is not None and self._rollout.scored is None:
+            self._rollout.scored = (logps, entropies)
+        if self._awaiting_credit is not None:
+            inputs, self._awaiting_credit = self._awaiting_credit, None
+            self._give_credit(inputs, logps, entropies)
+        return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
+
+    def _check_placeholders(self, input_ids: Tensor, attention_mask: Tensor, visuals: Sequence | None) -> None:
+        if self._prepares_prompts:
+            check_placeholders(input_ids, attention_mask, self._prompt_preparer.placeholder_ids, visuals)
+
+    def _taps_for_credit(self) -> dict[str, AttentionTap | HiddenTap]:
+        """Taps of what `sighted_reads` names."""
+        reads, taps = self.sighted_reads, {}
+        if reads.attention_layers:
+            taps["attention"] = AttentionTap(self.model, lambda *caught: caught, layers=reads.attention_layers)
+        if reads.states:
+            taps["states"] = HiddenTap(self.model, lambda hidden: replace(hidden, values=hidden.values.detach()))
+        return taps
+
+    @property
+    def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:
+        return [*self.taps, *self._credit_taps.values()]
 
     # Small things
 

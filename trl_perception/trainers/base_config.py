@@ -38,6 +38,13 @@ class GRPOVideoConfig(GRPOConfig):
             Whether the vision encoder keeps its weights.
         freeze_merger (`bool`, *optional*, defaults to `False`):
             Whether the projector from vision features to language embeddings keeps its weights.
+        group_forward (`str`, *optional*, defaults to `"auto"`):
+            Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: `"on"`,
+            `"off"`, or `"auto"`, where the model allows it and the tokens it saves are worth it.
+        shared_prefill (`bool`, *optional*, defaults to `True`):
+            Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
+        reuse_vision_features (`bool`, *optional*, defaults to `True`):
+            Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -83,8 +90,26 @@ class GRPOVideoConfig(GRPOConfig):
         default=False, metadata={"help": "Whether the projector from vision features to embeddings keeps its weights."}
     )
 
+    group_forward: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: "
+            "'on', 'off', or 'auto', where the model allows it and the tokens it saves are worth it."
+        },
+    )
+    shared_prefill: bool = field(
+        default=True,
+        metadata={"help": "Whether generation reads each distinct prompt once, where the model allows it."},
+    )
+    reuse_vision_features: bool = field(
+        default=True,
+        metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.group_forward not in ("auto", "on", "off"):
+            raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
         for name in ("video_fps", "video_min_frames", "video_max_frames", "media_cache_mb"):

@@ -10,13 +10,15 @@ from ..objectives import TokenWeights, ktr_token_weights
 from ..signals import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled
 from .base import GRPOVideoTrainer
 from .ktr_config import KTRConfig
+from .reading import SightedReads
 from .rollout import Group
 
 
 class KTRTrainer(GRPOVideoTrainer):
     """Video-KTR, key token attribution (arXiv:2601.19686), on [`GRPOVideoTrainer`].
 
-    After a rollout the group is scored as it was shown, blind, and with the cells of its videos shuffled; the largest
+    The group is scored as it was shown (by the update's own forward where it follows the rollout directly), blind, and with
+    the cells of its videos shuffled; the largest
     differences and the largest entropies make the key tokens (`ktr_token_weights`). A prompt without video keeps entropy
     and, where it has images, the visual signal; a prompt without media keeps weight 1.
 
@@ -41,6 +43,7 @@ class KTRTrainer(GRPOVideoTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         options = self.args
+        self.sighted_reads = SightedReads(entropies=True)
         # Tokens outside the mask leave the loss together with their KL and their place in the denominator.
         self.loss_counts_weighted_tokens_only = options.key_token_normalizer == "kept" and options.mask_kl
         self._only_the_denominator = options.key_token_normalizer == "kept" and not options.mask_kl

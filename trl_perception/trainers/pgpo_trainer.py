@@ -1,23 +1,24 @@
 """PGPO: credit moves to the tokens that would have been said otherwise without the media."""
 
 import textwrap
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..objectives import TokenWeights, pgpo_token_weights, visual_dependency
-from ..signals import HiddenTap, View, blind, divergence, head_of
+from ..signals import View, blind, divergence, head_of
 from .base import GRPOVideoTrainer
 from .pgpo_config import PGPOConfig
+from .reading import SightedReads
 from .rollout import Group
 
 
 class PGPOTrainer(GRPOVideoTrainer):
     """Perception-Grounded Policy Optimization (arXiv:2604.01840) on [`GRPOVideoTrainer`].
 
-    After a rollout the group is scored twice, with its media and blind (their tokens masked, positions kept); how far
-    the two differ at a token is its visual dependency, from which `pgpo_token_weights` makes credit. A prompt without
-    media keeps weight 1.
+    The group is scored with its media (by the update's own forward where it follows the rollout directly) and blind (their
+    tokens masked, positions kept); how far the two differ at a token is its visual dependency, from which
+    `pgpo_token_weights` makes credit. A prompt without media keeps weight 1.
 
     Metrics: `pgpo/...` of [`pgpo_token_weights`].
     """
@@ -35,6 +36,10 @@ class PGPOTrainer(GRPOVideoTrainer):
             }"""),
     }
     config_class = PGPOConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.sighted_reads = SightedReads(states=self.args.dependency == "kl")
 
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
@@ -63,12 +68,6 @@ class PGPOTrainer(GRPOVideoTrainer):
 
     def _exact_dependency(self, group: Group) -> Tensor:
         """KL(sighted || blind) over the vocabulary: (G,T)."""
-        width = group.completion_ids.size(1)
-        states = []
-        for view in (None, self._blind(group)):
-            with HiddenTap(self.model, lambda hidden: hidden[:, -width - 1 : -1]) as tap:
-                self.score(group, view)
-            states.append(torch.cat(tap.results))
-        with_media, without = states
+        with_media, without = (self.read(group, view, states=True).states for view in (None, self._blind(group)))
         head = head_of(self.model)
         return divergence(head, with_media, head, without, mix=1.0, temperature=self.temperature)

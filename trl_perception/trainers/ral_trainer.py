@@ -9,7 +9,7 @@ from torch import Tensor
 from trl.trainer.utils import use_adapter
 
 from ..objectives import Penalty, ral_penalty
-from ..signals import AttentionTap, base_model
+from ..signals import AttentionTap
 from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
@@ -87,9 +87,7 @@ class RALTrainer(GRPOVideoTrainer):
     def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
         """(G,T,P+T) attention policy of a model on a group, P without padding."""
         reduce = group_policy(group.visual, group.completion_ids.size(1), self.args)
-        with AttentionTap(base_model(model), reduce, layers=self.args.attn_layers) as tap:
-            self.score(group, model=model)
-        return torch.cat(tap.results)
+        return self.read(group, attention=reduce, layers=self.args.attn_layers, model=model).attention
 
 
 def refuse_reentrant(trainer: GRPOVideoTrainer) -> None:

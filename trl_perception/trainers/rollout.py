@@ -19,12 +19,14 @@ class Rollout:
         prompts: B prepared prompts; the rows of a group share one object.
         left_out: (B of all processes,) float, 1 where the sample is left out.
         rewards_per_func: (B,K) float, NaN where a reward does not apply; None until the rewards are there.
+        scored: log-probs and entropies (B,T) of the first model that TRL scored the rollout with; None without any.
     """
 
     rows: list[Mapping[str, Any]]
     prompts: list[PreparedPrompt]
     left_out: Tensor
     rewards_per_func: Tensor | None = None
+    scored: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def trl_rows(self) -> list[dict[str, Any]]:

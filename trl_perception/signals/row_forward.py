@@ -1,0 +1,36 @@
+"""The plain forward: one row a completion, with the media of its prompt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..media import VisualInputs, padded_token_types
+from .vision import media_kwargs
+
+
+def row_forward(
+    model: nn.Module,
+    *,
+    visuals: Sequence[VisualInputs],
+    completion_width: int,
+    positions: Tensor | None = None,
+    input_ids: Tensor,
+    **inputs: Any,
+) -> Any:
+    """`model(input_ids, ...)` with the media of each row's prompt.
+
+    Args:
+        visuals: B visual inputs.
+        completion_width: T.
+        positions: (A,S) int for every row, where they are not the ones that the model takes itself.
+        input_ids: (B,S), left-padded prompts and right-padded completions; `inputs` go on to the model.
+    """
+    rows, total = input_ids.shape
+    media = media_kwargs(model, visuals)
+    if media:
+        types = padded_token_types(visuals, total - completion_width, total)
+        media["mm_token_type_ids"] = types.to(input_ids.device)
+    if positions is not None:
+        media["position_ids"] = positions[:, None, :total].expand(-1, rows, -1)
+    return model(input_ids=input_ids, **media, **inputs)

@@ -1,0 +1,100 @@
+"""The media of a forward: pixels for the vision tower, or the features of a frozen one, computed once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.vision_utils import get_vision_window_index
+
+from ..media import MEDIA_KINDS, VisualInputs, stack_media
+from .head import base_model
+
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str, Any]:
+    """The media of several prompts as keyword arguments of `model(...)`: pixels, or features where they are known.
+
+    Features from before the merger pass through the model's merger as it is now, with gradient.
+    """
+    if not any(visual.knows_features for visual in visuals):
+        return stack_media(visuals)
+    kwargs = {name: value for name, value in stack_media(visuals).items() if name not in PIXELS.values()}
+    backbone = base_model(model).model
+    outputs = {}
+    for kind in MEDIA_KINDS:
+        parts = [_features(backbone, visual, kind) for visual in visuals if visual.features(kind)]
+        if parts:
+            outputs[kind] = BaseModelOutputWithPooling(pooler_output=tuple(parts))
+    return {**kwargs, "mm_encoder_outputs": outputs}
+
+
+def why_not_frozen(model: nn.Module) -> str | None:
+    """Why the features of this model's vision tower cannot be computed once, in words; None where they can."""
+    tower = getattr(getattr(base_model(model), "model", None), "visual", None)
+    family = base_model(model).config.model_type
+    if tower is None or family not in VISION_FAMILIES:
+        return f"{family} is not among the families {', '.join(VISION_FAMILIES)}"
+    trained = [name for name, value in tower.named_parameters() if value.requires_grad and "merger." not in name]
+    if trained:
+        return f"the vision tower is trained ({len(trained)} of its parameters); freeze_vision_tower freezes it"
+    return None
+
+
+@torch.no_grad()
+def encode(model: nn.Module, visual: VisualInputs) -> VisualInputs:
+    """The same inputs with the tower's features instead of pixels.
+
+    With a frozen merger they are the merged ones (tokens, D); with one that trains, those before it, (tokens, patches a
+    token, C) in the order of tokens. Pixels are let go.
+    """
+    if not visual.visual_tokens:
+        return visual
+    backbone = base_model(model).model
+    merger_trains = any(value.requires_grad for value in backbone.visual.merger.parameters())
+    known = {}
+    for kind in MEDIA_KINDS:
+        pixels, grid = getattr(visual, PIXELS[kind]), getattr(visual, f"{kind}_grid_thw")
+        if pixels is None:
+            continue
+        output = _run_tower(backbone, pixels, grid, kind)
+        merged = torch.cat(output.pooler_output)
+        known[f"{kind}_features"] = (
+            _before_merger(backbone, output.last_hidden_state, grid) if merger_trains else merged
+        )
+    return replace(visual, pixel_values=None, pixel_values_videos=None, **known)
+
+
+def _features(backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
+    known = getattr(visual, f"{kind}_features")
+    if known is None:
+        output = _run_tower(backbone, getattr(visual, PIXELS[kind]), getattr(visual, f"{kind}_grid_thw"), kind)
+        return torch.cat(output.pooler_output)
+    if known.ndim == 2:
+        return known
+    merger = backbone.visual.merger
+    return merger(known.flatten(0, 1).to(next(merger.parameters()).dtype))
+
+
+def _run_tower(backbone: nn.Module, pixels: Tensor, grid: Tensor, kind: str) -> BaseModelOutputWithPooling:
+    run = backbone.get_image_features if kind == "image" else backbone.get_video_features
+    return run(pixels, grid, return_dict=True)
+
+
+def _before_merger(backbone: nn.Module, states: Tensor, grid: Tensor) -> Tensor:
+    """(patches, C) as the blocks leave them -> (tokens, patches a token, C), Qwen2.5-VL's window order undone."""
+    tower = backbone.visual
+    grouped = states.unflatten(0, (-1, tower.spatial_merge_size**2))
+    if not hasattr(tower, "window_size"):
+        return grouped
+    order, _ = get_vision_window_index(
+        grid,
+        spatial_merge_size=tower.spatial_merge_size,
+        window_size=tower.window_size,
+        patch_size=tower.patch_size,
+    )
+    return grouped[torch.argsort(order.to(states.device))]
