@@ -103,7 +103,7 @@ class AttentionTap:
         self.decoder = decoder_of(model)
         attentions = self_attentions(self.decoder)
         if isinstance(layers, int):
-            full = [index for index, module in attentions.items() if not getattr(module, "sliding_window", None)]
+            full = [index for index, module in attentions.items() if not window_of(module)]
             if not 1 <= layers <= len(full):
                 raise ValueError(
                     f"{layers} attention layers are asked for; the model has {len(full)} with full attention."
@@ -307,6 +307,13 @@ def self_attentions(decoder: nn.Module) -> dict[int, nn.Module]:
     if not found:
         raise ValueError(f"{type(decoder).__name__} has no layers with softmax self-attention (layers[i].self_attn).")
     return found
+
+
+def window_of(attention: nn.Module) -> int | None:
+    """How many last keys a self-attention module sees, None for all: its own word, else its configuration's."""
+    if hasattr(attention, "sliding_window") or getattr(attention.config, "layer_types", None):
+        return getattr(attention, "sliding_window", None)
+    return getattr(attention.config, "sliding_window", None)
 
 
 def _head_mean(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:

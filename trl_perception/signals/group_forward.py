@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
 from ..media import VisualInputs
-from .attention import decoder_of, self_attentions
+from .attention import decoder_of, self_attentions, window_of
 from .head import base_model
 from .packed_attention import BACKENDS, mask_of
 from .packing import PackedMask, Packing, pack, packed_positions
@@ -107,7 +107,7 @@ def why_not_packed(model: nn.Module) -> str | None:
     attentions = self_attentions(decoder)
     if len(attentions) < len(decoder.layers):
         return f"{len(decoder.layers) - len(attentions)} decoder layers have no softmax self-attention"
-    if any(getattr(module, "sliding_window", None) for module in attentions.values()):
+    if any(window_of(module) for module in attentions.values()):
         return "some decoder layers attend to a sliding window"
     if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
         return "experts balance their load over all tokens, and a packed row counts the prompt's once"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..media import VisualInputs, padded_token_types
-from .attention import decoder_of, self_attentions
+from .attention import decoder_of, self_attentions, window_of
 from .head import base_model
 from .vision import media_kwargs
 
@@ -59,7 +59,7 @@ def why_not_prefilled(model: nn.Module, generation_config: GenerationConfig) -> 
     attentions = self_attentions(decoder)
     if len(attentions) < len(decoder.layers):
         return f"{len(decoder.layers) - len(attentions)} decoder layers keep another state than keys and values"
-    if any(getattr(module, "sliding_window", None) for module in attentions.values()):
+    if any(window_of(module) for module in attentions.values()):
         return "some decoder layers attend to a sliding window"
     if generation_config.cache_implementation or generation_config.use_cache is False:
         return "generation_kwargs ask for another cache"
