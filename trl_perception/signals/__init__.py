@@ -6,7 +6,7 @@ from .head import Head, base_model, divergence, head_of, log_probs
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
-from .vision import encode, media_kwargs, why_not_frozen
+from .vision import encode, media_kwargs, pixels_of, why_not_frozen
 
 __all__ = [
     "AttentionTap",
@@ -27,6 +27,7 @@ __all__ = [
     "log_probs",
     "media_kwargs",
     "paused",
+    "pixels_of",
     "pooled_rows",
     "prefill_once",
     "row_forward",

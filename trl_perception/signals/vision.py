@@ -46,11 +46,14 @@ def why_not_frozen(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def encode(model: nn.Module, visual: VisualInputs) -> VisualInputs:
-    """The same inputs with the tower's features instead of pixels.
+def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False) -> VisualInputs:
+    """The same inputs with the tower's features.
 
     With a frozen merger they are the merged ones (tokens, D); with one that trains, those before it, (tokens, patches a
-    token, C) in the order of tokens. Pixels are let go.
+    token, C) in the order of tokens.
+
+    Args:
+        keep_pixels: whether another model's tower is to see the media as well; else pixels are let go.
     """
     if not visual.visual_tokens:
         return visual
@@ -66,7 +69,25 @@ def encode(model: nn.Module, visual: VisualInputs) -> VisualInputs:
         known[f"{kind}_features"] = (
             _before_merger(backbone, output.last_hidden_state, grid) if merger_trains else merged
         )
-    return replace(visual, pixel_values=None, pixel_values_videos=None, **known)
+    if not keep_pixels:
+        known.update(pixel_values=None, pixel_values_videos=None)
+    return replace(visual, **known)
+
+
+def pixels_of(visual: VisualInputs) -> VisualInputs:
+    """The same inputs for another model's tower: pixels alone.
+
+    Errors: ValueError where they were let go.
+    """
+    if not visual.knows_features:
+        return visual
+    pixels = [getattr(visual, PIXELS[kind]) for kind in MEDIA_KINDS if visual.features(kind)]
+    if any(of_kind is None for of_kind in pixels):
+        raise ValueError(
+            f"{visual.sample}: another model is to see this prompt's media, but only the policy's features of them were kept. "
+            "Set `keeps_pixels = True` on the trainer, or reuse_vision_features=False."
+        )
+    return replace(visual, image_features=None, video_features=None)
 
 
 def _features(backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:

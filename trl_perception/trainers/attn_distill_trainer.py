@@ -50,6 +50,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             check_teacher(teacher_model, policy, self._tokenizer)
             add_fused_lm_head(teacher_model, temperature=self.temperature)
             self.teacher = prepare_teacher(teacher_model, self)
+            self.keeps_pixels = True
         elif not hasattr(policy, "peft_config"):
             raise ValueError(
                 "No teacher. Set teacher_model_name_or_path, pass teacher_model, or train an adapter (peft_config), whose "

@@ -33,6 +33,7 @@ from ..signals import (
     View,
     encode,
     paused,
+    pixels_of,
     prefill_once,
     sighted,
     why_not_frozen,
@@ -78,6 +79,8 @@ class GRPOVideoTrainer(GRPOTrainer):
     # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
     # update that follows its rollout directly serves these readings, and `token_weights` is called there.
     sighted_reads: SightedReads | None = None
+    # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.
+    keeps_pixels = False
     # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy loss beside the
     # penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too) instead of having no
     # advantage.
@@ -238,7 +241,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         prompt_ids = view.prompt_ids.expand(count, -1)
         input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
         attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
-        visuals = [view.visual] * count if self._prepares_prompts else None
+        visual = view.visual if policy in (self.model, self.ref_model) else pixels_of(view.visual)
+        visuals = [visual] * count if self._prepares_prompts else None
         self._check_placeholders(input_ids, attention_mask, visuals)
         taps = {}
         if attention is not None:
@@ -304,7 +308,10 @@ class GRPOVideoTrainer(GRPOTrainer):
         prompts = [p.to(device) for p in self._prompt_preparer(inputs[::step], on_unusable=self.args.on_bad_media)]
         if self._reuses_features:
             with self.accelerator.autocast():
-                prompts = [replace(prompt, visual=encode(self.model, prompt.visual)) for prompt in prompts]
+                prompts = [
+                    replace(prompt, visual=encode(self.model, prompt.visual, keep_pixels=self.keeps_pixels))
+                    for prompt in prompts
+                ]
         for prompt in prompts:
             if prompt.left_out:
                 warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)

@@ -1,0 +1,213 @@
+"""What completions share is paid for once, at the same numbers: each trainer on the fast paths against the plain ones."""
+
+import logging
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from tests.trainers.reference import build, trained
+from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
+
+FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
+PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
+
+OPTIONS = {
+    "grpo": {},
+    "appo": {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
+    "pgpo": {},
+    "ktr": {},
+    "ral": {"num_iterations": 2},
+    "attn_distill": {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
+}
+# Completions are cut to unequal lengths (see `Recorder`); "mixed" prompts have videos, images, both and neither.
+SCENARIOS = {
+    "aligned": ("mixed", {"num_generations": 4, "per_device_train_batch_size": 8}),
+    "groups in parts, two iterations, KL": (
+        "mixed",
+        {
+            "num_generations": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "num_iterations": 2,
+            "beta": 0.1,
+        },
+    ),
+    "checkpointed": ("video", {"num_generations": 4, "gradient_checkpointing": True}),
+    "adapter": ("several", {"num_generations": 4}),
+    "frozen tower": ("several", {"num_generations": 4, "freeze_vision_tower": True, "num_iterations": 2}),
+    "stale slices": (
+        "mixed",
+        {"num_generations": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 1},
+    ),
+}
+
+
+def run(make_trainer, rows, name, scenario, paths):
+    kind, settings = SCENARIOS[scenario]
+    extra = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])} if scenario == "adapter" else {}
+    defaults = {"max_steps": 3, "learning_rate": 1e-3, "optim": "sgd", "lr_scheduler_type": "constant"}
+    config = {**defaults, **OPTIONS[name], **settings, **paths}
+    return trained(build(make_trainer, rows[kind], TRAINERS[name], **config, extra=extra))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_losses_and_gradients_agree(rows, make_trainer, name, scenario):
+    fast, plain = (run(make_trainer, rows, name, scenario, paths) for paths in (FAST, PLAIN))
+    assert fast._forwards.packs
+    assert not plain._forwards.packs
+    assert len(fast.seen) == len(plain.seen) > 0
+    lengths = set()
+    for ours, theirs in zip(fast.seen, plain.seen, strict=True):
+        assert torch.equal(ours.inputs["completion_ids"], theirs.inputs["completion_ids"])
+        lengths |= set(ours.inputs["completion_mask"].sum(1).tolist())
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4, abs=1e-5)
+        assert ours.gradients.keys() == theirs.gradients.keys()
+        flat = [torch.cat([seen.gradients[key].flatten() for key in theirs.gradients]) for seen in (ours, theirs)]
+        assert (flat[0] - flat[1]).norm() < 1e-4 * flat[1].norm() + 1e-7
+    assert len(lengths) > 1
+    for metric in ("entropy", "loss", "reward"):
+        logged = [[entry[metric] for entry in t.state.log_history if metric in entry] for t in (fast, plain)]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4, abs=1e-5)
+        assert logged[0]
+
+
+READS = {
+    "appo": (APPOTrainer, {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"}, 0),
+    "pgpo": (PGPOTrainer, {}, 1),
+    "pgpo over the vocabulary": (PGPOTrainer, {"dependency": "kl"}, 1),
+    "ktr": (KTRTrainer, {}, 2),
+}
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("name", READS)
+def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer, monkeypatch, name, packing):
+    cls, options, others = READS[name]
+    config = {
+        **options,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "group_forward": packing,
+    }
+    served = trained(build(make_trainer, rows["mixed"], cls, **config))
+    apart = build(make_trainer, rows["mixed"], cls, **config)
+    apart.sighted_reads = None
+    forwards = count_forwards(monkeypatch, apart)
+    trained(apart)
+    (ours,), (theirs,) = served.seen, apart.seen
+    assert "token_weights" not in ours.inputs  # not before the forward
+    assert "token_weights" in theirs.inputs
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-7)
+    for key, gradient in theirs.gradients.items():
+        torch.testing.assert_close(ours.gradients[key], gradient, rtol=1e-4, atol=1e-6)
+    for key in [key for key in apart.state.log_history[0] if "/" in key]:
+        assert served.state.log_history[0][key] == pytest.approx(apart.state.log_history[0][key], rel=1e-4, abs=1e-6)
+    assert forwards  # and the pass is really saved: counted below
+    again = build(make_trainer, rows["mixed"], cls, **config)
+    saved = count_forwards(monkeypatch, again)
+    trained(again)
+    groups_with_media = len(saved) - 1 if packing == "on" and others == 0 else None
+    assert len(saved) < len(forwards)
+    if groups_with_media is not None:
+        assert groups_with_media == 0  # the update's own forward alone
+
+
+def count_forwards(monkeypatch, trainer):
+    """The row counts of every scoring forward from now on."""
+    counts, body = [], trainer._forwards.of
+
+    def counted(model, input_ids, *args):
+        counts.append(len(input_ids))
+        return body(model, input_ids, *args)
+
+    monkeypatch.setattr(trainer._forwards, "of", counted)
+    return counts
+
+
+def test_the_old_policys_pass_serves_the_credit_of_stale_updates(rows, make_trainer, monkeypatch):
+    config = {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2, "max_steps": 1}
+    config["gradient_accumulation_steps"] = 1
+    apart = build(make_trainer, rows["video"], PGPOTrainer, **config)
+    monkeypatch.setattr(apart, "_old_policy_forward", lambda *args: None)
+    counts = [count_forwards(monkeypatch, apart)]
+    trained(apart)
+    served = build(make_trainer, rows["video"], PGPOTrainer, **config)
+    counts.append(count_forwards(monkeypatch, served))
+    trained(served)
+    # the old policy, sighted, blind, the update; and without the sighted one
+    assert (len(counts[0]), len(counts[1])) == (4, 3)
+    assert served.seen[0].loss == pytest.approx(apart.seen[0].loss, rel=1e-5)
+    torch.testing.assert_close(served.seen[0].inputs["token_weights"], apart.seen[0].inputs["token_weights"])
+
+
+def test_a_penalty_is_not_disturbed_by_credit_beside_it(rows, make_trainer):
+    """A subclass with both: the taps of the penalty see the update alone, not the forwards that credit asks for."""
+
+    class Both(RALTrainer):
+        def token_weights(self, group):
+            self.score(group)
+            return None
+
+    config = {"num_generations": 2, "num_iterations": 2, "max_steps": 2, "group_forward": "on"}
+    both, one = (trained(build(make_trainer, rows["mixed"], cls, **config)) for cls in (Both, RALTrainer))
+    assert [seen.loss for seen in both.seen] == pytest.approx([seen.loss for seen in one.seen], rel=1e-5)
+
+
+def test_the_tower_sees_each_medium_once_a_rollout(rows, make_trainer):
+    calls = []
+    for paths in (FAST, {**FAST, "reuse_vision_features": False}):
+        config = {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2, "max_steps": 2}
+        trainer = build(make_trainer, rows["video"], KTRTrainer, **config, **paths, freeze_vision_tower=True)
+        seen = []
+        trainer.model.model.visual.register_forward_hook(lambda *args, seen=seen: seen.append(1))
+        trained(trainer)
+        calls.append(len(seen))
+    # one rollout of one prompt; without reuse: prefill, old policy, shuffled, and two updates
+    assert calls == [1, 5]
+
+
+def test_another_models_tower_sees_the_pixels(rows, make_trainer):
+    config = {**OPTIONS["attn_distill"], **FAST, "num_generations": 4, "freeze_vision_tower": True, "max_steps": 1}
+    trainer = build(make_trainer, rows["video"], TRAINERS["attn_distill"], **config)
+    seen = []
+    trainer.teacher.model.visual.register_forward_hook(lambda *args: seen.append(1))
+    trained(trainer)
+    assert seen == [1]
+    policy = build(make_trainer, rows["video"], GRPOVideoTrainer, **FAST, freeze_vision_tower=True, max_steps=1)
+    trained(policy)
+    with pytest.raises(ValueError, match="keeps_pixels = True"):
+        policy.score(policy.groups[0], model=trainer.teacher)
+
+
+def test_a_trained_tower_is_run_every_time(rows, make_trainer):
+    trainer = build(make_trainer, rows["video"], GRPOVideoTrainer, **FAST)
+    assert not trainer._reuses_features
+    frozen = build(make_trainer, rows["video"], GRPOVideoTrainer, **FAST, freeze_vision_tower=True)
+    assert frozen._reuses_features
+
+
+def test_auto_packs_where_it_pays(rows, make_trainer):
+    config = {"num_generations": 4, "per_device_train_batch_size": 4, "max_steps": 1}
+    video = trained(build(make_trainer, rows["video"], GRPOVideoTrainer, **config))
+    assert video.args.group_forward == "auto"
+    assert video._forwards.packs
+    # with one completion a prompt in a forward there is nothing to share
+    alone = {**config, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    assert not trained(build(make_trainer, rows["video"], GRPOVideoTrainer, **alone))._forwards.packs
+
+
+def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplog):
+    eager = {"model_init_kwargs": {"attn_implementation": "eager", "dtype": "float32"}}
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(rows["video"], **eager)
+    assert trainer._forwards.mode == "off"
+    lines = [record for record in caplog.records if "own copy of the prompt" in record.getMessage()]
+    assert len(lines) == 1
+    assert "'eager'" in lines[0].getMessage()
+    with pytest.raises(ValueError, match=r"group_forward='on' is not possible: attn_implementation is 'eager'"):
+        make_trainer(rows["video"], group_forward="on", **eager)
+    with pytest.raises(ValueError, match="'auto', 'on' or 'off'"):
+        make_trainer(rows["video"], group_forward="yes")
