@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .packed_attention import SPLIT, follow_packings
 from .packing import Packing, packing_of
 
-ROWS_PER_CHUNK = 64
+ROWS_PER_CHUNK = 32
 
 
 @dataclass(frozen=True, eq=False)

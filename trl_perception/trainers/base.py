@@ -41,9 +41,9 @@ from ..signals import (
 )
 from .base_config import GRPOVideoConfig
 from .forwards import Forwards
-from .reading import AttentionReduce, Reading, SightedForward, SightedReads, detached
+from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
 from .refusals import refuse_videos, require_prompts
-from .rollout import Group, Rollout, unprepared, whole_groups
+from .rollout import Group, Rollout, complete_groups, unprepared, whole_groups
 from .vision import freeze_vision
 
 logger = get_logger(__name__)
@@ -172,8 +172,9 @@ class GRPOVideoTrainer(GRPOTrainer):
     def token_weights(self, group: Group) -> TokenWeights | None:
         """Multiplicative credit for the tokens of one group: advantage[g,t] = advantage[g] * weights[g,t].
 
-        Called once a rollout for each complete group, in training, before any shuffle, without gradient. A subclass
-        returns weights (G,T); None, the default, leaves every token its sequence's advantage.
+        Called once a rollout for each complete group, in training, without gradient: before any shuffle, or, for a subclass
+        that names its `sighted_reads`, in the forward of an update that follows its rollout directly. A subclass returns
+        weights (G,T); None, the default, leaves every token its sequence's advantage.
         """
         return None
 
@@ -235,39 +236,31 @@ class GRPOVideoTrainer(GRPOTrainer):
         served = self._sighted if view is None and model is None else None
         if served is not None and served.knows(group, entropy, attention, states):
             return served.read(group, entropy, attention, states)
-        view = view or sighted(group.prompt_ids, group.visual)
         policy = self.model if model is None else model
-        count, width = group.completion_ids.shape
-        prompt_ids = view.prompt_ids.expand(count, -1)
-        input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
-        attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
-        visual = view.visual if policy in (self.model, self.ref_model) else pixels_of(view.visual)
-        visuals = [visual] * count if self._prepares_prompts else None
-        self._check_placeholders(input_ids, attention_mask, visuals)
-        taps = {}
-        if attention is not None:
-            taps["attention"] = AttentionTap(policy, attention, layers=layers)
-        if states:
-            taps["states"] = HiddenTap(policy, lambda hidden: hidden.at(slice(-width - 1, -1)))
-        size = count if self._forwards.packs_for(policy) else self.args.per_device_train_batch_size
-        scored = []
-        with ExitStack() as stack:
-            stack.enter_context(paused(self._taps_of_update))
-            stack.enter_context(disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs))
-            for tap in taps.values():
-                stack.enter_context(tap)
-            for start in range(0, count, size):
-                rows = slice(start, start + size)
-                ids, mask = input_ids[rows], attention_mask[rows]
-                forward = self._forwards.of(policy, ids, mask, width, visuals and visuals[rows], view.positions)
-                scored.append(
-                    super()._get_per_token_logps_and_entropies(forward, ids, mask, width, compute_entropy=entropy)
-                )
-        return Reading(
-            logps=torch.cat([of_rows[0] for of_rows in scored]),
-            entropies=torch.cat([of_rows[1] for of_rows in scored]) if entropy else None,
-            **{name: torch.cat(tap.results) for name, tap in taps.items()},
-        )
+        view = view or sighted(group.prompt_ids, group.visual)
+        if policy not in (self.model, self.ref_model):
+            view = replace(view, visual=pixels_of(view.visual))
+
+        def score_rows(forward: Callable, input_ids: Tensor, attention_mask: Tensor) -> tuple:
+            width = group.completion_ids.size(1)
+            return GRPOTrainer._get_per_token_logps_and_entropies(
+                self, forward, input_ids, attention_mask, width, compute_entropy=entropy
+            )
+
+        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with paused(self._taps_of_update), checkpointing:
+            return read_group(
+                group,
+                view,
+                policy,
+                score_rows,
+                self._forwards,
+                placeholder_ids=self._prompt_preparer.placeholder_ids if self._prepares_prompts else None,
+                rows_a_forward=self.args.per_device_train_batch_size,
+                attention=attention,
+                layers=layers,
+                states=states,
+            )
 
     def policy_is_the_one_that_sampled(self) -> bool:
         """Whether no optimisation step was taken since the completions in hand were sampled."""
@@ -285,7 +278,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             output["row_scale"] = rollout.row_scale
         if self.model.training:
             self._sampled_at_step = self.state.global_step
-            groups = list(self._groups(rollout, output))
+            groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
             if self._update_serves_credit(output):
                 output["group"] = [None] * len(inputs)
                 for rows, group in groups:
@@ -445,27 +438,6 @@ class GRPOVideoTrainer(GRPOTrainer):
                 for name, values in self.rollout_signals(group).items():
                     output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)
 
-    def _groups(self, rollout: Rollout, output: dict[str, Any]) -> Iterator[tuple[slice, Group]]:
-        """The complete groups of this process, those that are left out excepted."""
-        mask = (output["completion_mask"] * output.get("tool_mask", 1)).bool()
-        for start in range(0, len(rollout.prompts), self.num_generations):
-            rows = slice(start, start + self.num_generations)
-            prompt = rollout.prompts[start]
-            if prompt.left_out:
-                continue
-            yield (
-                rows,
-                Group(
-                    prompt=prompt,
-                    prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
-                    completion_ids=output["completion_ids"][rows],
-                    attention_mask=output["completion_mask"][rows],
-                    completion_mask=mask[rows],
-                    rewards=dict(zip(self.reward_func_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
-                    advantages=output["advantages"][rows],
-                ),
-            )
-
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         buffered = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -477,7 +449,7 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         awaits = self.model.training and "group" in inputs
-        self._credit_taps = self._taps_for_credit() if awaits else {}
+        self._credit_taps = credit_taps(self.model, self.sighted_reads) if awaits else {}
         self._awaiting_credit = inputs if awaits else None
         with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
             for tap in self._taps_of_update:
@@ -537,15 +509,6 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _check_placeholders(self, input_ids: Tensor, attention_mask: Tensor, visuals: Sequence | None) -> None:
         if self._prepares_prompts:
             check_placeholders(input_ids, attention_mask, self._prompt_preparer.placeholder_ids, visuals)
-
-    def _taps_for_credit(self) -> dict[str, AttentionTap | HiddenTap]:
-        """Taps of what `sighted_reads` names."""
-        reads, taps = self.sighted_reads, {}
-        if reads.attention_layers:
-            taps["attention"] = AttentionTap(self.model, lambda *caught: caught, layers=reads.attention_layers)
-        if reads.states:
-            taps["states"] = HiddenTap(self.model, lambda hidden: replace(hidden, values=hidden.values.detach()))
-        return taps
 
     @property
     def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:

@@ -16,7 +16,7 @@ from .base_config import GRPOVideoConfig
 logger = get_logger(__name__)
 
 # Below it the packed row's smaller kernels eat up what the shared prompt saves (see docs/performance.md).
-PAYS_FROM = 1.5
+PAYS_FROM = 1.15
 
 
 class Forwards:

@@ -1,12 +1,16 @@
 """What a forward of a group tells, and how the forward of an update tells it for each of its groups."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ..signals import LayerAttention, TokenStates
+from ..media import check_placeholders
+from ..signals import AttentionTap, HiddenTap, LayerAttention, TokenStates, View
+from .forwards import Forwards
 from .rollout import Group
 
 AttentionReduce = Callable[[Sequence[LayerAttention], Tensor], Tensor]
@@ -76,3 +80,64 @@ class SightedForward:
 def detached(layers: Sequence[LayerAttention], mask: Any) -> tuple[list[LayerAttention], Any]:
     """A tap's catch without its graph."""
     return [replace(layer, query=layer.query.detach(), key=layer.key.detach()) for layer in layers], mask
+
+
+def credit_taps(model: nn.Module, reads: SightedReads) -> dict[str, AttentionTap | HiddenTap]:
+    """Taps for the forward of an update, of what the credit reads beside log-probs and entropies."""
+    taps: dict[str, AttentionTap | HiddenTap] = {}
+    if reads.attention_layers:
+        taps["attention"] = AttentionTap(model, lambda *caught: caught, layers=reads.attention_layers)
+    if reads.states:
+        taps["states"] = HiddenTap(model, lambda hidden: replace(hidden, values=hidden.values.detach()))
+    return taps
+
+
+def read_group(
+    group: Group,
+    view: View,
+    model: nn.Module,
+    score_rows: Callable[..., tuple],
+    forwards: Forwards,
+    *,
+    placeholder_ids: dict[str, int] | None,
+    rows_a_forward: int,
+    attention: AttentionReduce | None,
+    layers: int,
+    states: bool,
+) -> Reading:
+    """One forward of a group under a view, packed or in micro-batches, with everything that it is asked to tell.
+
+    Args:
+        score_rows: (forward, input_ids, attention_mask) -> (log-probs, entropies or None, ...), TRL's.
+        placeholder_ids: the placeholders to hold against the view's features, or None for a text model.
+        rows_a_forward: size of micro-batches where rows are not packed.
+        attention, layers, states: see `GRPOVideoTrainer.read`.
+    """
+    count, width = group.completion_ids.shape
+    prompt_ids = view.prompt_ids.expand(count, -1)
+    input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
+    attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
+    visuals = None if placeholder_ids is None else [view.visual] * count
+    if visuals:
+        check_placeholders(input_ids, attention_mask, placeholder_ids, visuals)
+    taps: dict[str, AttentionTap | HiddenTap] = {}
+    if attention is not None:
+        taps["attention"] = AttentionTap(model, attention, layers=layers)
+    if states:
+        taps["states"] = HiddenTap(model, lambda hidden: hidden.at(slice(-width - 1, -1)))
+    size = count if forwards.packs_for(model) else rows_a_forward
+    scored = []
+    with ExitStack() as stack:
+        for tap in taps.values():
+            stack.enter_context(tap)
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            ids, mask = input_ids[rows], attention_mask[rows]
+            forward = forwards.of(model, ids, mask, width, visuals and visuals[rows], view.positions)
+            scored.append(score_rows(forward, ids, mask))
+    logps, entropies, *_ = zip(*scored, strict=True)
+    return Reading(
+        logps=torch.cat(logps),
+        entropies=None if entropies[0] is None else torch.cat(entropies),
+        **{name: torch.cat(tap.results) for name, tap in taps.items()},
+    )

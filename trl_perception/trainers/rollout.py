@@ -1,6 +1,6 @@
 """What one rollout holds beside TRL's tensors: prepared prompts, rewards by name, groups, and their order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,27 @@ class Group:
                 "rollout_func), and signals that read them are not available. Use a Qwen-VL processor without those."
             )
         return self.prompt.visual
+
+
+def complete_groups(
+    rollout: Rollout, output: Mapping[str, Any], num_generations: int, reward_names: Sequence[str]
+) -> Iterator[tuple[slice, Group]]:
+    """The groups of a rollout with their rows in TRL's output, those that are left out excepted."""
+    mask = (output["completion_mask"] * output.get("tool_mask", 1)).bool()
+    for start in range(0, len(rollout.prompts), num_generations):
+        rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
+        if prompt.left_out:
+            continue
+        group = Group(
+            prompt=prompt,
+            prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
+            completion_ids=output["completion_ids"][rows],
+            attention_mask=output["completion_mask"][rows],
+            completion_mask=mask[rows],
+            rewards=dict(zip(reward_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
+            advantages=output["advantages"][rows],
+        )
+        yield rows, group
 
 
 def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[dict[str, Any]]:

@@ -1,0 +1,265 @@
+"""What is paid once instead of G times: `python -m benchmarks.performance [--json FILE]`.
+
+Every figure is the ratio of two paths in one run, on a Qwen2.5-VL with random weights:
+
+- update: log-probs, loss and backward of a group, one packed row against one row a completion;
+- rollout: prefilling each distinct prompt once against prefilling every row;
+- attention rows of a layer against the eager map;
+- methods: a whole optimisation step of each method against GRPO's, and GRPO's against the plain paths;
+- short prompts: a whole step of the tiny recipe, packed against plain.
+
+On a GPU: `--device cuda --size 3b --dtype bfloat16`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn.functional import softmax
+from transformers import GenerationConfig, TrainerCallback
+from trl.trainer.utils import add_fused_lm_head
+
+from benchmarks.measure import machine, now, ratios
+from benchmarks.models import SIZES, random_model
+from benchmarks.performance_table import as_markdown, plot
+from trl_perception.data import make_synthetic_dataset
+from trl_perception.media import VisualInputs
+from trl_perception.signals import LayerAttention, attention_rows, group_forward, prefill_once, row_forward, token_ratio
+from trl_perception.train import build, parse
+from trl_perception.trainers import TRAINERS
+
+TOKENS_A_CELL = 64  # 224x224 pixels
+PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
+METHODS = {
+    "appo": {"tokens_per_frame": 16, "accuracy_reward": "variety"},
+    "pgpo": {},
+    "ktr": {},
+}
+
+
+class Group:
+    """A prompt with one video of `cells` temporal cells, G completions of R random tokens."""
+
+    def __init__(self, model, cells: int, generations: int, length: int, device: str):
+        generator = torch.Generator().manual_seed(0)
+        video = torch.full((cells * TOKENS_A_CELL,), model.config.video_token_id)
+        before, after = (torch.randint(20, 500, (size,), generator=generator) for size in (8, 7))
+        self.prompt = torch.cat([before, video, after]).to(device)
+        self.visual = VisualInputs(
+            "benchmark",
+            (self.prompt == model.config.video_token_id).long() * 2,
+            pixel_values_videos=torch.randn(cells * 4 * TOKENS_A_CELL, 1176, generator=generator),
+            video_grid_thw=torch.tensor([[cells, 16, 16]]),
+            second_per_grid_ts=torch.tensor([1.0]),
+        ).to(device)
+        self.generations, self.length = generations, length
+        completions = torch.randint(20, 500, (generations, length), generator=generator).to(device)
+        self.ids = torch.cat([self.prompt.expand(generations, -1), completions], dim=1)
+        self.labels = self.ids.clone()
+        self.labels[:, : len(self.prompt)] = -100
+        self.inputs = {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids), "labels": self.labels}
+
+    @property
+    def token_ratio(self) -> float:
+        count = self.generations
+        return token_ratio([len(self.prompt)] * count, [self.length] * count, [count])
+
+
+def update(model, group: Group, device: str, repeats: int) -> dict[str, float]:
+    """Log-probs, a policy-gradient loss, and backward."""
+    advantages = torch.linspace(-1, 1, group.generations, device=device)[:, None]
+    common = {"completion_width": group.length, **group.inputs, "fused_lm_head": True}
+    found = {}
+
+    def learn(name, output):
+        logps = output.log_probs[:, -group.length :]
+        model.zero_grad(set_to_none=True)
+        (-advantages * torch.exp(logps - logps.detach())).sum().backward()
+        found[name] = [p.grad for p in model.parameters() if p.grad is not None]
+
+    def slow():
+        learn("slow", row_forward(model, visuals=[group.visual] * group.generations, **common))
+
+    def fast():
+        learn("fast", group_forward(model, runs=[group.generations], visuals=[group.visual], **common))
+
+    result = ratios(slow, fast, device, repeats)
+    plain, packed = (torch.cat([of_one.double().flatten() for of_one in found[name]]) for name in ("slow", "fast"))
+    result["gradient_difference"] = ((plain - packed).norm() / plain.norm()).item()
+    result["token_ratio"] = group.token_ratio
+    return result
+
+
+def rollout(model, group: Group, device: str, repeats: int) -> dict[str, float]:
+    """Sampling R tokens for each of G completions."""
+    count, width = group.generations, len(group.prompt)
+    ids = group.ids[:, :width]
+    config = GenerationConfig(
+        max_new_tokens=group.length, min_new_tokens=group.length, do_sample=True, pad_token_id=0, eos_token_id=1
+    )
+
+    def sample(share: int):
+        with torch.no_grad(), prefill_once(model, [group.visual] * count, share):
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+
+    return ratios(lambda: sample(1), lambda: sample(count), device, repeats)
+
+
+def rows_of_one_layer(
+    device: str, repeats: int, *, heads=16, groups=2, dim=128, keys=4096, rows=256
+) -> dict[str, float]:
+    """APPO's pooled rows of the last `rows` of `keys` positions, against the whole eager map."""
+    torch.manual_seed(0)
+    query, key = torch.randn(1, heads, keys, dim, device=device), torch.randn(1, groups, keys, dim, device=device)
+    layer = LayerAttention(layer=0, query=query, key=key, scaling=dim**-0.5)
+    pool = torch.zeros(keys, 16, device=device)
+    pool[: 16 * 200] = torch.eye(16, device=device).repeat_interleave(200, 0) / 200
+
+    def eager():
+        scores = query @ key.repeat_interleave(heads // groups, 1).transpose(2, 3) * layer.scaling
+        hidden = torch.ones(keys, keys, dtype=torch.bool, device=device).triu(1)
+        return softmax(scores.masked_fill(hidden, float("-inf")), -1).mean(1)[:, -rows:] @ pool
+
+    def tapped():
+        return attention_rows(layer, slice(-rows, None), None, pool)
+
+    torch.testing.assert_close(tapped(), eager(), atol=1e-6, rtol=1e-4)
+    return ratios(eager, tapped, device, repeats)
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each optimisation step, its rollout included."""
+
+    def __init__(self, device: str):
+        self.device, self.times, self.begun = device, [], 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = now(self.device)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times.append(now(self.device) - self.begun)
+
+    @property
+    def typical(self) -> float:
+        """Median, the first step aside."""
+        return statistics.median(self.times[1:])
+
+
+def methods(size: str, device: str, dtype: torch.dtype, steps: int, length: int) -> dict[str, dict[str, float]]:
+    """Whole steps: G 8, one video prompt of about 1040 tokens, frozen tower as in the papers' recipes."""
+
+    def variety(completions, **columns):
+        return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
+
+    def step_time(name, folder, **options):
+        model, processor = random_model(size, device=device, dtype=dtype)
+        config = TRAINERS[name].config_class(
+            output_dir=folder,
+            per_device_train_batch_size=8,
+            num_generations=8,
+            max_completion_length=length,
+            generation_kwargs={"min_new_tokens": length},
+            max_steps=steps + 1,
+            freeze_vision_tower=True,
+            video_fps=4.0,
+            video_max_frames=32,
+            gradient_checkpointing=device != "cpu",
+            bf16=dtype == torch.bfloat16,
+            use_cpu=device == "cpu",
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+            **options,
+        )
+        clip = {"size": 4, "seed": 0, "families": ["static"], "resolution": 224, "seconds": 8.0}
+        rows = make_synthetic_dataset(Path(folder) / "clips", **clip)
+        trainer = TRAINERS[name](
+            model=model, processing_class=processor, reward_funcs=variety, args=config, train_dataset=rows
+        )
+        times = StepTimes(device)
+        trainer.add_callback(times)
+        trainer.train()
+        return times.typical
+
+    with tempfile.TemporaryDirectory() as folder:
+        base = step_time("grpo", folder)
+        result = {"grpo on the plain paths": {"seconds": step_time("grpo", folder, **PLAIN)}}
+        result["grpo"] = {"seconds": base}
+        for name, options in METHODS.items():
+            result[name] = {"seconds": step_time(name, folder, **options)}
+        twice = {"num_iterations": 2}
+        result["grpo, two iterations"] = {"seconds": step_time("grpo", folder, **twice)}
+        result["ral"] = {"seconds": step_time("ral", folder, **twice)}
+    for name, of_one in result.items():
+        against = result["grpo, two iterations" if name == "ral" else "grpo"]["seconds"]
+        of_one["over_grpo"] = of_one["seconds"] / against - 1
+    return result
+
+
+def short_prompts(steps: int) -> dict[str, float]:
+    """A whole step of `recipes/grpo/tiny.yaml`: about 55 prompt tokens, at most 48 of a completion."""
+    times = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, paths in {"plain": PLAIN, "auto": {}}.items():
+            flags = [text for key, value in paths.items() for text in (f"--{key}", str(value))]
+            trainer = build(
+                *parse(["--config", "grpo/tiny", "--max_steps", str(steps + 1), "--output_dir", folder, *flags])
+            )
+            watch = StepTimes("cpu")
+            trainer.add_callback(watch)
+            trainer.train()
+            times[name] = watch.typical
+    return {"speedup": times["plain"] / times["auto"], "slow_s": times["plain"], "fast_s": times["auto"]}
+
+
+def measure(options: argparse.Namespace) -> dict:
+    device, dtype = options.device, getattr(torch, options.dtype)
+    model, _ = random_model(options.size, device=device, dtype=dtype)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    model.train()
+    if device != "cpu":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    result = {"machine": machine(device), "model": f"{millions:.0f} M parameters, {options.dtype}", "shared": []}
+    for generations in options.generations:
+        for cells in options.cells:
+            group = Group(model, cells, generations, options.length, device)
+            case = {"P": len(group.prompt), "G": generations, "R": options.length}
+            case["update"] = update(model, group, device, options.repeats)
+            case["rollout"] = rollout(model, group, device, options.repeats)
+            result["shared"].append(case)
+            print(f"P {case['P']}, G {generations}: update {case['update']}, rollout {case['rollout']}", flush=True)
+    del model
+    result["attention rows"] = rows_of_one_layer(device, options.repeats)
+    result["methods"] = methods(options.size, device, dtype, options.steps, options.length)
+    result["short prompts"] = short_prompts(options.steps)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="20m", choices=SIZES)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--cells", type=int, nargs="+", default=[4, 16, 32], help="temporal cells of 64 tokens")
+    parser.add_argument("--generations", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--length", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; medians are compared")
+    parser.add_argument("--steps", type=int, default=3, help="optimisation steps a trainer; their median counts")
+    parser.add_argument("--json", type=Path, help="where to keep the figures; a plot is put beside it")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    result = measure(options)
+    print(as_markdown(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        plot(result, options.json.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

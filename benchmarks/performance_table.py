@@ -1,0 +1,52 @@
+"""The figures of `benchmarks.performance` as a table in Markdown and as a plot."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+TARGETS = {"appo": 0.03, "pgpo": 0.04, "ktr": 0.20, "ral": 0.04}
+
+
+def as_markdown(result: dict) -> str:
+    """Every line of the design's table of targets, with what was measured."""
+    lines = [f"{result['machine']}; {result['model']}", ""]
+    lines += [
+        "| P | G | R | update: speed-up | token ratio | its peak memory | rollout: speed-up | gradients differ by |"
+    ]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for case in result["shared"]:
+        update, rollout = case["update"], case["rollout"]
+        lines.append(
+            f"| {case['P']} | {case['G']} | {case['R']} | {update['speedup']:.1f} | {update['token_ratio']:.1f} | "
+            f"{update['memory']:.2f} | {rollout['speedup']:.1f} | {update['gradient_difference']:.0e} |"
+        )
+    rows, short = result["attention rows"], result["short prompts"]
+    lines += ["", "| what | measured | target |", "|---|---:|---:|"]
+    lines.append(f"| attention rows against the eager map, time | {rows['speedup']:.0f} x | >= 20 x |")
+    lines.append(f"| the same, memory | {1 / max(rows['memory'], 1e-9):.0f} x | >= 50 x |")
+    for name, target in TARGETS.items():
+        over = result["methods"][name]["over_grpo"]
+        lines.append(f"| {name}: a whole step over GRPO's | {over:+.1%} | <= {target:+.0%} |")
+    plain = 1 + result["methods"]["grpo on the plain paths"]["over_grpo"]
+    lines.append(f"| GRPO: a whole step on the fast paths against the plain ones | {plain:.1f} x | |")
+    lines.append(f"| a step of the tiny recipe, chosen by auto, against plain | {short['speedup']:.1f} x | >= 1 x |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict, path: Path) -> None:
+    """Cost of an update against the length of the prompt, one row a completion and packed, a panel for each G."""
+    counts = sorted({case["G"] for case in result["shared"]})
+    figure = Figure(figsize=(4.2 * len(counts), 3.2), layout="constrained")
+    for axes, count in zip(figure.subplots(1, len(counts), squeeze=False, sharey=True)[0], counts, strict=True):
+        cases = sorted((case for case in result["shared"] if case["G"] == count), key=lambda case: case["P"])
+        lengths = [case["P"] for case in cases]
+        axes.plot(
+            lengths, [case["update"]["slow_s"] for case in cases], "o-", color="#b35806", label="one row a completion"
+        )
+        axes.plot(lengths, [case["update"]["fast_s"] for case in cases], "o-", color="#542788", label="one packed row")
+        axes.set(title=f"G = {count}", xlabel="prompt tokens", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("seconds of an update")
+    figure.axes[0].legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
