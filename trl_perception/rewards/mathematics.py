@@ -1,0 +1,160 @@
+"""Mathematical expressions: equal in value, whatever their form."""
+
+import atexit
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from contextlib import suppress
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from signal import SIGKILL
+from threading import Lock
+
+from trl_perception.rewards.text import BOXED, extract_boxed
+
+MAX_LENGTH = 256  # characters of an expression
+MAX_NESTED = 8  # brackets; the parser's time doubles with every few more
+CPU_SECONDS = 2.0  # of processor time for one question to math-verify
+START_SECONDS, REPLY_SECONDS = 300, 60  # of waiting, on a machine however busy
+
+_WRITTEN = {"°": "^{\\circ}", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "−": "-", "≤": "\\le ", "≥": "\\ge "}
+_ROOT = re.compile(r"√ ?([0-9]+|[A-Za-z]|\([^()]*\))")
+_DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\(([^$]*)\\\)|\\\[([^$]*)\\\]", re.DOTALL)
+_BRACKET = re.compile(r"\\.|[][(){}]", re.DOTALL)
+_NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
+_FUNCTION = re.compile(r"\\[A-Za-z]+|\b(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|\b(?:sqrt|log|ln|exp|max|min|lim)\b")
+
+
+def read_expression(text: str) -> str | None:
+    r"""The one LaTeX or plain expression that the text is, without `$`, `\( \)` or `\boxed{}` around it, or None.
+
+    The text as a whole must read as mathematics (a number, term, set, interval, matrix, equation): the answer is never
+    picked out of a sentence or a list. None also for more than 256 characters, brackets nested over 8 deep, unbalanced
+    braces, words ("parallel": that is free-form), digits with nothing but space between, and letters or digits that are
+    neither ASCII nor Greek.
+
+    Raises: ImportError where math-verify is not installed.
+    """
+    if len(text) > MAX_LENGTH:
+        return None
+    text = _bare(text)
+    return text if text and _plausible(text) and _readable(text) else None
+
+
+@lru_cache(maxsize=4096)
+def _readable(expression: str) -> bool:
+    return _process.ask(expression)
+
+
+@lru_cache(maxsize=4096)
+def equal_expressions(found: str, wanted: str) -> bool:
+    """Whether both have the same value, as math-verify sees it: 1/2, 0.5 and 50 % agree, and x = 3 with 3.
+
+    math-verify's own time limit is a signal handler: it works in the main thread only, and never while C code raises 9
+    to a huge power. Here sympy runs in a process of its own, under 2 seconds of processor time and 4 GiB of memory for
+    one comparison; what exceeds them is not equal. Calls may come from any thread and share that process.
+
+    Args: both as `read_expression` gives them.
+    """
+    return _process.ask(wanted, found)
+
+
+def _bare(text: str) -> str | None:
+    """The text without what commonly stands around an expression, common signs as LaTeX."""
+    text = text.strip().removesuffix(".").strip()
+    if BOXED in text:
+        text = extract_boxed(text) or ""
+    if delimited := _DELIMITED.fullmatch(text):
+        text = next(part for part in delimited.groups() if part is not None)
+    for sign, latex in _WRITTEN.items():
+        text = text.replace(sign, latex)
+    return _ROOT.sub(r"\\sqrt{\1}", text).strip()
+
+
+def _plausible(text: str) -> bool:
+    if any(char.isalnum() and not (char.isascii() or "GREEK" in unicodedata.name(char, "")) for char in text):
+        return False
+    braces = nested = 0
+    for bracket in _BRACKET.findall(text):
+        braces += {"{": 1, "}": -1}.get(bracket, 0)
+        nested += _NESTING.get(bracket[-1], 0)
+        if braces < 0 or nested > MAX_NESTED:
+            return False
+    letters = _FUNCTION.sub(" ", text)
+    only_words = re.search(r"[A-Za-z]{3}", letters) and not re.search(r"[0-9=<>+*/^-]", letters)
+    return braces == 0 and not only_words and not re.search(r"[0-9]\s+[0-9]", text)
+
+
+class _Process:
+    """The one `math_worker.py` of this process, started at the first question; a fork of this process gets its own."""
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        self._lock = Lock()
+        self._worker: subprocess.Popen | None = None
+
+    def ask(self, *expressions: str) -> bool:
+        """math_worker's reply; False, and a new process for the next question, where it does not come in time."""
+        with self._lock:
+            if self._worker is None:
+                self._start()
+            self._worker.stdin.write(json.dumps(expressions).encode() + b"\n")
+            self._worker.stdin.flush()
+            reply = self._line(REPLY_SECONDS)
+            if reply is None:
+                self._end()
+            elif reply not in (b"true", b"false"):
+                raise self._failure("ended")
+        return reply == b"true"
+
+    def close(self) -> None:
+        with self._lock:
+            if self._worker is not None:
+                self._end()
+
+    def _start(self) -> None:
+        if find_spec("math_verify") is None:
+            raise ImportError(
+                "problem_type 'mathematics' is scored with math-verify, which is not installed. "
+                "Install it: pip install math-verify"
+            )
+        file = Path(__file__).with_name("math_worker.py")
+        # -P: modules that lie beside the file are no concern of sympy's
+        command = [sys.executable, "-P", str(file), str(CPU_SECONDS)]
+        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        if self._line(START_SECONDS) != b"ready":
+            raise self._failure("did not start")
+
+    def _line(self, seconds: float) -> bytes | None:
+        """The worker's next line, b"" where it has ended; None where none comes in time."""
+        with DefaultSelector() as selector:
+            selector.register(self._worker.stdout, EVENT_READ)
+            return self._worker.stdout.readline().rstrip(b"\n") if selector.select(seconds) else None
+
+    def _end(self) -> int:
+        with suppress(ProcessLookupError):
+            os.killpg(self._worker.pid, SIGKILL)  # it leads a session of its own, with its fork
+        code = self._worker.wait()
+        self._worker.stdout.close()
+        with suppress(BrokenPipeError):
+            self._worker.stdin.close()
+        self._worker = None
+        return code
+
+    def _failure(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"the process that runs math-verify {what} (exit code {self._end()}). What it printed above says why; "
+            "it wants math-verify and a POSIX system. Rows of problem_type 'mathematics' cannot be scored without it."
+        )
+
+
+_process = _Process()
+atexit.register(_process.close)
+os.register_at_fork(after_in_child=_process.forget)
