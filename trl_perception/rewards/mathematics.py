@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -12,7 +13,6 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from signal import SIGKILL
 from threading import Lock
 
 from trl_perception.rewards.text import BOXED, extract_boxed
@@ -105,8 +105,9 @@ class _Process:
         with self._lock:
             if self._worker is None:
                 self._start()
-            self._worker.stdin.write(json.dumps(expressions).encode() + b"\n")
-            self._worker.stdin.flush()
+            with suppress(BrokenPipeError):  # then there is no reply either
+                self._worker.stdin.write(json.dumps(expressions).encode() + b"\n")
+                self._worker.stdin.flush()
             reply = self._line(REPLY_SECONDS)
             if reply is None:
                 self._end()
@@ -140,7 +141,7 @@ class _Process:
 
     def _end(self) -> int:
         with suppress(ProcessLookupError):
-            os.killpg(self._worker.pid, SIGKILL)  # it leads a session of its own, with its fork
+            os.killpg(self._worker.pid, signal.SIGKILL)  # it leads a session of its own, with its fork
         code = self._worker.wait()
         self._worker.stdout.close()
         with suppress(BrokenPipeError):
@@ -157,4 +158,5 @@ class _Process:
 
 _process = _Process()
 atexit.register(_process.close)
-os.register_at_fork(after_in_child=_process.forget)
+if hasattr(os, "register_at_fork"):  # not on Windows, where only rows of mathematics cannot be scored
+    os.register_at_fork(after_in_child=_process.forget)

@@ -62,10 +62,14 @@ def _media(prompt: Any, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     contents = [message.get("content") for message in prompt]
     blocks = [block for content in contents if isinstance(content, list) for block in content if block]
-    placed = [any(block.get(key) is not None for key in (*MEDIA_KINDS, "url", "path")) for block in blocks]
-    unplaced = [block.get("type") in MEDIA_KINDS and not has for block, has in zip(blocks, placed, strict=True)]
-    media = media_columns({} if any(placed) and not any(unplaced) else columns)
+    # The trainer's prompts hold their media (or say why they are left out); the columns are there as well, used up.
+    used_up = blocks and not any(map(_is_placeholder, blocks))
+    media = media_columns({} if used_up else columns)
     return list(media_blocks(fill_media(prompt, media["image"], media["video"])))
+
+
+def _is_placeholder(block: Mapping[str, Any]) -> bool:
+    return block.get("type") in MEDIA_KINDS and all(block.get(key) is None for key in (*MEDIA_KINDS, "url", "path"))
 
 
 def _request(block: Mapping[str, Any], settings: VideoSettings) -> MediaRequest:

@@ -62,6 +62,8 @@ def _parsed(name: str) -> tuple[str, dict[str, Any] | None]:
         call = ast.parse(name.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("only keyword parameters are read")
+        if ast.unparse(call.func) != path.strip():
+            raise ValueError("one pair of parentheses is wanted, at the end")
         return path.strip(), {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise ValueError(
