@@ -107,6 +107,8 @@ TABLE = [
     (MATHS, "<answer>\\boxed{1/3}\\boxed{1/2}</answer>", 0, "two boxes"),
     (MATHS, "<answer>1/3} \\boxed{1/2</answer>", 0, "braces that end a box early"),
     (MATHS, "<answer>It is not 1/3 but 1/2</answer>", 0, "a sentence with the value at its end"),
+    (("mathematics", "yes"), "<answer>yes or no</answer>", 0, "words are compared as words"),
+    (("mathematics", "no"), "<answer>on</answer>", 0, "a word is no product of its letters"),
     (MATHS, "<answer>0/0</answer>", 0, "no value"),
     (MATHS, "<answer>\\infty - \\infty</answer>", 0, "no value"),
     (MATHS, "<answer>__import__('os').abort()</answer>", 0, "code"),

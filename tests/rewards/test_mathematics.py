@@ -35,6 +35,13 @@ EQUAL = [
     ("3", "\\infty", False),
     ("3", "1/0", False),
     ("x", "y", False),
+    ("xy", "yx", True),
+    ("B", "\\text{B}", True),
+    ("Yes", "\\text{yes}.", True),
+    ("no", "on", False),
+    ("not parallel", "parallel", False),
+    ("are equal", "3", False),
+    ("3", "are equal", False),
 ]
 
 # text, the expression that is read
@@ -49,9 +56,10 @@ READ = [
     ("", None),
     (".", None),
     ("$", None),
-    ("The answer is", None),
-    ("parallel", None),
-    ("\\text{parallel}", None),
+    ("\\text{Not  Parallel}", "\\text{not parallel}"),
+    ("\\frac{abc}{d}", "\\frac{abc}{d}"),
+    ("sqrt(2)", "sqrt(2)"),
+    ("sin x", "sin x"),
     ("1 2 3", None),  # LaTeX drops the space and would read a number or a sum
     ("3}", None),
     ("3} + {4", None),

@@ -16,6 +16,7 @@ from selectors import EVENT_READ, DefaultSelector
 from threading import Lock
 
 from trl_perception.rewards.text import BOXED, extract_boxed
+from trl_perception.rewards.wording import bare_words
 
 MAX_LENGTH = 256  # characters of an expression
 MAX_NESTED = 8  # brackets; the parser's time doubles with every few more
@@ -27,7 +28,10 @@ _ROOT = re.compile(r"√ ?([0-9]+|[A-Za-z]|\([^()]*\))")
 _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\(([^$]*)\\\)|\\\[([^$]*)\\\]", re.DOTALL)
 _BRACKET = re.compile(r"\\.|[][(){}]", re.DOTALL)
 _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
-_FUNCTION = re.compile(r"\\[A-Za-z]+|\b(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|\b(?:sqrt|log|ln|exp|max|min|lim)\b")
+_STYLE = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,;:'-]*")
+_LONG_WORD = re.compile(r"[A-Za-z]{3}|\bno\b", re.IGNORECASE)
+_FUNCTION = re.compile(r"\b(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|\b(?:sqrt|log|ln|exp|max|min|lim)\b")
 
 
 def read_expression(text: str) -> str | None:
@@ -35,14 +39,17 @@ def read_expression(text: str) -> str | None:
 
     The text as a whole must read as mathematics (a number, term, set, interval, matrix, equation): the answer is never
     picked out of a sentence or a list. None also for more than 256 characters, brackets nested over 8 deep, unbalanced
-    braces, words ("parallel": that is free-form), digits with nothing but space between, and letters or digits that are
-    neither ASCII nor Greek.
+    braces, digits with nothing but space between, and letters or digits that are neither ASCII nor Greek.
+
+    Words ("parallel", "\text{Yes}") are no product of letters: they come back case-folded in `\text{}`.
 
     Raises: ImportError where math-verify is not installed.
     """
     if len(text) > MAX_LENGTH:
         return None
     text = _bare(text)
+    if words := _only_words(text):
+        return f"\\text{{{words}}}"
     return text if text and _plausible(text) and _readable(text) else None
 
 
@@ -59,8 +66,10 @@ def equal_expressions(found: str, wanted: str) -> bool:
     to a huge power. Here sympy runs in a process of its own, under 2 seconds of processor time and 4 GiB of memory for
     one comparison; what exceeds them is not equal. Calls may come from any thread and share that process.
 
-    Args: both as `read_expression` gives them.
+    Words are equal as words, see `read_expression`, which gives both arguments.
     """
+    if _only_words(found) or _only_words(wanted):
+        return found == wanted
     return _process.ask(wanted, found)
 
 
@@ -85,9 +94,15 @@ def _plausible(text: str) -> bool:
         nested += _NESTING.get(bracket[-1], 0)
         if braces < 0 or nested > MAX_NESTED:
             return False
-    letters = _FUNCTION.sub(" ", text)
-    only_words = re.search(r"[A-Za-z]{3}", letters) and not re.search(r"[0-9=<>+*/^-]", letters)
-    return braces == 0 and not only_words and not re.search(r"[0-9]\s+[0-9]", text)
+    return braces == 0 and not re.search(r"[0-9]\s+[0-9]", text)
+
+
+def _only_words(text: str) -> str | None:
+    """The words, where a text is nothing else: "Yes" and "\\text{not parallel}", but neither "xy" nor "sin x"."""
+    text = _STYLE.sub(r"\1", text)
+    if not _WORDS.fullmatch(text) or not _LONG_WORD.search(_FUNCTION.sub(" ", text)):
+        return None
+    return bare_words(text)
 
 
 class _Process:
