@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from trl_perception.rewards import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward, mathematics
+from trl_perception.rewards.math_process import MathProcess
 
 # problem_type, solution, answer, score
 TABLE = [
@@ -245,7 +246,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(problem_ty
     monkeypatch.setattr(sys, "meta_path", [_Without(module, finder) for finder in sys.meta_path])
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(mathematics, "_process", mathematics._Process())
+    monkeypatch.setattr(mathematics, "math_process", MathProcess())
     mathematics._readable.cache_clear()
     for other in set(PROBLEM_TYPES) - {problem_type, "mathematics"}:
         assert score(f"<answer>{SOLUTIONS[other]}</answer>", SOLUTIONS[other], other) == 1.0

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from trl_perception.rewards import mathematics
+from trl_perception.rewards import math_process
+from trl_perception.rewards.math_process import MathProcess
 from trl_perception.rewards.mathematics import equal_expressions, read_expression
 
 # wanted, found, whether they are equal
@@ -114,17 +115,17 @@ def test_many_threads_ask_one_process():
 
 
 def test_a_question_without_reply_in_time_is_answered_with_false(monkeypatch):
-    process = mathematics._Process()
+    process = MathProcess()
     assert process.ask("3", "3") is True
     with monkeypatch.context() as patch:
-        patch.setattr(mathematics, "REPLY_SECONDS", 0)
+        patch.setattr(math_process, "REPLY_SECONDS", 0)
         assert process.ask("3", "3") is False
     assert process.ask("3", "3") is True
     process.close()
 
 
 def test_a_process_that_ends_is_reported_and_replaced():
-    process = mathematics._Process()
+    process = MathProcess()
     process.ask("3")
     os.killpg(process._worker.pid, signal.SIGKILL)
     process._worker.wait()
@@ -136,14 +137,14 @@ def test_a_process_that_ends_is_reported_and_replaced():
 
 def test_a_fork_gets_a_process_of_its_own():
     equal_expressions("3", "3")
-    worker = mathematics._process._worker.pid
+    worker = math_process.math_process._worker.pid
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        asked = mathematics._process.ask("1/2", "0.5")
-        os.write(write_end, f"{asked} {mathematics._process._worker.pid != worker}".encode())
-        mathematics._process.close()
+        asked = math_process.math_process.ask("1/2", "0.5")
+        os.write(write_end, f"{asked} {math_process.math_process._worker.pid != worker}".encode())
+        math_process.math_process.close()
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read_end, 100) == b"True True"
-    assert mathematics._process.ask("1/2", "0.5") is True
+    assert math_process.math_process.ask("1/2", "0.5") is True

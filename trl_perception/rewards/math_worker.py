@@ -1,4 +1,4 @@
-"""The process in which math-verify runs. `mathematics.py` starts this file by its path; nothing imports it.
+"""The process in which math-verify runs. `math_process.py` starts this file by its path; nothing imports it.
 
 A request is a line with a JSON list: [expression] asks whether it can be read, [wanted, found] whether both are equal.
 The reply is a line with true or false. Requests are served by a fork of this process: one that uses up its processor
