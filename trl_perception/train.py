@@ -39,7 +39,8 @@ class TrainArguments:
         synthetic (`dict`, *optional*):
             Arguments of `make_synthetic_dataset`, for `dataset_name: synthetic`.
         reward_funcs (`list[str]`):
-            Reward functions, by name or dotted path; their weights are `reward_weights`.
+            Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`; their
+            weights are `reward_weights`.
     """
 
     trainer: str = field(default="grpo", metadata={"help": f"One of {', '.join(TRAINERS)}."})

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
-from trl_perception.rewards import PROBLEM_TYPES, accuracy_reward
+from trl_perception.rewards import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward, mathematics
+from trl_perception.rewards.math_process import MathProcess
 
 # problem_type, solution, answer, score
 TABLE = [
@@ -44,12 +48,68 @@ TABLE = [
     ("free-form", "-5", "5", 0.0),
     ("free-form", "C++", "C", 0.0),
     ("free-form", "red", "...", 0.0),
+    # 1 - |9 - 10| / 10, 1 - |15 - 10| / 10, 1 - |-3 + 4| / 4; off by the solution itself and more is 0
+    ("regression", "10", "9", 0.9),
+    ("regression", "10", "15.0", 0.5),
+    ("regression", "-4", "-3", 0.75),
+    ("regression", "10", "20", 0.0),
+    ("regression", "10", "-10", 0.0),
+    ("regression", "10", "1e300", 0.0),
+    ("regression", "0", "0.0", 1.0),
+    ("regression", "0", "0.001", 0.0),
+    # no rounding: 1 - 0.001 / 0.004
+    ("regression", "0.004", "0.003", 0.75),
+    ("regression", "10", "about 10", 0.0),
+    # 4 words wanted: none wrong; one substituted; one deleted; one inserted; one deleted and one substituted
+    ("OCR", "KEEP LEFT AT FORK", "KEEP  LEFT\nAT FORK", 1.0),
+    ("OCR", "KEEP LEFT AT FORK", "KEEP LEFT AT FORT", 0.75),
+    ("OCR", "KEEP LEFT AT FORK", "KEEP LEFT FORK", 0.75),
+    ("OCR", "KEEP LEFT AT FORK", "KEEP LEFT AT THE FORK", 0.75),
+    ("OCR", "KEEP LEFT AT FORK", "LEFT AT FORT", 0.5),
+    ("OCR", "KEEP LEFT AT FORK", "keep left at fork", 0.0),
+    # 3 insertions on 4 words; 4 insertions
+    ("OCR", "a b c d", "a b c d e f g", 0.25),
+    ("OCR", "a b c d", "a b c d e f g h", 0.0),
+    ("OCR", "caf\u00e9", "cafe\u0301", 1.0),
+    # ROUGE-1: 3 shared of 3 and 4, F1 6/7; ROUGE-2: 2 of 2 and 3, F1 4/5; ROUGE-L: 3 of 3 and 4, 6/7
+    ("free text", "the cat sat down", "The cat sat.", (6 / 7 + 4 / 5 + 6 / 7) / 3),
+    # all words in another order: ROUGE-1 1, ROUGE-2 none of 3, ROUGE-L "sat down" 2 of 4
+    ("free text", "the cat sat down", "sat down the cat", (1 + 2 / 3 + 1 / 2) / 3),
+    ("free text", "the cat sat down", "a dog", 0.0),
+    ("free text", "it jumps", "it jumped", 1.0),
+    # one word wanted: ROUGE-1 and ROUGE-L of 1 shared, 3 found, 1 wanted: F1 2/4
+    ("free text", "red", "red", 1.0),
+    ("free text", "red", "it is red", 0.5),
+    ("free text", "\u043a\u043e\u0442", "\u041a\u043e\u0442!", 1.0),
+    ("free text", "red", "red " * 2001, 0.0),
+    ("mathematics", "\\frac{1}{2}", "0.5", 1.0),
+    ("mathematics", "\\boxed{\\frac{1}{2}}", "$1/2$", 1.0),
+    ("mathematics", "x^2 - 1", "(x-1)(x+1)", 1.0),
+    ("mathematics", "3", "4", 0.0),
+    # shared 1 x 2 = 2, areas 4 and 4, union 6
+    ("box grounding", "[0, 0, 2, 2]", "[1, 0, 3, 2]", 2 / 6),
+    ("spatial grounding", [0, 0, 2, 2], "(0, 0), (2, 2)", 1.0),
+    ("box grounding", "[0, 0, 2, 2]", "left", 0.0),
     # shared 2..3 = 1, union 1..3 = 2
     ("temporal grounding", "<answer>2 to 3</answer>", "1-3 s", 0.5),
     ("temporal grounding", [[2.0, 3.0], [5.0, 6.0]], "2 to 3", 0.5),
     ("temporal grounding", "00:12 to 00:15", "[12.0, 15.0]", 1.0),
     ("temporal grounding", "2 to 3", "later", 0.0),
 ]
+
+
+SOLUTIONS = {
+    "multiple choice": "B",
+    "numerical": "2.5",
+    "regression": "2.5",
+    "OCR": "KEEP LEFT",
+    "free-form": "red",
+    "free text": "a red car",
+    "mathematics": "\\sqrt{2}",
+    "temporal grounding": "1 to 2",
+    "box grounding": "[1, 2, 3, 4]",
+    "spatial grounding": "[1, 2, 3, 4]",
+}
 
 
 def score(completion, solution, problem_type, options=("red", "blue", "green")):
@@ -70,8 +130,7 @@ def test_accuracy_by_problem_type(problem_type, solution, answer, expected):
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
 def test_the_solution_itself_scores_one_and_needs_its_tags(problem_type):
-    solution = {"multiple choice": "B", "numerical": "2.5", "free-form": "red", "temporal grounding": "1 to 2"}
-    text = solution[problem_type]
+    text = SOLUTIONS[problem_type]
     assert score(f"<answer>{text}</answer>", text, problem_type) == 1.0
     for completion in [text, "", "<answer></answer>", f"<answer>{text}", f"<answer>{text}</answer>" * 2]:
         assert score(completion, text, problem_type) == 0.0
@@ -120,7 +179,7 @@ def test_accuracy_counts_the_rows_of_a_column(short):
         accuracy_reward(["?"] * 2, ["x", "y"], [[1], [2]], **columns)
 
 
-@pytest.mark.parametrize("problem_type", ["Multiple Choice", "OCR", "", None])
+@pytest.mark.parametrize("problem_type", ["Multiple Choice", "ocr", "", None])
 def test_accuracy_names_an_unknown_problem_type_and_the_known_ones(problem_type):
     with pytest.raises(ValueError, match="unknown problem_type") as error:
         score("<answer>B</answer>", "B", problem_type)
@@ -137,6 +196,12 @@ def test_accuracy_names_an_unknown_problem_type_and_the_known_ones(problem_type)
         ("numerical", "3 cm"),
         ("numerical", float("nan")),
         ("free-form", "?"),
+        ("regression", "3 cm"),
+        ("OCR", " "),
+        ("free text", "?!"),
+        ("mathematics", "1 2"),
+        ("mathematics", "\\frac{1"),
+        ("box grounding", "[2, 0, 1, 3]"),
         ("temporal grounding", "5 to 2"),
     ],
 )
@@ -148,3 +213,62 @@ def test_accuracy_refuses_a_solution_that_nothing_can_match(problem_type, soluti
 def test_accuracy_refuses_options_in_one_string():
     with pytest.raises(ValueError, match="options must be a list"):
         score("<answer>B</answer>", "B", "multiple choice", options="A. red B. blue")
+
+
+def test_boxed_accuracy_reads_the_box_after_the_thinking_by_the_same_rules():
+    rewards = boxed_accuracy_reward(
+        prompts=["?"] * 4,
+        completions=[
+            "<think>\\boxed{A}?</think> It is \\boxed{\\text{B}}.",
+            [{"role": "assistant", "content": "<think>t</think>\\boxed{\\frac{2}{4}}"}],
+            "<think>t</think><answer>B</answer>",
+            "\\boxed{9}",
+        ],
+        completion_ids=[[1]] * 4,
+        solution=["B", "0.5", "B", 10],
+        problem_type=["multiple choice", "mathematics", "multiple choice", "regression"],
+    )
+    # the letter; 2/4 = 0.5; no box; 1 - 1 / 10
+    assert rewards == [1.0, 1.0, 0.0, 0.9]
+    with pytest.raises(ValueError, match="boxed_accuracy_reward needs the dataset column 'solution'"):
+        boxed_accuracy_reward(["?"], ["x"], [[1]])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "module", "package"),
+    [
+        ("OCR", "jiwer", "jiwer"),
+        ("free text", "rouge_score", "rouge-score"),
+        ("mathematics", "math_verify", "math-verify"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(problem_type, module, package, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [_Without(module, finder) for finder in sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(mathematics, "math_process", MathProcess())
+    mathematics._readable.cache_clear()
+    for other in set(PROBLEM_TYPES) - {problem_type, "mathematics"}:
+        assert score(f"<answer>{SOLUTIONS[other]}</answer>", SOLUTIONS[other], other) == 1.0
+    with pytest.raises(ImportError, match=f"problem_type '{problem_type}' .*pip install {package}"):
+        score(f"<answer>{SOLUTIONS[problem_type]}</answer>", SOLUTIONS[problem_type], problem_type)
+
+
+class _Without:
+    """A finder of modules for which one package is not installed."""
+
+    def __init__(self, module, finder):
+        self.module, self.finder = module, finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == self.module else self.finder.find_spec(name, path, target)
+
+
+def test_scoring_imports_no_package_that_the_problem_type_does_not_need():
+    code = """
+import sys
+from trl_perception.rewards import accuracy_reward
+accuracy_reward(["?"], ["<answer>B</answer>"], solution=["B"], problem_type=["multiple choice"])
+print([name for name in ("jiwer", "rouge_score", "nltk", "math_verify", "sympy", "torch", "trl") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

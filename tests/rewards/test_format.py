@@ -1,6 +1,6 @@
 import pytest
 
-from trl_perception.rewards import answer_format_reward, format_reward
+from trl_perception.rewards import answer_format_reward, boxed_format_reward, format_reward
 
 # completion, score of format, score of answer_format
 TABLE = [
@@ -31,6 +31,29 @@ TABLE = [
     ("<THINK>why</THINK><ANSWER>B</ANSWER>", 0.0, 0.0),
     ("", 0.0, 0.0),
 ]
+
+# completion, score of boxed_format
+BOXED_TABLE = [
+    ("<think>why</think>\\boxed{B}", 1.0),
+    ("\n<think>\\boxed{A}?</think>\nThe answer is \\boxed{\\frac{1}{2}}.\n", 1.0),
+    ("\\boxed{B}", 0.0),
+    ("<think>why</think>B", 0.0),
+    ("<think>\\boxed{B}</think>", 0.0),
+    ("<think>why</think>\\boxed{}", 0.0),
+    ("<think>why</think>\\boxed{B", 0.0),
+    ("<think>why</think>\\boxed{A} \\boxed{B}", 0.0),
+    ("so <think>why</think>\\boxed{B}", 0.0),
+    ("<think>a</think><think>b</think>\\boxed{B}", 0.0),
+    ("</think>why<think>\\boxed{B}", 0.0),
+    ("<think>why</think><answer>\\boxed{B}</answer>", 0.0),
+    ("", 0.0),
+]
+
+
+@pytest.mark.parametrize(("completion", "score"), BOXED_TABLE)
+def test_boxed_format_scores(completion, score):
+    messages = [{"role": "assistant", "content": completion}]
+    assert boxed_format_reward(["?"] * 2, [completion, messages], [[1], [1]]) == [score] * 2
 
 
 @pytest.mark.parametrize(("completion", "with_thinking", "answer_only"), TABLE)

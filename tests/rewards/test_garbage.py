@@ -9,11 +9,24 @@ from hypothesis import strategies as st
 
 from trl_perception.rewards import REWARDS
 
-ROWS = {
-    "solution": ["B", "3", "red", "2 to 3"],
-    "problem_type": ["multiple choice", "numerical", "free-form", "temporal grounding"],
-    "options": [["red", "blue"], None, None, None],
+SOLUTIONS = {
+    "multiple choice": "B",
+    "numerical": "3",
+    "regression": "3",
+    "OCR": "KEEP LEFT",
+    "free-form": "red",
+    "free text": "a red car turns left",
+    "mathematics": "\\frac{1}{2}",
+    "temporal grounding": "2 to 3",
+    "box grounding": "[1, 2, 3, 4]",
+    "spatial grounding": "[1, 2, 3, 4]",
 }
+ROWS = {
+    "problem_type": list(SOLUTIONS),
+    "solution": list(SOLUTIONS.values()),
+    "options": [["red", "blue"], *[None] * (len(SOLUTIONS) - 1)],
+}
+N = len(SOLUTIONS)
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<answer>B</answer>", "<", ">", "\n", " ", "\0", "\ud800"]
 WORDS = ["A", "b", "(B)", "B.", " and ", "red", " to ", "nan", "inf", "Infinity", "s", " seconds", "%", "[", "]"]
@@ -25,7 +38,7 @@ texts = st.one_of(st.text(), st.lists(st.sampled_from(TAGS + WORDS + NUMBERS + M
 
 def scores_of(text):
     rewards = [
-        reward(prompts=["?"] * 4, completions=[text] * 4, completion_ids=[[1]] * 4, **ROWS)
+        reward(prompts=["?"] * N, completions=[text] * N, completion_ids=[[1]] * N, **ROWS)
         for reward in REWARDS.values()
     ]
     return [score for values in rewards for score in values if score is not None]
@@ -35,7 +48,8 @@ def scores_of(text):
 @given(text=texts, tagged=st.booleans())
 def test_any_text_scores_between_zero_and_one(text, tagged):
     scores = scores_of(f"<think>t</think><answer>{text}</answer>" if tagged else text)
-    assert len(scores) == 4 + 4 + 4 + 1
+    # five rewards of every row, temporal IoU of one row, box IoU of two
+    assert len(scores) == 5 * N + 1 + 2
     assert all(isinstance(score, float) and math.isfinite(score) and 0.0 <= score <= 1.0 for score in scores)
 
 

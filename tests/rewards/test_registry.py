@@ -1,10 +1,21 @@
 import pytest
 
-from trl_perception.rewards import REWARDS, accuracy_reward, answer_format_reward, get_reward
+from trl_perception.rewards import (
+    REWARD_FACTORIES,
+    REWARDS,
+    LengthWindow,
+    accuracy_reward,
+    answer_format_reward,
+    get_reward,
+)
+from trl_perception.train import parse
+
+NAMES = "accuracy boxed_accuracy format answer_format boxed_format temporal_iou box_iou"
 
 
 def test_registry_names():
-    assert set(REWARDS) == {"accuracy", "format", "answer_format", "temporal_iou"}
+    assert list(REWARDS) == NAMES.split()
+    assert list(REWARD_FACTORIES) == ["length_window", "soft_overlong", "repetition"]
     assert all(get_reward(name) is reward for name, reward in REWARDS.items())
 
 
@@ -42,3 +53,55 @@ def test_path_that_does_not_import_says_so():
 def test_path_to_something_else_than_a_function():
     with pytest.raises(TypeError, match="is a dict, not a function"):
         get_reward("trl_perception.rewards.REWARDS")
+
+
+def test_parameters_reach_the_factory():
+    assert get_reward("length_window") == LengthWindow()
+    assert get_reward("length_window()") == LengthWindow()
+    assert get_reward(" length_window( low=100, high = 4_00, bonus=1e-1, boxed=True )") == LengthWindow(
+        100, 400, 0.1, boxed=True
+    )
+    # 90 tokens are half way through the last 20 of 100
+    assert get_reward("soft_overlong(max_completion_length=100, cache=20)")(completion_ids=[[1] * 90]) == [-0.5]
+    assert get_reward("trl_perception.rewards.shaping.LengthWindow(low=7)") == LengthWindow(low=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("soft_overlong", r"missing a required argument.*max_completion_length"),
+        ("length_window(lo=3)", r"unexpected keyword argument 'lo'.*low: int = 320"),
+        ("length_window(low=9, high=8)", "low is 9, high is 8"),
+        ("length_window(320, 512)", "given by keyword"),
+        ("length_window(**{})", "given by keyword"),
+        ("length_window(low=320", "does not parse.*quote the whole in a YAML list"),
+        ("length_window(low=__import__('os').getpid())", "does not parse"),
+        ("length_window(low=x)", "does not parse"),
+        ("length_window(low=1)(low=2)", "one pair of parentheses"),
+        ("length_window() or 1", "does not parse"),
+        ("accuracy(low=3)", "'accuracy' takes no parameters"),
+        ("accuracy()", "'accuracy' takes no parameters"),
+        ("lenght_window(low=3)", "did you mean 'length_window'"),
+    ],
+)
+def test_parameters_that_are_not_taken_say_so(name, words):
+    with pytest.raises(ValueError, match=words):
+        get_reward(name)
+
+
+def test_a_factory_of_ones_own_has_to_make_a_function():
+    with pytest.raises(TypeError, match=r"'fractions.Fraction\(numerator=3\)' made a Fraction, not a function"):
+        get_reward("fractions.Fraction(numerator=3)")
+
+
+def test_parameters_travel_through_a_recipe_and_the_command_line(tmp_path):
+    named = ["accuracy", "length_window(low=100, high=400)", "soft_overlong(max_completion_length=384, cache=128)"]
+    recipe = tmp_path / "recipe.yaml"
+    lines = ["trainer: grpo", "model_name_or_path: tiny", "dataset_name: synthetic", f"output_dir: {tmp_path}"]
+    lines += ["bf16: false", "use_cpu: true", "reward_funcs:", *(f'  - "{name}"' for name in named)]
+    recipe.write_text("\n".join(lines))
+    script, _, _ = parse(["--config", str(recipe)])
+    assert script.reward_funcs == named
+    script, _, _ = parse(["--config", str(recipe), "--reward_funcs", *reversed(named)])
+    assert script.reward_funcs == named[::-1]
+    assert get_reward(script.reward_funcs[1]) == LengthWindow(100, 400)

@@ -1,6 +1,6 @@
 import pytest
 
-from trl_perception.rewards import completion_text, extract_answer
+from trl_perception.rewards import completion_text, extract_answer, extract_boxed
 
 TEXTS = [
     ("plain", "plain"),
@@ -31,6 +31,27 @@ ANSWERS = [
     ("<Answer>B</Answer>", None),
 ]
 
+BOXES = [
+    ("\\boxed{B}", "B"),
+    ("so \\boxed{ \\frac{1}{2} }.", "\\frac{1}{2}"),
+    ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),  # escaped braces are characters
+    ("\\boxed{\\text{B}}", "B"),
+    ("\\boxed{\\mathrm{red}}", "red"),
+    ("\\boxed{\\text{a} + \\text{b}}", "\\text{a} + \\text{b}"),
+    ("<think>\\boxed{A} or \\boxed{C}?</think>\\boxed{B}", "B"),
+    ("<think>\\boxed{A}</think> so B", None),
+    ("B", None),
+    ("", None),
+    ("\\boxed", None),
+    ("\\boxed B", None),
+    ("\\boxed{}", None),
+    ("\\boxed{ \\text{ } }", None),
+    ("\\boxed{B", None),
+    ("\\boxed{B\\}", None),
+    ("\\boxed{A}\\boxed{B}", None),
+    ("\\boxed{\\boxed{B}}", None),
+]
+
 
 @pytest.mark.parametrize(("completion", "expected"), TEXTS)
 def test_completion_text_is_what_the_assistant_wrote(completion, expected):
@@ -46,3 +67,8 @@ def test_completion_text_refuses_what_is_no_completion(completion):
 @pytest.mark.parametrize(("text", "expected"), ANSWERS)
 def test_extract_answer_wants_exactly_one_pair(text, expected):
     assert extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), BOXES)
+def test_extract_boxed_wants_exactly_one_box_after_the_thinking(text, expected):
+    assert extract_boxed(text) == expected

@@ -3,12 +3,18 @@
 import re
 from typing import Any
 
-from trl_perception.rewards.text import ANSWER_CLOSE, ANSWER_OPEN, completion_text
+from trl_perception.rewards.text import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    completion_text,
+    extract_boxed,
+)
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-# Both run only on texts that hold each tag exactly once, so every `.*` has a single place to stop: linear time.
+# All run only on texts that hold each tag exactly once, so every `.*` has a single place to stop: linear time.
 _THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_THINK = re.compile(r"\s*<think>.*</think>.*", re.DOTALL)
 _ANSWER = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
 
 
@@ -41,6 +47,29 @@ def answer_format_reward(
             and THINK_CLOSE not in text
             and _each_once(text, (ANSWER_OPEN, ANSWER_CLOSE))
             and _ANSWER.fullmatch(text) is not None
+        )
+        for text in texts
+    ]
+
+
+def boxed_format_reward(
+    prompts: list, completions: list, completion_ids: list | None = None, **columns: Any
+) -> list[float]:
+    r"""1.0 where the whole completion is `<think>...</think>` then a text with one `\boxed{...}`, else 0.0.
+
+    Each think tag stands exactly once, there is no answer tag, and the box holds something (see `extract_boxed`); what
+    the thinking boxes does not count. Reads no column.
+
+    Source: arXiv:2604.01840 (PGPO), which asks for think tags and a boxed answer.
+    """
+    texts = [completion_text(completion) for completion in completions]
+    return [
+        float(
+            _each_once(text, (THINK_OPEN, THINK_CLOSE))
+            and ANSWER_OPEN not in text
+            and ANSWER_CLOSE not in text
+            and _THINK.fullmatch(text) is not None
+            and extract_boxed(text) is not None
         )
         for text in texts
     ]

@@ -1,0 +1,15 @@
+"""Packages that only some problem types need."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+def needed(module: str, package: str, problem_type: str) -> ModuleType:
+    """The module, imported now. Raises: ImportError with the command that installs its package."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"problem_type {problem_type!r} is scored with {package}, which does not import ({error}). "
+            f"Install it: pip install {package}"
+        ) from error
