@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from .preparation import is_prepared, prepared_shards
+from .preparation import prepared_shards
 from .synthetic import VERSION, make_synthetic_dataset
 from .templates import apply_template
 
@@ -59,8 +59,8 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
             raise ValueError(f"{path} is a {path.suffix or 'nameless'} file; one of {', '.join(LOADERS)} is wanted.")
         rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
         return _with_absolute_paths(rows, path.parent)
-    if path.is_dir() and is_prepared(path):
-        rows = load_dataset("parquet", data_files=prepared_shards(path, split), split="train")
+    if path.is_dir() and (shards := prepared_shards(path, split)):
+        rows = load_dataset("parquet", data_files=shards, split="train")
         return _require_first_medium(_with_absolute_paths(rows, path), path)
     if path.is_dir():
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()

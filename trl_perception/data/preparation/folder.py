@@ -89,7 +89,7 @@ class SplitFolder:
         for number, draft in enumerate(drafts):
             shutil.copyfile(draft, self.root / "data" / f"{self.split}-{number:05d}-of-{len(drafts):05d}.parquet")
         write_atomically(self.state / "finished.json", json.dumps(summary, indent=2))
-        for path in (*self._drafts(), *self.state.glob("[0-9]*.json")):
+        for path in self.state.glob("[0-9]*.*"):
             path.unlink()
 
     # Drafts
@@ -136,7 +136,8 @@ class SplitFolder:
         return self.state / f"{number:05d}.{kind}"
 
     def _drafts(self) -> list[Path]:
-        return sorted(self.state.glob("[0-9]*.parquet"))
+        """The rows of the chunks that are done."""
+        return [self._draft(number, "parquet") for number in range(len(self.chunks_done()))]
 
     def _remove_shards(self) -> None:
         for path in (self.root / "data").glob(f"{self.split}-[0-9]*-of-[0-9]*.parquet"):
@@ -149,13 +150,14 @@ class SplitFolder:
                 shutil.rmtree(folder)
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether `trl-perception prepare` wrote this folder, or is at it."""
-    return (folder / STATE).is_dir()
-
-
 def prepared_shards(folder: Path, split: str) -> list[str]:
-    """The parquet files of a finished split. Errors: ValueError for a split that is missing or unfinished."""
+    """The parquet files of a split in `data/`; none for a folder that is laid out otherwise.
+
+    Errors: ValueError for a split that is missing or unfinished.
+    """
+    shards = sorted((folder / "data").glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+    if not (folder / STATE).is_dir():  # a copy of the shards alone
+        return [str(path) for path in shards]
     known = {path.name: (path / "finished.json").exists() for path in sorted((folder / STATE).iterdir())}
     if split not in known:
         raise ValueError(
@@ -164,7 +166,7 @@ def prepared_shards(folder: Path, split: str) -> list[str]:
         )
     if not known[split]:
         raise ValueError(f"{folder}: split {split!r} is not finished. Run its `trl-perception prepare` again to go on.")
-    return sorted(str(path) for path in (folder / "data").glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+    return [str(path) for path in shards]
 
 
 def write_atomically(path: Path, text: str) -> None:

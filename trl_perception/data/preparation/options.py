@@ -1,5 +1,6 @@
 """What `trl-perception prepare` can be told, and what of it must stay the same when a run goes on."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,13 @@ class PrepareOptions:
             raise ValueError(f"min_duration is {low}, above max_duration {high}; lower the one or raise the other.")
 
     def as_json(self) -> dict[str, Any]:
-        """Every option as JSON holds it; a file with its size and time, so that another content counts as a change."""
+        """Every option as JSON holds it; a file as its name and digest."""
         values = asdict(self)
         values["pass_rates"] = self.pass_rates and fingerprint(self.pass_rates)
         return values
 
 
-def fingerprint(file: Path) -> list[Any]:
-    """[path, bytes, nanoseconds of its last change]. Errors: FileNotFoundError."""
-    status = file.stat()
-    return [str(file.absolute()), status.st_size, status.st_mtime_ns]
+def fingerprint(file: Path) -> list[str]:
+    """[name, SHA-256 of its content]. Errors: FileNotFoundError."""
+    with file.open("rb") as content:
+        return [file.name, hashlib.file_digest(content, "sha256").hexdigest()]

@@ -54,16 +54,15 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 
 def write_card(folder: SplitFolder) -> None:
-    """README.md over all finished splits; its header tells `datasets.load_dataset` where they lie."""
+    """README.md over all finished splits."""
     finished = sorted((folder.root / STATE).glob("*/finished.json"))
     summaries = [json.loads(path.read_text()) for path in finished]
-    files = [f"  - split: {s['split']}\n    path: data/{s['split']}-*.parquet" for s in summaries]
     titles = ", ".join(dict.fromkeys(summary["title"] for summary in summaries))
-    head = "\n".join(
-        ["---", "tags:", "- trl-perception", "configs:", "- config_name: default", "  data_files:", *files, "---"]
-    )
     sections = "\n\n".join(_section(summary) for summary in summaries)
-    write_atomically(folder.root / "README.md", f"{head}\n\n# {titles}, prepared\n\n{_ABOUT}\n{sections}\n")
+    write_atomically(
+        folder.root / "README.md",
+        f"---\ntags:\n- trl-perception\n---\n\n# {titles}, prepared\n\n{_ABOUT}\n{sections}\n",
+    )
 
 
 _ABOUT = """Rows for `GRPOVideoTrainer`: in a recipe, `dataset_name` is this folder.
