@@ -308,7 +308,7 @@ def test_a_finished_run_is_not_done_again(prepared, monkeypatch):
 
 def test_changed_options_are_refused_or_start_anew(prepared):
     prepared(records=flashes(3))
-    with pytest.raises(ValueError, match="with other options: options.limit was None and is 1; options.template was"):
+    with pytest.raises(ValueError, match=r"options\.limit was None and is 1; options\.template was"):
         prepared(limit=1, template="boxed", records=flashes(3))
     with pytest.raises(ValueError, match=r"options\.video\.fps was 2\.0 and is 1\.0"):
         prepared(video=VideoSettings(fps=1.0), records=flashes(3))
