@@ -231,7 +231,7 @@ def test_malformed_records_stop_or_are_dropped(prepared):
     rows[1]["answer"] = "many"
     with pytest.raises(RecordError, match=r"record 2 \(id row1\).*'many' does not suit problem_type 'numerical'"):
         prepared(records=rows)
-    summary = prepared(records=rows, malformed="drop", restart=True)
+    summary = prepared(records=rows, malformed="drop")
     assert summary["dropped"] == {"malformed": 1}
     assert "row1" in summary["examples"]["malformed"]
     assert ids(prepared.out) == ["row0", "row2"]
@@ -317,6 +317,28 @@ def test_changed_options_are_refused_or_start_anew(prepared):
     assert len(ids(prepared.out)) == 3
     prepared(records=flashes(4), limit=1, template="boxed", restart=True)
     assert ids(prepared.out) == ["row0"]
+
+
+def test_options_may_change_while_there_is_nothing_to_lose(prepared, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Worker, "chunk", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepared(records=flashes(3))
+    prepared(records=flashes(3), limit=1)
+    assert ids(prepared.out) == ["row0"]
+
+
+def test_a_run_that_met_a_malformed_record_goes_on_without_it(prepared, monkeypatch):
+    rows = flashes(4)
+    rows[2]["answer"] = "many"
+    with pytest.raises(RecordError, match="record 3"):
+        prepared(records=rows, shard_size=2)
+    convert, seen = run_module._Worker._converted, []
+    monkeypatch.setattr(
+        run_module._Worker, "_converted", lambda self, record: seen.append(record.number) or convert(self, record)
+    )
+    assert prepared(records=rows, shard_size=2, malformed="drop")["dropped"] == {"malformed": 1}
+    assert (seen, ids(prepared.out)) == ([3, 4], ["row0", "row1", "row3"])
 
 
 def test_a_folder_with_other_things_is_refused(prepared):

@@ -59,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--restart", action="store_true", help="throw away what the output holds of this split")
     parser.add_argument("--workers", type=int, default=4, help="threads that look at media (default: %(default)s)")
 
+    parser.add_argument(
+        "--shard-size", type=int, default=2000, help="records between two points from which a run can go on"
+    )
+
     rows = parser.add_argument_group("rows")
     rows.add_argument("--limit", type=int, help="most rows kept")
     rows.add_argument("--problem-types", nargs="+", help="keep these types")

@@ -60,7 +60,8 @@ class SplitFolder:
     def open(self, spec: dict[str, Any], restart: bool = False) -> dict[str, Any] | None:
         """Make or go on with a run of these options; the summary of one that is finished, else None.
 
-        Errors: ValueError for a folder that holds something else, or a run with other options.
+        Errors: ValueError for a folder that holds something else, or a run with other options
+            that has rows to lose.
         """
         if self.root.exists() and any(self.root.iterdir()) and not (self.root / STATE).is_dir():
             raise ValueError(f"{self.root} holds something else. Choose another output folder.")
@@ -70,14 +71,14 @@ class SplitFolder:
         options = self.state / "options.json"
         if options.exists():
             found = json.loads(options.read_text())
-            if changes := _differences(found, spec):
+            changes = _differences(found, spec)
+            if changes and ((self.state / "finished.json").exists() or self.chunks_done()):
                 raise ValueError(
                     f"{self.root} holds split {self.split!r} with other options: {'; '.join(changes)}. Take the old "
                     "ones to go on, another output folder, or --restart to make it anew."
                 )
-        else:
-            self.state.mkdir(parents=True, exist_ok=True)
-            write_atomically(options, json.dumps(spec, indent=2))
+        self.state.mkdir(parents=True, exist_ok=True)
+        write_atomically(options, json.dumps(spec, indent=2))
         finished = self.state / "finished.json"
         return json.loads(finished.read_text()) if finished.exists() else None
 

@@ -20,7 +20,8 @@ class PrepareOptions:
     Args:
         check: of media: "none"; "exists", where each file's header is read too; "decode", where the frames that
             training will sample are decoded.
-        malformed: what to do with a record that does not follow the layout: "error" stops and names it.
+        malformed: what to do with a record that does not follow the layout: "error" stops and names it,
+            "drop" counts it. A run that stopped may go on with the other.
         limit: most rows that are kept.
         problem_types: types that are kept, None for all.
         min_duration, max_duration: bounds on a row's seconds of video; rows without video stay.
@@ -72,8 +73,9 @@ class PrepareOptions:
             raise ValueError(f"min_duration is {low}, above max_duration {high}; lower the one or raise the other.")
 
     def as_json(self) -> dict[str, Any]:
-        """Every option as JSON holds it; a file as its name and digest."""
+        """The options that every chunk of a run must share, as JSON holds them; a file as its name and digest."""
         values = asdict(self)
+        del values["malformed"]
         values["pass_rates"] = self.pass_rates and fingerprint(self.pass_rates)
         return values
 

@@ -1,5 +1,6 @@
 """One pass over a data set: record, row, filters, media, shard."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -52,7 +53,7 @@ def prepare(
         "data_set": name,
         "title": adapter.title,
         "files": [fingerprint(file) for file in files],
-        "media": str(source.media or source.folder),
+        "media": os.path.abspath(source.media or source.folder),
         "options": options.as_json(),
     }
     folder = SplitFolder(Path(output), source.split, Features({"completion": TEXT_BLOCKS}) if adapter.warm_up else None)
