@@ -13,10 +13,9 @@
 
 from typing import Any
 
-from ..templates import BY_TYPE
 from .adapter import Adapter
 from .record import Record
-from .rows import checked_spans, make_row
+from .rows import KNOWN_TYPES, checked_spans, make_row
 from .source import Source, read_jsonl
 
 FIELDS = frozenset(
@@ -28,7 +27,7 @@ def jsonl_row(record: Record, source: Source) -> dict[str, Any]:
     """A row of the layout above; fields that it does not know are refused. Errors: RecordError."""
     if unknown := sorted(set(record.values) - FIELDS):
         raise record.wrong(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(FIELDS))}.")
-    problem_type = record.one_of("problem_type", tuple(BY_TYPE))
+    problem_type = record.one_of("problem_type", KNOWN_TYPES)
     name = record.text("id") if record.values.get("id") is not None else f"{record.file.stem}-{record.number}"
     spans = record.values.get("time_spans")
     return make_row(

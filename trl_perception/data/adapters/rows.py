@@ -8,8 +8,10 @@ from typing import Any
 
 from ...rewards import PROBLEM_TYPES, accuracy_reward, choice_letter
 from ...rewards.text import solution_text
+from ..templates import BY_TYPE
 from .record import Record
 
+KNOWN_TYPES = tuple(dict.fromkeys((*BY_TYPE, *PROBLEM_TYPES)))  # what a template or the accuracy reward knows
 _TAGS = re.compile(r"(<image>|<video>)")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ...media import VideoSettings
 from ...media.probe import QWEN_PIXELS
-from ..templates import BY_TYPE, get_template
+from ..adapters.rows import KNOWN_TYPES
+from ..templates import get_template
 
 CHECKS = ("none", "exists", "decode")
 MALFORMED = ("error", "drop")
@@ -56,8 +57,8 @@ class PrepareOptions:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; one of {', '.join(known)} is wanted.")
         for problem_type in self.problem_types or ():
-            if problem_type not in BY_TYPE:
-                raise ValueError(f"unknown problem type {problem_type!r}; known: {', '.join(BY_TYPE)}.")
+            if problem_type not in KNOWN_TYPES:
+                raise ValueError(f"unknown problem type {problem_type!r}; known: {', '.join(KNOWN_TYPES)}.")
         for name in ("limit", "shard_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; 1 or more is wanted.")
