@@ -14,6 +14,7 @@ from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config, get_quantiz
 
 from .assets import model_path
 from .data.load import load_rows
+from .data.templates import TEMPLATES, get_template
 from .reports import reward_curve, reward_gain
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
@@ -38,6 +39,8 @@ class TrainArguments:
             Train on the first rows only.
         synthetic (`dict`, *optional*):
             Arguments of `make_synthetic_dataset`, for `dataset_name: synthetic`.
+        prompt_template (`str`, *optional*, defaults to `"none"`):
+            What follows every question: `think_answer`, `answer_only`, `boxed`, `video_r1`, `video_r1_answer_only`.
         reward_funcs (`list[str]`):
             Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`; their
             weights are `reward_weights`.
@@ -55,6 +58,9 @@ class TrainArguments:
     synthetic: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of make_synthetic_dataset, as a mapping or JSON."}
     )
+    prompt_template: str = field(
+        default="none", metadata={"help": f"What follows every question: one of {', '.join(TEMPLATES)}."}
+    )
     reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "Reward functions, by name or dotted path; weights are reward_weights."}
     )
@@ -66,6 +72,7 @@ class TrainArguments:
             raise ValueError("No dataset. Set dataset_name: 'synthetic', a local file or folder, or a Hub data set.")
         if not self.reward_funcs:
             raise ValueError("No reward. Set reward_funcs, for example [accuracy, format].")
+        get_template(self.prompt_template)
 
 
 class RewardProgress(ProgressCallback):
@@ -130,16 +137,17 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     }
     if not model.model_name_or_path:
         raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
-    train_rows = load_rows(
-        script.dataset_name, script.dataset_train_split, config=script.dataset_config, synthetic=script.synthetic
-    )
+    options = {
+        "config": script.dataset_config,
+        "synthetic": script.synthetic,
+        "prompt_template": script.prompt_template,
+    }
+    train_rows = load_rows(script.dataset_name, script.dataset_train_split, **options)
     if script.dataset_limit is not None:
         train_rows = train_rows.select(range(min(script.dataset_limit, len(train_rows))))
     eval_rows = None
     if config.eval_strategy != "no":
-        eval_rows = load_rows(
-            script.dataset_name, script.dataset_test_split, config=script.dataset_config, synthetic=script.synthetic
-        )
+        eval_rows = load_rows(script.dataset_name, script.dataset_test_split, **options)
     trainer = TRAINERS[script.trainer](
         model=model_path(model.model_name_or_path),
         reward_funcs=[get_reward(name) for name in script.reward_funcs],

@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "prepare": "rows from a published data set: trl-perception prepare video-r1 --source DIR --output DIR",
     "train": "train from a recipe: trl-perception train --config recipes/grpo/tiny.yaml",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
     "show": "answers before and after training: trl-perception show --model RUN --recipe recipes/grpo/tiny.yaml",

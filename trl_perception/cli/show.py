@@ -24,7 +24,11 @@ def main(argv: list[str] | None = None) -> None:
         for when, path in models.items()
     }
     rows = load_rows(
-        script.dataset_name, script.dataset_test_split, config=script.dataset_config, synthetic=script.synthetic
+        script.dataset_name,
+        script.dataset_test_split,
+        config=script.dataset_config,
+        synthetic=script.synthetic,
+        prompt_template=script.prompt_template,
     )
     with_video = (row for row in rows if len(media_columns(row)["video"]) == 1)
     for row, _ in zip(with_video, range(options.rows), strict=False):

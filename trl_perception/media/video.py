@@ -176,7 +176,7 @@ def _from_file(medium: Path | bytes, settings: VideoSettings, fitter: Callable[[
 
 
 @contextmanager
-def _opened(medium: Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(medium: Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
     try:
         file = BytesIO(medium) if isinstance(medium, bytes) else str(medium)
@@ -197,7 +197,7 @@ def _opened(medium: Path | bytes, name: str) -> Iterator[tuple[av.container.Inpu
 
 def _packet_timeline(medium: Path | bytes, name: str) -> _Timeline | None:
     """The timeline read from packets, without decoding; None where packets do not tell."""
-    with _opened(medium, name) as (container, stream):
+    with opened(medium, name) as (container, stream):
         timed = container.format.name.split(",")[0] in PACKET_TIMED_FORMATS
         if not timed or stream.codec_context.name not in PACKET_TIMED_CODECS:
             return None
@@ -219,7 +219,7 @@ def _packet_timeline(medium: Path | bytes, name: str) -> _Timeline | None:
 
 def _decoded_timeline(medium: Path | bytes, name: str) -> _Timeline:
     """The timeline of the frames that decode, one full pass that converts none of them."""
-    with _opened(medium, name) as (container, stream):
+    with opened(medium, name) as (container, stream):
         shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
         pts = [frame[0] for frame in shown]
         if not pts:
@@ -245,7 +245,7 @@ def _refuse_truncated(container, stream, found: int, pts: list[int] | None, last
     shares = {}
     if stream.frames:
         shares[f"{found} of {stream.frames} declared frames"] = found / stream.frames
-    declared = _declared_duration(container, stream)
+    declared = declared_duration(container, stream)
     if pts and declared:
         origin = pts[0] if stream.duration is not None else 0  # other declarations count from the container's zero
         length = (pts[-1] + last_duration - origin) * float(stream.time_base)
@@ -254,7 +254,8 @@ def _refuse_truncated(container, stream, found: int, pts: list[int] | None, last
         raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", _REPLACE)
 
 
-def _declared_duration(container, stream) -> float | None:
+def declared_duration(container, stream) -> float | None:
+    """Seconds that a file says its video lasts; None where it says nothing."""
     if stream.duration is not None:
         return stream.duration * float(stream.time_base)
     tag = stream.metadata.get("DURATION", "").split(":")
@@ -265,7 +266,7 @@ def _declared_duration(container, stream) -> float | None:
 
 def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, name: str) -> dict[int, Tensor]:
     """Resized frames by number, as many as could be found."""
-    with _opened(medium, name) as (container, stream):
+    with opened(medium, name) as (container, stream):
         if timeline.pts is not None:
             pairs = _by_timestamp(container, stream, numbers, timeline)
         else:

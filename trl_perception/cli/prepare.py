@@ -1,0 +1,122 @@
+"""Published data sets to rows for training: `trl-perception prepare NAME --source DIR --output DIR`."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from ..data.adapters import ADAPTERS, RecordError, Source, get_adapter
+from ..data.preparation import CHECKS, PrepareOptions, as_text, prepare
+from ..data.preparation.options import MALFORMED
+from ..data.templates import TEMPLATES
+from ..media import VideoSettings
+from ..media.probe import QWEN_PIXELS
+
+VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+RECIPE_KEYS = (*(f"video_{key}" for key in VIDEO_KEYS), "image_min_pixels", "image_max_pixels")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prepare one split and print what was kept and dropped."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    if given.recipe:
+        parser.set_defaults(**recipe_settings(given.recipe))
+        given = parser.parse_args(argv)
+    try:
+        summary = prepare(
+            given.name,
+            Source(Path(given.source).expanduser(), given.split or _first_split(given.name), _path(given.media)),
+            Path(given.output).expanduser(),
+            read_options(given),
+            workers=given.workers,
+            restart=given.restart,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        hint = " --malformed drop leaves such records out." if isinstance(error, RecordError) else ""
+        raise SystemExit(f"{error}{hint}") from error
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command goes on from the last finished shard.\n")
+        raise SystemExit(130) from None
+    print(f"{as_text(summary)}\n  {given.output}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    layouts = "\n".join(f"  {name:<20}{adapter.title}: {adapter.layout}" for name, adapter in ADAPTERS.items())
+    parser = argparse.ArgumentParser(
+        prog="trl-perception prepare",
+        description=f"{__doc__}\n\ndata sets:\n{layouts}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="which data set")
+    parser.add_argument("--source", required=True, help="its folder as published, or the file with the records")
+    parser.add_argument("--output", required=True, help="folder to write; splits may share it")
+    parser.add_argument("--split", help="which split (default: the first published, or train)")
+    parser.add_argument("--media", help="folder that media paths count from (default: the source)")
+    parser.add_argument("--restart", action="store_true", help="throw away what the output holds of this split")
+    parser.add_argument("--workers", type=int, default=4, help="threads that look at media (default: %(default)s)")
+
+    parser.add_argument(
+        "--shard-size", type=int, default=2000, help="records between two points from which a run can go on"
+    )
+
+    rows = parser.add_argument_group("rows")
+    rows.add_argument("--limit", type=int, help="most rows kept")
+    rows.add_argument("--problem-types", nargs="+", help="keep these types")
+    rows.add_argument("--min-duration", type=float, help="fewest seconds of video; rows without video stay")
+    rows.add_argument("--max-duration", type=float, help="most seconds of video")
+    rows.add_argument("--pass-rates", help="parquet or JSONL with a model's pass rate for each id")
+    rows.add_argument("--pass-rate-columns", nargs=2, default=["id", "pass_rate"], metavar=("ID", "RATE"))
+    rows.add_argument("--min-pass-rate", type=float, default=0.0)
+    rows.add_argument("--max-pass-rate", type=float, default=1.0)
+    rows.add_argument("--template", default="none", help=f"prompt template: {', '.join(TEMPLATES)}")
+    rows.add_argument("--malformed", choices=MALFORMED, default="error", help="records that break the layout")
+
+    media = parser.add_argument_group("media")
+    media.add_argument("--check", choices=CHECKS, default="exists", help="decode takes as long as training does")
+    media.add_argument("--relative-media", action="store_true", help="write paths relative to the output folder")
+    media.add_argument("--recipe", help="take the video and image settings of this recipe")
+    for key in VIDEO_KEYS:
+        of_type = float if key == "fps" else int
+        media.add_argument(f"--video-{key.replace('_', '-')}", type=of_type, default=getattr(VideoSettings(), key))
+    media.add_argument("--image-min-pixels", type=int, default=QWEN_PIXELS[0])
+    media.add_argument("--image-max-pixels", type=int, default=QWEN_PIXELS[1])
+    return parser
+
+
+def read_options(given: argparse.Namespace) -> PrepareOptions:
+    """The options of a command line."""
+    names = {f.name for f in fields(PrepareOptions)} & set(vars(given))
+    values = {name: getattr(given, name) for name in names}
+    values["problem_types"] = given.problem_types and tuple(given.problem_types)
+    values["pass_rates"] = _path(given.pass_rates)
+    values["pass_rate_columns"] = tuple(given.pass_rate_columns)
+    return PrepareOptions(
+        **values,
+        video=VideoSettings(**{key: getattr(given, f"video_{key}") for key in VIDEO_KEYS}),
+        image_limits=(given.image_min_pixels, given.image_max_pixels),
+    )
+
+
+def recipe_settings(name: str) -> dict[str, float]:
+    """The `video_...` and `image_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
+    from ..train import recipe_path  # brings TRL: only where it is asked for
+
+    values = yaml.safe_load(recipe_path(name).read_text())
+    return {key: values[key] for key in RECIPE_KEYS if values.get(key) is not None}
+
+
+def _first_split(name: str) -> str:
+    splits = get_adapter(name).splits
+    return splits[0] if splits else "train"
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value).expanduser() if value else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""From the parts of a record to one row of ours."""
+
+import math
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from ...rewards import PROBLEM_TYPES, accuracy_reward, choice_letter
+from ...rewards.text import solution_text
+from ..templates import BY_TYPE
+from .record import Record
+
+KNOWN_TYPES = tuple(dict.fromkeys((*BY_TYPE, *PROBLEM_TYPES)))  # what a template or the accuracy reward knows
+_TAGS = re.compile(r"(<image>|<video>)")
+
+
+def make_row(
+    record: Record,
+    *,
+    name: str,
+    question: str,
+    problem_type: str,
+    solution: str,
+    options: Sequence[str] = (),
+    videos: Sequence[Any] = (),
+    images: Sequence[Any] = (),
+    **columns: Any,
+) -> dict[str, Any]:
+    """A row: one user turn with media, question and options, and what the rewards read.
+
+    Placeholders stand where the question has `<image>` and `<video>` tags; without tags media go first, videos before
+    images. Options that carry no letters get theirs. A solution loses its answer tags; one of a multiple-choice row
+    becomes its letter.
+
+    Args:
+        name: the row's id, one of its own in the data set.
+        videos, images: paths, or the bytes of encoded images.
+        columns: further columns, such as `time_spans` and `duration`.
+    Errors: RecordError where tags and media differ in number, or where the solution does not suit its problem type.
+    """
+    options = lettered(options)
+    solution = solution_text(solution).strip()
+    if problem_type == "multiple choice":
+        solution = _letter(record, solution, options)
+        question = "\n".join([question, *options])
+    row = {
+        "id": name,
+        "prompt": [{"role": "user", "content": _content(record, question, len(videos), len(images))}],
+        "videos": list(videos),
+        "images": list(images),
+        "problem_type": problem_type,
+        "solution": solution,
+        "options": options,
+        **columns,
+    }
+    if not solution:
+        raise record.wrong("the solution is empty.")
+    if problem_type in PROBLEM_TYPES:
+        try:  # the reward's own reading: what it cannot use would stop a run halfway
+            accuracy_reward([None], [""], solution=[solution], problem_type=[problem_type], options=[options or None])
+        except ValueError as error:
+            raise record.wrong(str(error).removeprefix("row 0 of the batch: ")) from error
+    return row
+
+
+def lettered(options: Sequence[str]) -> list[str]:
+    """Options as "A. red": as they are where every one carries its own letter, else with letters put before them."""
+    pairs = list(zip(ascii_uppercase, options, strict=False))
+    if all(re.match(rf"\(?{letter}\s*[).:]", option) for letter, option in pairs):
+        return list(options)
+    return [f"{letter}. {option}" for letter, option in pairs]
+
+
+def checked_spans(record: Record, spans: Any) -> list[list[float]]:
+    """[[start, end], ...] in seconds, rounded to milliseconds. Errors: RecordError where they are not that."""
+    if not isinstance(spans, list) or not all(
+        isinstance(span, list) and len(span) == 2 and all(map(is_seconds, span)) and span[0] < span[1] for span in spans
+    ):
+        raise record.wrong(f"time spans are {spans!r}; [[start, end], ...] in seconds with start < end are wanted.")
+    return [[round(float(time), 3) for time in span] for span in spans]
+
+
+def is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _letter(record: Record, solution: str, options: list[str]) -> str:
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise record.wrong(f"a multiple-choice record needs 2 to {len(ascii_uppercase)} options, found {len(options)}.")
+    letter = choice_letter(solution, options)
+    if letter is None or letter not in ascii_uppercase[: len(options)]:
+        raise record.wrong(f"solution {solution!r} picks none of its {len(options)} options.")
+    return letter
+
+
+def _content(record: Record, question: str, videos: int, images: int) -> list[dict[str, str]]:
+    parts = [part for part in _TAGS.split(question) if part.strip()]
+    tags = [part for part in parts if _TAGS.fullmatch(part)]
+    if not tags:
+        placeholders = [{"type": "video"}] * videos + [{"type": "image"}] * images
+        return [*placeholders, {"type": "text", "text": question.strip()}]
+    if (tags.count("<video>"), tags.count("<image>")) != (videos, images):
+        raise record.wrong(
+            f"the question has {tags.count('<video>')} <video> and {tags.count('<image>')} <image> tags for {videos} "
+            f"videos and {images} images."
+        )
+    return [{"type": part[1:-1]} if part in tags else {"type": "text", "text": part.strip("\n")} for part in parts]

@@ -1,0 +1,139 @@
+"""A data set on disk: its files by name, their records, and where its media lie."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .record import Record, RecordError
+
+URLS = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set was unpacked.
+
+    Args:
+        path: its folder, or the one file to read instead of the published name.
+        split: which of its splits. Where nothing is published by split, any name will do.
+        media: folder that media paths count from; None takes the folder itself.
+    """
+
+    path: Path
+    split: str = "train"
+    media: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def file(self, *names: str) -> Path:
+        """The first of these files that exists (a `*` must fit one file); the source itself where it is a file.
+
+        Errors: FileNotFoundError naming what was looked for and what is there.
+        """
+        if self.path.is_file():
+            return self.path
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"The source {self.path} does not exist. Give --source the data set's folder.")
+        for name in names:
+            found = sorted(self.path.glob(name))
+            if len(found) > 1:
+                raise FileNotFoundError(
+                    f"{self.path} holds {len(found)} files {name}; one is wanted. Give --source the file to read."
+                )
+            if found:
+                return found[0]
+        there = ", ".join(sorted(entry.name for entry in self.path.iterdir())[:12]) or "nothing"
+        raise FileNotFoundError(
+            f"{self.path} holds none of {', '.join(names)} (found: {there}). Give --source the folder as published, or "
+            "the file itself."
+        )
+
+    def medium(self, *names: str) -> str:
+        """Absolute path of the first of these media that exists; of the first one where none does. URLs stay."""
+        if names[0].startswith(URLS):
+            return names[0]
+        root = self.media or self.folder
+        paths = [os.path.abspath(root / name) for name in names]
+        return paths[0] if len(paths) == 1 else next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a file in order: how many, and an iterator that starts anywhere."""
+
+    count: int
+    read: Callable[[int], Iterator[Record]]  # number of records to pass over -> the rest
+
+
+def read_json(file: Path) -> Records:
+    """A JSON file that holds a list of objects. Errors: RecordError where it does not."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{file} is not JSON: {error}. Fetch the file again.") from error
+    if not isinstance(values, list):
+        raise RecordError(f"{file} holds a JSON {type(values).__name__}; a list of records is wanted.")
+    return _listed(values, file)
+
+
+def read_jsonl(file: Path) -> Records:
+    """A file with one JSON object a line; blank lines are passed over. Errors: RecordError naming the line."""
+    values = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    values.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise RecordError(
+                        f"{file}, line {number} is not JSON: {error}. Mend or remove the line."
+                    ) from error
+    return _listed(values, file)
+
+
+def read_csv(file: Path) -> Records:
+    """A comma-separated file with a header. Errors: RecordError for a line with more or fewer cells than the header."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        values = list(csv.DictReader(lines, restkey="", restval=None))
+    for number, row in enumerate(values, 1):
+        if "" in row or None in row.values():
+            raise RecordError(f"{file}, record {number} has more or fewer cells than the header. Mend or remove it.")
+    return _listed(values, file)
+
+
+def read_parquet(file: Path) -> Records:
+    """A parquet file, read in small batches. Errors: RecordError where it is none."""
+    try:
+        count = pq.ParquetFile(file).metadata.num_rows
+    except pa.ArrowInvalid as error:
+        raise RecordError(f"{file} is not parquet: {error}. Fetch the file again.") from error
+
+    def read(start: int) -> Iterator[Record]:
+        number = 0
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+            if number + len(batch) > start:
+                for offset, values in enumerate(batch.to_pylist()):
+                    if number + offset >= start:
+                        yield Record(values, number + offset + 1, file)
+            number += len(batch)
+
+    return Records(count, read)
+
+
+def _listed(values: list[Any], file: Path) -> Records:
+    def read(start: int) -> Iterator[Record]:
+        for number, value in enumerate(values[start:], start + 1):
+            if not isinstance(value, dict):
+                raise RecordError(f"{file}, record {number} is a {type(value).__name__}; an object is wanted.")
+            yield Record(value, number, file)
+
+    return Records(len(values), read)

@@ -1,0 +1,87 @@
+"""What `trl-perception prepare` can be told, and what of it must stay the same when a run goes on."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...media import VideoSettings
+from ...media.probe import QWEN_PIXELS
+from ..adapters.rows import KNOWN_TYPES
+from ..templates import get_template
+
+CHECKS = ("none", "exists", "decode")
+MALFORMED = ("error", "drop")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How rows are checked, filtered and written.
+
+    Args:
+        check: of media: "none"; "exists", where each file's header is read too; "decode", where the frames that
+            training will sample are decoded.
+        malformed: what to do with a record that does not follow the layout: "error" stops and names it,
+            "drop" counts it. A run that stopped may go on with the other.
+        limit: most rows that are kept.
+        problem_types: types that are kept, None for all.
+        min_duration, max_duration: bounds on a row's seconds of video; rows without video stay.
+        pass_rates: parquet or JSONL file with a model's pass rate for each row.
+        pass_rate_columns: its columns: the row's id, and the rate in [0, 1].
+        min_pass_rate, max_pass_rate: bounds of the rates that are kept, both included.
+        template: prompt template that is written into the prompts.
+        video, image_limits: sampling and sizes, for "decode" and for the estimate of visual tokens.
+        relative_media: write every path relative to the output folder, so that it can be moved with the media.
+        shard_size: records that are worked on between two points from which an interrupted run goes on.
+    """
+
+    check: str = "exists"
+    malformed: str = "error"
+    limit: int | None = None
+    problem_types: tuple[str, ...] | None = None
+    min_duration: float | None = None
+    max_duration: float | None = None
+    pass_rates: Path | None = None
+    pass_rate_columns: tuple[str, str] = ("id", "pass_rate")
+    min_pass_rate: float = 0.0
+    max_pass_rate: float = 1.0
+    template: str = "none"
+    video: VideoSettings = field(default_factory=VideoSettings)
+    image_limits: tuple[int, int] = QWEN_PIXELS
+    relative_media: bool = False
+    shard_size: int = 2000
+
+    def __post_init__(self):
+        get_template(self.template)
+        for name, known in (("check", CHECKS), ("malformed", MALFORMED)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; one of {', '.join(known)} is wanted.")
+        for problem_type in self.problem_types or ():
+            if problem_type not in KNOWN_TYPES:
+                raise ValueError(f"unknown problem type {problem_type!r}; known: {', '.join(KNOWN_TYPES)}.")
+        for name in ("limit", "shard_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; 1 or more is wanted.")
+        if not 0 <= self.min_pass_rate <= self.max_pass_rate <= 1:
+            raise ValueError(
+                f"min_pass_rate is {self.min_pass_rate} and max_pass_rate {self.max_pass_rate}; "
+                "0 <= min_pass_rate <= max_pass_rate <= 1 is wanted."
+            )
+        if self.pass_rates is None and (self.min_pass_rate, self.max_pass_rate) != (0.0, 1.0):
+            raise ValueError("min_pass_rate and max_pass_rate need pass_rates: the file with a rate for each row.")
+        low, high = self.min_duration, self.max_duration
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_duration is {low}, above max_duration {high}; lower the one or raise the other.")
+
+    def as_json(self) -> dict[str, Any]:
+        """The options that every chunk of a run must share, as JSON holds them; a file as its name and digest."""
+        values = asdict(self)
+        del values["malformed"]
+        values["pass_rates"] = self.pass_rates and fingerprint(self.pass_rates)
+        return values
+
+
+def fingerprint(file: Path) -> list[str]:
+    """[name, SHA-256 of its content]. Errors: FileNotFoundError."""
+    with file.open("rb") as content:
+        return [file.name, hashlib.file_digest(content, "sha256").hexdigest()]

@@ -1,0 +1,127 @@
+"""Prompt templates: what the question is followed by, chosen by name in a recipe."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from datasets import Dataset, Value
+
+THINK_ANSWER = "Reason inside <think> and </think> first, then give your final answer inside <answer> and </answer>."
+ANSWER_ONLY = "Give your final answer alone, inside <answer> and </answer>, without any reasoning."
+BOXED = "Reason inside <think> and </think> first, then give your final answer in \\boxed{}."
+DIALOGUE = (
+    "Think it through as a person would, talking to yourself, doubting and checking your steps. Write this reasoning "
+    "inside <think> and </think>, then your final answer inside <answer> and </answer>."
+)
+BY_TYPE = MappingProxyType(
+    {
+        "multiple choice": "Between the answer tags, write only the letter of one option, such as A.",
+        "numerical": "Between the answer tags, write only a number, such as 42 or 3.14.",
+        "regression": "Between the answer tags, write only a number, such as 42 or 3.14.",
+        "OCR": "Between the answer tags, write the text exactly as it is shown.",
+        "free-form": "Between the answer tags, write your answer as text.",
+        "mathematics": "Between the answer tags, write only the value or expression asked for.",
+        "temporal grounding": "Between the answer tags, write only times in seconds, such as 2.0 to 3.5.",
+    }
+)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What follows the question: an instruction and, with `by_type`, one more sentence for the row's problem type."""
+
+    instruction: str
+    by_type: Mapping[str, str] = field(default_factory=dict)
+
+    def suffix(self, problem_type: str | None) -> str:
+        """The text that is added. Errors: ValueError for a problem type that the template has no sentence for."""
+        if not self.by_type:
+            return self.instruction
+        if problem_type not in self.by_type:
+            raise ValueError(
+                f"the prompt template has no sentence for problem_type {problem_type!r}; known: "
+                f"{', '.join(self.by_type)}. Name the type in the rows, or choose a template without type sentences."
+            )
+        return f"{self.instruction} {self.by_type[problem_type]}"
+
+
+TEMPLATES = {
+    "none": PromptTemplate(""),
+    "think_answer": PromptTemplate(THINK_ANSWER),
+    "answer_only": PromptTemplate(ANSWER_ONLY),
+    "boxed": PromptTemplate(BOXED),
+    "video_r1": PromptTemplate(DIALOGUE, BY_TYPE),
+    "video_r1_answer_only": PromptTemplate(ANSWER_ONLY, BY_TYPE),
+}
+"""think_answer: DeepSeek-R1's tags, as APPO and Video-KTR use them. answer_only: RAL-zero. boxed: PGPO, on mathematics.
+video_r1: inner dialogue, tags and a sentence for each problem type, as in arXiv:2503.21776; its answer_only twin is
+RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each type asks for are the papers'."""
+
+
+def get_template(name: str) -> PromptTemplate:
+    """The template of a name. Errors: ValueError naming the nearest."""
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown prompt template {name!r}; did you mean {nearest!r}? Known: {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
+
+
+def templated_prompt(prompt: Any, name: str, problem_type: str | None = None) -> Any:
+    """The prompt with the template's text on a new line after the last text of its last user turn.
+
+    Args: prompt: messages whose content is text or a list of blocks, or a plain string. It is not written to.
+    Errors: ValueError for an unknown template, or a conversation without a user turn.
+    """
+    suffix = get_template(name).suffix(problem_type)
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{prompt}\n{suffix}"
+    turns = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    if not turns:
+        raise ValueError(f"prompt template {name!r} needs a user turn; the prompt has none.")
+    messages = list(prompt)
+    message = messages[turns[-1]]
+    messages[turns[-1]] = {**message, "content": _followed_by(message["content"], suffix)}
+    return messages
+
+
+def apply_template(rows: Dataset, name: str) -> Dataset:
+    """The rows with a template on their prompts; rows that were prepared with the same one stay as they are.
+
+    Reads `prompt`, `problem_type` (where the template asks for it) and `prompt_template`, the column in which
+    `trl-perception prepare --template` notes what a prompt already carries.
+
+    Errors: ValueError for an unknown name, or rows that carry another template.
+    """
+    get_template(name)
+    if name == "none":
+        return rows
+    carried = set(rows.unique("prompt_template")) - {None, "none"} if "prompt_template" in rows.features else set()
+    if carried == {name}:
+        return rows
+    if carried:
+        raise ValueError(
+            f"The rows were prepared with the prompt template {', '.join(map(repr, sorted(carried)))}, and {name!r} "
+            "would follow it. Set prompt_template: none, or prepare the rows anew without --template."
+        )
+    features = rows.features.copy()
+    features["prompt_template"] = Value("string")
+
+    def extend(row: dict) -> dict:
+        prompt = templated_prompt(row["prompt"], name, row.get("problem_type"))
+        return {"prompt": prompt, "prompt_template": name}
+
+    return rows.map(extend, features=features, desc=f"prompt template {name}")
+
+
+def _followed_by(content: str | Sequence[Mapping], suffix: str) -> str | list[dict]:
+    if isinstance(content, str):
+        return f"{content}\n{suffix}"
+    blocks = [dict(block) for block in content]
+    if blocks and blocks[-1].get("text") is not None:
+        blocks[-1]["text"] = f"{blocks[-1]['text']}\n{suffix}"
+        return blocks
+    return [*blocks, {"type": "text", "text": suffix}]

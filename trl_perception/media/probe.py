@@ -1,0 +1,101 @@
+"""What a medium is, read from its header: size, length, and the visual tokens that it will make."""
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+from qwen_vl_utils.vision_process import smart_resize
+
+from .errors import MediaError, describe
+from .images import resolve
+from .sampling import SizeLimits, VideoSettings, frame_size, sample_indices
+from .video import VideoClip, declared_duration, opened
+
+FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-VL
+QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
+"""(least, most) pixels of an image or a frame in the published processors of Qwen2-VL and Qwen2.5-VL."""
+
+_REPLACE = "Re-encode or replace the file, or drop this sample"
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """kind: "video" or "image"; height, width in pixels; frames, and frames per second, as a video's header has them."""
+
+    kind: str
+    height: int
+    width: int
+    frames: int = 1
+    fps: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """Length of a video, 0.0 for an image."""
+        return self.frames / self.fps if self.kind == "video" else 0.0
+
+
+def probe(kind: str, source: Any) -> MediaFacts:
+    """Facts from the header of a video or an image: nothing is decoded, so a damaged body goes unseen.
+
+    A video whose header gives no length has its packets counted.
+
+    Args: source: path, URL or bytes. Raises: MediaError where the header cannot be read or holds no picture.
+    """
+    name, medium = describe(source), resolve(source)
+    if kind == "image":
+        try:
+            with Image.open(BytesIO(medium) if isinstance(medium, bytes) else medium) as image:
+                return MediaFacts("image", image.height, image.width)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise MediaError(name, f"it cannot be read as an image ({error})", _REPLACE) from error
+    with opened(medium, name) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        if fps <= 0:
+            raise MediaError(name, "its header has no frame rate", _REPLACE)
+        seconds = declared_duration(container, stream)
+        frames = stream.frames or (seconds and round(seconds * fps))
+        if not frames:
+            frames = sum(1 for packet in container.demux(stream) if packet.size)
+        if not frames or not stream.width or not stream.height:
+            raise MediaError(name, f"{frames} frames of {stream.width}x{stream.height} pixels", _REPLACE)
+        return MediaFacts("video", stream.height, stream.width, int(frames), fps)
+
+
+def visual_tokens(
+    facts: MediaFacts,
+    settings: VideoSettings,
+    *,
+    image_limits: SizeLimits = QWEN_PIXELS,
+    video_limits: SizeLimits = QWEN_PIXELS,
+    factor: int = 28,
+) -> int:
+    """Tokens that a medium makes: ceil(n / 2) * h * w / factor^2 for n sampled frames resized to h x w; n = 2 for an image.
+
+    Args:
+        settings: sampling and size of videos.
+        image_limits, video_limits: (min_pixels, max_pixels) of an image, and of a frame where settings have none.
+        factor: patch_size * merge_size of the processor.
+    Raises: MediaError where settings and medium do not go together, as when the medium is read.
+    """
+    if facts.kind == "image":
+        low, high = image_limits
+        try:
+            height, width = smart_resize(facts.height, facts.width, factor, min_pixels=low, max_pixels=high)
+        except (ValueError, AssertionError) as error:
+            reason = f"{facts.height}x{facts.width} pixels do not fit the image limits ({error})"
+            raise MediaError("image", reason, "Change the pixel bounds, or drop this sample") from error
+        return height * width // factor**2
+    indices, _ = sample_indices(settings, facts.frames, facts.fps)
+    size = frame_size(facts.height, facts.width, len(indices), settings, factor=factor, size_limits=video_limits)
+    return _tokens(len(indices), *size, factor)
+
+
+def clip_tokens(clip: VideoClip, factor: int = 28) -> int:
+    """Tokens that decoded frames make."""
+    return _tokens(clip.frames.shape[0], *clip.frames.shape[-2:], factor)
+
+
+def _tokens(frames: int, height: int, width: int, factor: int) -> int:
+    return math.ceil(frames / FRAMES_PER_CELL) * height * width // factor**2
