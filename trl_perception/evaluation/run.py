@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from .. import __version__
 from .figures import Figures, as_json, figures, row_values
@@ -44,7 +45,11 @@ def evaluate(settings: EvaluationSettings) -> Evaluation | None:
     Errors: ValueError for an output folder that holds something else; `UnusableSampleError` for media that cannot be
         used, where `on_bad_media` is "error".
     """
-    state = PartialState(cpu=settings.device == "cpu", timeout=PATIENCE)
+    # Without `cpu`, accelerate takes each of several processes on a machine without accelerators for the only one.
+    on_cpu = (
+        settings.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     device = _device(settings, state)
     with state.main_process_first():
         rows = read_rows(settings)
