@@ -13,6 +13,10 @@ def test_options_become_settings_in_either_spelling():
     assert (settings.video_fps, settings.max_new_tokens) == (4.0, 9)
     assert settings.rewards == ["accuracy", "format", "a.b.c"]
     assert settings.video_settings.fps == 4.0
+    with_parameters = ["accuracy,length_window(low=1, high=9),format", "soft_overlong"]
+    assert parse([*NEEDED, "--rewards", *with_parameters])[1].rewards == [
+        *("accuracy", "length_window(low=1, high=9)", "format", "soft_overlong")
+    ]
     assert parse([*NEEDED, "--by", ""])[1].by == []
     assert parse([*NEEDED, "--synthetic", '{"size": 4}'])[1].synthetic == {"size": 4}
 

@@ -1,6 +1,7 @@
 """What is evaluated, on what, and how."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +9,8 @@ from ..media import VideoSettings
 
 SUMMARY_ONLY = ("output", "resamples")
 """Settings that no prediction depends on."""
+
+_COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
 
 
 @dataclass
@@ -180,6 +183,7 @@ class EvaluationSettings:
 
 
 def _separated(names: list[str] | str) -> list[str]:
-    """["a,b", "c"] as ["a", "b", "c"], each once."""
+    """["a,b", "c(low=1, high=2)"] as ["a", "b", "c(low=1, high=2)"], each once: commas inside parentheses stay."""
     names = [names] if isinstance(names, str) else names
-    return list(dict.fromkeys(part.strip() for name in names for part in name.split(",") if part.strip()))
+    parts = [part.strip() for name in names for part in _COMMA.split(name)]
+    return list(dict.fromkeys(part for part in parts if part))

@@ -10,6 +10,11 @@ PLAIN = ("tokens",)
 """Figures that are no shares."""
 
 
+def is_main(name: str) -> bool:
+    """Whether a figure says how good the answers are: those are shown with intervals, and for every group."""
+    return name != "cut" and name not in PLAIN and not name.startswith("reward/")
+
+
 def figures_table(table: Figures) -> str:
     """A line for all rows and one for each value of the columns; shares in percent, with their 95 % intervals."""
     names = list(table[ALL][ALL])
@@ -23,11 +28,16 @@ def figures_table(table: Figures) -> str:
 
 
 def comparison_table(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> str:
-    """A line for every figure of every group: first, second, second - first with its 95 % interval, rows that differ."""
+    """First, second, second - first with its 95 % interval, and rows that differ.
+
+    A line for every figure over all rows, and for the main ones of every group.
+    """
     lines = [["", "figure", "rows", "first", "second", "second - first", "higher", "lower"]]
     for column, groups in table.items():
         for label, figures in groups.items():
             for name, found in figures.items():
+                if column != ALL and not is_main(name):
+                    continue
                 title = ALL if column == ALL else f"{column}: {label}"
                 lines.append(
                     [
@@ -48,7 +58,7 @@ def _cell(name: str, figure: Estimate | None, sign: str = "") -> str:
     if figure is None:
         return "-"
     mean = _number(name, figure.mean, sign)
-    if figure.low is None or (not sign and (name in PLAIN or name == "cut" or name.startswith("reward/"))):
+    if figure.low is None or not (sign or is_main(name)):
         return mean
     return f"{mean} [{_number(name, figure.low, sign)}, {_number(name, figure.high, sign)}]"
 
