@@ -121,6 +121,19 @@ def test_samples_give_avg_and_pass_at_k(rows_file, tmp_path):
     assert any(len(set(prediction["completions"])) > 1 for prediction in predictions)
 
 
+def test_samples_do_not_depend_on_the_order_of_batches(rows_file, tmp_path, monkeypatch):
+    from trl_perception.evaluation.store import PredictionStore
+
+    sampled = {"samples": 2, "temperature": 1.0, "limit": 6, "batch_size": 2}
+    forwards = evaluate(settings(rows_file, tmp_path / "forwards", **sampled))
+    pending = PredictionStore.pending
+    monkeypatch.setattr(PredictionStore, "pending", lambda store: pending(store)[::-1])
+    assert evaluate(settings(rows_file, tmp_path / "backwards", **sampled)).predictions.equals(forwards.predictions)
+    monkeypatch.undo()
+    other = evaluate(settings(rows_file, tmp_path / "other", **sampled, seed=1))
+    assert not other.predictions.equals(forwards.predictions)
+
+
 @pytest.fixture
 def broken_file(rows_file, tmp_path):
     """The rows, two of them with media that cannot be used."""
