@@ -63,5 +63,5 @@ def weights_digest(settings: EvaluationSettings) -> str | None:
     """
     folders = [Path(path) for path in base_and_adapter(settings) if path is not None and Path(path).is_dir()]
     files = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)
-    found = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else None
