@@ -1,0 +1,87 @@
+"""Completions of prepared prompts, in batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from ..media import PreparedPrompt, forward_kwargs, placeholder_ids
+from .settings import EvaluationSettings
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion: its text without special tokens, its ids with the end of the turn, and whether that end is
+    missing because `max_new_tokens` was reached.
+    """
+
+    text: str
+    ids: list[int]
+    cut: bool
+
+
+def generation_config(
+    settings: EvaluationSettings, model: PreTrainedModel, processor: ProcessorMixin
+) -> GenerationConfig:
+    """Generation as the settings say, and nothing else: of the checkpoint's own only the ids that end a turn.
+
+    Penalties, temperatures and the like that a checkpoint brings would make its figures another thing than those of
+    training. Placeholders of media belong to prompts: they are never generated.
+    """
+    tokenizer = processor.tokenizer
+    ends = model.generation_config.eos_token_id
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.sampling,
+        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        suppress_tokens=sorted(placeholder_ids(processor).values()),
+    )
+    if settings.sampling:
+        config.update(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+    return config
+
+
+@torch.inference_mode()
+def complete(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts: Sequence[PreparedPrompt],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+) -> list[list[Completion]]:
+    """`samples` completions of each of B prompts, by the model's own `generation_config`.
+
+    Every pass completes the B prompts once, so memory does not grow with the samples.
+
+    Args:
+        prompts: on any device, none left out.
+        seed: of sampling. `generate` takes no generator: the global one is seeded and put back.
+    """
+    device, config = model.device, model.generation_config
+    input_ids, attention_mask = _left_padded([prompt.input_ids for prompt in prompts], config.pad_token_id)
+    width = input_ids.shape[1]
+    visual = forward_kwargs([prompt.visual.to(device) for prompt in prompts], width, width)
+    inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device), **visual}
+    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id)
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for _ in range(samples):
+            generated = model.generate(**inputs)[:, width:].tolist()
+            for of_row, ids in zip(completions, generated, strict=True):
+                end = next((place for place, token in enumerate(ids) if token in ends), None)
+                ids = ids if end is None else ids[: end + 1]
+                of_row.append(Completion(processor.tokenizer.decode(ids, skip_special_tokens=True), ids, end is None))
+    return completions
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids (B,P) and their mask (B,P) int, padded on the left."""
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -1,0 +1,67 @@
+"""The model to evaluate: a checkpoint, or a base model with a LoRA adapter."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from ..assets import model_path
+from ..media import has_visual_grids
+from .settings import EvaluationSettings
+
+ADAPTER_FILE = "adapter_config.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+WEIGHTS = (".safetensors", ".bin")
+
+
+def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model in evaluation mode on `device`, and its processor; the adapter's own processor where it has one.
+
+    An adapter stays beside the weights, as it was trained: merged into bfloat16 weights it would be rounded.
+
+    Errors: ValueError for a processor that does not describe media as grids.
+    """
+    base, adapter = base_and_adapter(settings)
+    model = AutoModelForImageTextToText.from_pretrained(
+        base, revision=settings.revision, dtype=settings.dtype, attn_implementation=settings.attn_implementation
+    )
+    if adapter is not None:
+        # The base model with the adapter's layers in place: what generates is a model of transformers.
+        model = PeftModel.from_pretrained(model, adapter).get_base_model()
+    own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
+    processor = AutoProcessor.from_pretrained(adapter if own else base, revision=None if own else settings.revision)
+    if not has_visual_grids(processor):
+        raise ValueError(
+            f"{settings.model} has a {type(processor).__name__}, which does not describe images and videos as grids of "
+            "patches. Evaluate a model of the Qwen-VL families."
+        )
+    return model.to(device).eval(), processor
+
+
+def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
+    """Where the base model and the adapter are; the adapter is None for a whole checkpoint.
+
+    Errors: ValueError for two adapters.
+    """
+    path = model_path(settings.model)
+    if not (Path(path) / ADAPTER_FILE).is_file():
+        return path, settings.adapter
+    if settings.adapter is not None:
+        raise ValueError(
+            f"{settings.model} is itself a LoRA adapter, and adapter is {settings.adapter}. Set model to the base model, "
+            "or leave adapter out."
+        )
+    return model_path(PeftConfig.from_pretrained(path).base_model_name_or_path), path
+
+
+def weights_digest(settings: EvaluationSettings) -> str | None:
+    """Tells the weights in local folders from others that are written there later: names, sizes and times of the files.
+
+    None where nothing is local.
+    """
+    folders = [Path(path) for path in base_and_adapter(settings) if path is not None and Path(path).is_dir()]
+    files = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else None

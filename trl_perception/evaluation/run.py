@@ -1,0 +1,106 @@
+"""One evaluation from settings to summary, alone or as one of several processes."""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from .. import __version__
+from .figures import Figures, as_json, figures, row_values
+from .model import weights_digest
+from .predict import complete_batches
+from .rows import plan, read_rows
+from .scoring import reward_functions
+from .settings import EvaluationSettings
+from .store import SUMMARY, PredictionStore, schema, write_text
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others: they have different rows to complete."""
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "av", "qwen-vl-utils")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: what `summary.json` holds, the figures, and the predictions, one row each."""
+
+    summary: dict[str, Any]
+    figures: Figures
+    predictions: pa.Table
+
+
+def evaluate(settings: EvaluationSettings) -> Evaluation | None:
+    """Complete and score every row, go on where an earlier run stopped, and write predictions and summary.
+
+    Batches are dealt out to the processes; with greedy decoding their number changes nothing.
+
+    Returns: None in every process but the main one.
+    Errors: ValueError for an output folder that holds something else; `UnusableSampleError` for media that cannot be
+        used, where `on_bad_media` is "error".
+    """
+    # Without `cpu`, accelerate takes each of several processes on a machine without accelerators for the only one.
+    on_cpu = (
+        settings.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    )
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    device = _device(settings, state)
+    with state.main_process_first():
+        rows = read_rows(settings)
+        planned = plan(rows, settings.batch_size)
+    functions = reward_functions(settings.rewards, rows)
+    store = PredictionStore(settings.output, len(planned.batches), schema(list(functions), settings.by))
+    if state.is_main_process:
+        store.claim(
+            settings.of_predictions()
+            | {"device": device.type, "rows": len(rows), "rows_digest": planned.digest}
+            | {"weights": weights_digest(settings), "versions": versions()}
+        )
+    state.wait_for_everyone()
+    pending = store.pending()[state.process_index :: state.num_processes]
+    state.wait_for_everyone()  # so that nobody writes while another looks what is pending
+    if pending:
+        complete_batches(settings, device, rows, planned, pending, functions, store, bar=state.is_main_process)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    predictions = store.merge()
+    table = figures(predictions, row_values(predictions), settings.by, resamples=settings.resamples, seed=settings.seed)
+    summary = summarize(settings, predictions, table)
+    write_text(Path(settings.output) / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return Evaluation(summary, table, predictions)
+
+
+def summarize(settings: EvaluationSettings, predictions: pa.Table, table: Figures) -> dict[str, Any]:
+    """Settings, versions, counts, rows left out with their reasons, and figures with their intervals."""
+    left_out = [row for row in predictions.select(["id", "left_out"]).to_pylist() if row["left_out"]]
+    return {
+        "settings": settings.of_predictions(),
+        "versions": versions(),
+        "rows": len(predictions),
+        "left_out": {"rows": len(left_out), "reasons": {row["id"]: row["left_out"] for row in left_out}},
+        "intervals": {"confidence": 0.95, "method": "percentile bootstrap over rows", "resamples": settings.resamples},
+        "figures": as_json(table),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the figures were made with."""
+    return {"trl_perception": __version__} | {name: version(name) for name in PACKAGES}
+
+
+def _device(settings: EvaluationSettings, state: PartialState) -> torch.device:
+    if settings.device is None:
+        return state.device
+    if state.num_processes > 1 and settings.device != "cpu":
+        raise ValueError(
+            f"device is {settings.device!r} with {state.num_processes} processes, which would share it. Leave device "
+            "out: accelerate gives each process its own."
+        )
+    return torch.device(settings.device)

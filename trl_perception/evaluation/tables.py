@@ -1,0 +1,82 @@
+"""Figures as tables to read: Markdown that lines up."""
+
+from collections.abc import Mapping, Sequence
+
+from .compare import Comparison
+from .figures import ALL, Figures
+from .statistics import Estimate
+
+PLAIN = ("tokens",)
+"""Figures that are no shares."""
+
+
+def is_main(name: str) -> bool:
+    """Whether a figure says how good the answers are: those are shown with intervals, and for every group."""
+    return name != "cut" and name not in PLAIN and not name.startswith("reward/")
+
+
+def figures_table(table: Figures) -> str:
+    """A line for all rows and one for each value of the columns; shares in percent, with their 95 % intervals."""
+    names = list(table[ALL][ALL])
+    lines = [["", "rows", *names]]
+    for column, groups in table.items():
+        for label, figures in groups.items():
+            rows = max((figure.rows for figure in figures.values()), default=0)
+            title = ALL if column == ALL else f"{column}: {label}"
+            lines.append([title, f"{rows:,}", *(_cell(name, figures.get(name)) for name in names)])
+    return _aligned(lines)
+
+
+def comparison_table(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> str:
+    """First, second, second - first with its 95 % interval, and rows that differ.
+
+    A line for every figure over all rows, and for the main ones of every group.
+    """
+    lines = [["", "figure", "rows", "first", "second", "second - first", "higher", "lower"]]
+    for column, groups in table.items():
+        for label, figures in groups.items():
+            for name, found in figures.items():
+                if column != ALL and not is_main(name):
+                    continue
+                title = ALL if column == ALL else f"{column}: {label}"
+                lines.append(
+                    [
+                        title,
+                        name,
+                        f"{found.difference.rows:,}",
+                        _number(name, found.first),
+                        _number(name, found.second),
+                        _cell(name, found.difference, sign="+"),
+                        str(found.higher),
+                        str(found.lower),
+                    ]
+                )
+    return _aligned(lines)
+
+
+def _cell(name: str, figure: Estimate | None, sign: str = "") -> str:
+    if figure is None:
+        return "-"
+    mean = _number(name, figure.mean, sign)
+    if figure.low is None or not (sign or is_main(name)):
+        return mean
+    return f"{mean} [{_number(name, figure.low, sign)}, {_number(name, figure.high, sign)}]"
+
+
+def _number(name: str, value: float, sign: str = "") -> str:
+    return f"{value if name in PLAIN else 100 * value:{sign}.1f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    rule = ["-" * width if place == 0 else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    texts = [
+        "| "
+        + " | ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join(texts)
