@@ -40,7 +40,13 @@ def read_rows(settings: EvaluationSettings) -> Dataset:
 
     Errors: ValueError for a split without rows, or without a column that `by` names.
     """
-    rows = load_rows(settings.data, settings.split, config=settings.data_config, synthetic=settings.synthetic)
+    rows = load_rows(
+        settings.data,
+        settings.split,
+        config=settings.data_config,
+        synthetic=settings.synthetic,
+        prompt_template=settings.prompt_template,
+    )
     rows = undecoded_videos(rows)
     if settings.limit is not None:
         rows = rows.select(range(min(settings.limit, len(rows))))

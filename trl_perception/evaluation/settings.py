@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.templates import TEMPLATES, get_template
 from ..media import VideoSettings
 
 SUMMARY_ONLY = ("output", "resamples")
@@ -36,6 +37,8 @@ class EvaluationSettings:
             Evaluate the first rows only.
         synthetic (`dict`, *optional*):
             Arguments of `make_synthetic_dataset`, for `data="synthetic"`.
+        prompt_template (`str`, *optional*, defaults to `"none"`):
+            What follows every question, as in training: a key of `TEMPLATES`.
         output (`str`):
             Folder of the predictions and the summary.
         rewards (`list[str]`, *optional*, defaults to `["accuracy", "format"]`):
@@ -89,6 +92,9 @@ class EvaluationSettings:
     limit: int | None = field(default=None, metadata={"help": "Evaluate the first rows only."})
     synthetic: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of make_synthetic_dataset, as a mapping or JSON."}
+    )
+    prompt_template: str = field(
+        default="none", metadata={"help": f"What follows every question: one of {', '.join(TEMPLATES)}."}
     )
     output: str | None = field(default=None, metadata={"help": "Folder of the predictions and the summary."})
     rewards: list[str] = field(
@@ -159,6 +165,7 @@ class EvaluationSettings:
             raise ValueError(
                 "top_p and top_k are for sampling, and temperature 0 is greedy. Set temperature, or neither."
             )
+        get_template(self.prompt_template)
         _ = self.video_settings  # refuses what is out of its bounds
 
     @property
