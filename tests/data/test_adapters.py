@@ -35,7 +35,7 @@ def test_every_adapter_has_a_layout_here():
 
 def test_video_r1(tmp_path, clips, pictures):
     rows = rows_of("video-r1", written("video-r1", tmp_path, clips, pictures))
-    assert [row["problem_type"] for row in rows] == ["multiple choice", "numerical", "OCR", "free-form", "regression"]
+    assert [row["problem_type"] for row in rows] == ["multiple choice", "numerical", "OCR", "free text", "regression"]
     assert [row["solution"] for row in rows] == ["B", "16", "STOP", "colors change", "4.0"]
     assert texts(rows[0]) == ["<video>", "What color is scene 1?\nA. red\nB. blue"]
     assert rows[0]["options"] == ["A. red", "B. blue"]

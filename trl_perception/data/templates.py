@@ -22,8 +22,11 @@ BY_TYPE = MappingProxyType(
         "regression": "Between the answer tags, write only a number, such as 42 or 3.14.",
         "OCR": "Between the answer tags, write the text exactly as it is shown.",
         "free-form": "Between the answer tags, write your answer as text.",
+        "free text": "Between the answer tags, write your answer as text.",
         "mathematics": "Between the answer tags, write only the value or expression asked for.",
         "temporal grounding": "Between the answer tags, write only times in seconds, such as 2.0 to 3.5.",
+        "box grounding": "Between the answer tags, write only the box, such as [10, 20, 110, 220].",
+        "spatial grounding": "Between the answer tags, write only the box, such as [10, 20, 110, 220].",
     }
 )
 

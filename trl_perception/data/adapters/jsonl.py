@@ -5,7 +5,7 @@
 - `question`; `<image>` and `<video>` in it say where media stand, without them media go first.
 - `answer`, with or without answer tags: a letter or an option's text for multiple choice, a number, words, or
   "2.0 to 3.5" for temporal grounding.
-- `problem_type`: multiple choice, numerical, OCR, free-form, regression, mathematics or temporal grounding.
+- `problem_type`: a key of `trl_perception.rewards.PROBLEM_TYPES`.
 - `options`: a list of texts, for multiple choice alone.
 - `video` or `videos`, `image` or `images`: a path or a list of paths, from the file's folder or absolute. None is fine.
 - `id`: the line's number where it is missing. `time_spans`: [[start, end], ...] in seconds, where known.

@@ -12,12 +12,19 @@ from .record import Record
 from .rows import make_row
 from .source import Source, read_json
 
-PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+# Its types -> ours. Video-R1 scores free-form answers by ROUGE, which is "free text" here; "free-form" is an exact match.
+PROBLEM_TYPES = {
+    "multiple choice": "multiple choice",
+    "numerical": "numerical",
+    "OCR": "OCR",
+    "free-form": "free text",
+    "regression": "regression",
+}
 
 
 def video_r1_row(record: Record, source: Source) -> dict[str, Any]:
     """A row for reinforcement learning. Errors: RecordError."""
-    problem_type = record.one_of("problem_type", PROBLEM_TYPES)
+    problem_type = PROBLEM_TYPES[record.one_of("problem_type", tuple(PROBLEM_TYPES))]
     kind = record.one_of("data_type", ("video", "image"))
     return make_row(
         record,
