@@ -40,6 +40,7 @@ from ..signals import (
     why_not_prefilled,
 )
 from .base_config import GRPOVideoConfig
+from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
 from .refusals import refuse_videos, require_prompts
@@ -148,6 +149,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         if args.freeze_vision_tower or args.freeze_merger:
             freeze_vision(self.model, tower=args.freeze_vision_tower, merger=args.freeze_merger)
         self._share_what_can_be_shared()
+        if args.dynamic_sampling:
+            refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
 
     def _share_what_can_be_shared(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
@@ -269,9 +272,10 @@ class GRPOVideoTrainer(GRPOTrainer):
     # Rollout: TRL's, on prompts prepared here
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rollout = rollout = self._prepare_rollout(inputs)
-        with self._seeing([prompt.visual for prompt in rollout.prompts]):
-            output = super()._generate_and_score_completions(rollout.trl_rows if self._prepares_prompts else inputs)
+        rollout, output = self._sample(inputs)
+        if self.model.training and self.args.dynamic_sampling:
+            rollout, output = refill(self, rollout, output)
+        self._rollout = rollout
         output["row"] = torch.arange(len(inputs))
         if self._prepares_prompts:
             output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
@@ -289,6 +293,16 @@ class GRPOVideoTrainer(GRPOTrainer):
             self._attach_signals(groups, output)
         self._rollout = None
         return output
+
+    def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, dict[str, Any]]:
+        self._rollout = rollout = self._prepare_rollout(inputs)
+        with self._seeing([prompt.visual for prompt in rollout.prompts]):
+            output = super()._generate_and_score_completions(rollout.trl_rows if self._prepares_prompts else inputs)
+        self._rollout = None
+        return rollout, output
+
+    def _over_processes(self, *values: float) -> Tensor:
+        return self.accelerator.gather(torch.tensor(values, device=self.accelerator.device))
 
     def _prepare_rollout(self, inputs: list[dict[str, Any]]) -> Rollout:
         """Prepare each distinct prompt once; the rows of a group share the result."""
@@ -311,7 +325,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         if self.use_vllm and any(prompt.frames for prompt in prompts):
             raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
         prompts = [prompt for prompt in prompts for _ in range(step)]
-        left_out = self.accelerator.gather(torch.tensor([float(bool(p.left_out)) for p in prompts], device=device))
+        left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
         self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
         return Rollout(inputs, prompts, left_out)
 

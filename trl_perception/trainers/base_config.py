@@ -45,6 +45,11 @@ class GRPOVideoConfig(GRPOConfig):
             Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
         reuse_vision_features (`bool`, *optional*, defaults to `True`):
             Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            Whether groups whose completions all earn the same reward, and groups left out for their media, are replaced by
+            groups of other prompts (DAPO, arXiv:2503.14476). Rewards are logged over everything that was sampled.
+        dynamic_sampling_rounds (`int`, *optional*, defaults to `3`):
+            Most rounds of sampling again; groups that still lack a spread of rewards then stay.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -106,8 +111,26 @@ class GRPOVideoConfig(GRPOConfig):
         metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
     )
 
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether groups whose completions all earn the same reward, and groups left out for their media, are "
+            "replaced by groups of other prompts."
+        },
+    )
+    dynamic_sampling_rounds: int = field(
+        default=3, metadata={"help": "Most rounds of sampling again; groups that still lack spread then stay."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.dynamic_sampling and self.scale_rewards == "batch":
+            raise ValueError(
+                "dynamic_sampling replaces groups one by one, and scale_rewards='batch' scales rewards by the spread of the "
+                "whole batch. Set scale_rewards to 'group' or 'none', or dynamic_sampling=False."
+            )
+        if self.dynamic_sampling_rounds < 1:
+            raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
         if self.group_forward not in ("auto", "on", "off"):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
         if self.on_bad_media not in ("error", "skip"):

@@ -1,6 +1,7 @@
 """How a batch of rows is forwarded: one row a completion, or one packed row for those that share a prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ class Forwards:
     def __init__(self, model: nn.Module, config: GRPOVideoConfig, refusal: str | None = None):
         self.mode = config.group_forward
         self.packs = self.mode == "on"
+        self._keeps_its_choice = False
         reason = refusal or why_not_packed(model) if self.mode != "off" else None
         if reason is None:
             return
@@ -48,12 +50,21 @@ class Forwards:
             prompts, completions: token ids of the local rollout's rows, groups side by side.
             run: how many rows with one prompt come into a forward together.
         """
-        if self.mode != "auto":
+        if self.mode != "auto" or self._keeps_its_choice:
             return
         sizes = [len(ids) for ids in prompts], [len(ids) for ids in completions]
         runs = [min(run, len(prompts) - start) for start in range(0, len(prompts), run)]
         ratios = accelerator.gather(torch.tensor([token_ratio(*sizes, runs)], device=accelerator.device))
         self.packs = ratios.mean().item() >= PAYS_FROM
+
+    @contextmanager
+    def as_chosen(self) -> Iterator[None]:
+        """Within it, the choice stands: further groups are sampled into a rollout."""
+        self._keeps_its_choice = True
+        try:
+            yield
+        finally:
+            self._keeps_its_choice = False
 
     def packs_for(self, model: nn.Module) -> bool:
         """Whether rows are packed for this model: a teacher or a reference model may not allow it."""
