@@ -44,6 +44,7 @@ style: install
 
 bench: install
 	$(BIN)/python -m benchmarks.media
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance --json docs/performance.json
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

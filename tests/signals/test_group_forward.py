@@ -275,3 +275,24 @@ def test_a_model_that_goes_around_the_interface_is_caught(prompts, monkeypatch):
     monkeypatch.setattr(type(layer), "forward", forward)
     with pytest.raises(RuntimeError, match="of 4 layers followed"):
         both(model, prompts[:1], [2])
+
+
+@pytest.mark.slow
+def test_flex_attention_takes_the_rule_as_a_block_mask():
+    """Forward only: FlexAttention has no backward on a CPU, and transformers refuses it for Qwen2.5-VL."""
+
+    class Prompt:
+        visual = None
+
+        def __init__(self, ids):
+            self.input_ids = ids
+
+    texts = [Prompt([11, 12, 13, 14, 15, 16, 17]), Prompt([21, 22, 23])]
+    inputs, _ = batch(texts, [4, 3])
+    model = fused(qwen3()).eval()
+    with torch.no_grad():
+        plain = model(**inputs, fused_lm_head=True).log_probs[:, -WIDTH:]
+        model.set_attn_implementation("flex_attention")
+        common = {"runs": [4, 3], "visuals": [None, None], "completion_width": WIDTH}
+        packed = group_forward(model, **common, **inputs, fused_lm_head=True).log_probs
+    torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-4)
