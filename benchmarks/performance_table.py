@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+START, END = "<!-- table -->", "<!-- end of table -->"
 TARGETS = {"appo": 0.03, "pgpo": 0.04, "ktr": 0.20, "ral": 0.04}
 
 
@@ -31,6 +32,13 @@ def as_markdown(result: dict) -> str:
     lines.append(f"| GRPO: a whole step on the fast paths against the plain ones | {plain:.1f} x | |")
     lines.append(f"| a step of the tiny recipe, chosen by auto, against plain | {short['speedup']:.1f} x | >= 1 x |")
     return "\n".join(lines) + "\n"
+
+
+def with_table(page: str, result: dict) -> str:
+    """The page with its table replaced."""
+    before, rest = page.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}\n{as_markdown(result)}{END}{after}"
 
 
 def plot(result: dict, path: Path) -> None:
