@@ -45,6 +45,9 @@ class GRPOVideoConfig(GRPOConfig):
             Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
         reuse_vision_features (`bool`, *optional*, defaults to `True`):
             Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
+            the output folder while training goes on.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -105,6 +108,17 @@ class GRPOVideoConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When a run that is pushed to the Hub is: 'end', or as in transformers ('every_save', 'checkpoint', "
+            "'all_checkpoints'), which then uploads whatever lies in the output folder while training goes on."
+        },
+    )
+
+    def __getstate__(self):
+        # transformers pickles the configuration beside the weights, where a token would be anybody's.
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self):
         super().__post_init__()
