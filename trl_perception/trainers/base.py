@@ -40,11 +40,14 @@ from ..signals import (
     why_not_prefilled,
 )
 from .base_config import GRPOVideoConfig
+from .card import complete_card
+from .card_facts import Origin
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
 from .refusals import refuse_videos, require_prompts
 from .rollout import Group, Rollout, complete_groups, unprepared, whole_groups
+from .trackers import GROUPS_SHOWN, Credited, in_words, track
 from .vision import freeze_vision
 
 logger = get_logger(__name__)
@@ -89,6 +92,9 @@ class GRPOVideoTrainer(GRPOTrainer):
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
 
+    # Where the run comes from, for its card; a run from a recipe sets it.
+    origin: Origin | None = None
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -121,6 +127,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._sighted: SightedForward | None = None
         self._awaiting_credit: dict[str, Any] | None = None
         self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
+        self._shown: list[Credited] = []
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -282,6 +289,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             output["row_scale"] = rollout.row_scale
         if self.model.training:
             self._sampled_at_step = self.state.global_step
+            self._shown = []
             groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
             if self._update_serves_credit(output):
                 output["group"] = [None] * len(inputs)
@@ -392,6 +400,12 @@ class GRPOVideoTrainer(GRPOTrainer):
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
         with torch.no_grad():
             credited = [(rows, self.token_weights(group)) for rows, group in groups]
+        if self.log_completions:
+            room = GROUPS_SHOWN - len(self._shown)
+            pairs = zip(groups[:room], credited[:room], strict=True)
+            self._shown += [
+                Credited(group, None if credit is None else credit.weights) for (_, group), (_, credit) in pairs
+            ]
         credited = [(rows, credit) for rows, credit in credited if credit is not None]
         self._record([credit.metrics for _, credit in credited])
         if not credited:
@@ -527,6 +541,37 @@ class GRPOVideoTrainer(GRPOTrainer):
     @property
     def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:
         return [*self.taps, *self._credit_taps.values()]
+
+    # What a run tells of itself
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.log_completions:
+            # wandb refuses a column whose lists hold blocks of different kinds.
+            prompts = self._logs["prompt"]
+            for index, prompt in enumerate(list(prompts)):
+                prompts[index] = in_words(prompt)
+        super().log(logs, start_time)
+        if self._shown and self.model.training:
+            if self.is_world_process_zero():
+                track(
+                    self._shown,
+                    self._tokenizer,
+                    report_to=self.args.report_to,
+                    callbacks=self.callback_handler.callbacks,
+                    frames=self.log_multimodal,
+                    step=self.state.global_step,
+                )
+            self._shown = []
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's card, with what was done and what came of it; `README.md` in the output folder."""
+        if dataset_name is None and self.origin is not None and self.origin.on_hub:
+            dataset_name = self.origin.dataset
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            complete_card(self)
 
     # Small things
 

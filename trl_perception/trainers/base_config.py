@@ -50,6 +50,9 @@ class GRPOVideoConfig(GRPOConfig):
             groups of other prompts (DAPO, arXiv:2503.14476). Rewards are logged over everything that was sampled.
         dynamic_sampling_rounds (`int`, *optional*, defaults to `3`):
             Most rounds of sampling again; groups that still lack a spread of rewards then stay.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
+            the output folder while training goes on.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -110,6 +113,13 @@ class GRPOVideoConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When a run that is pushed to the Hub is: 'end', or as in transformers ('every_save', 'checkpoint', "
+            "'all_checkpoints'), which then uploads whatever lies in the output folder while training goes on."
+        },
+    )
 
     dynamic_sampling: bool = field(
         default=False,
@@ -152,6 +162,10 @@ class GRPOVideoConfig(GRPOConfig):
                 "per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
                 f"{self.num_generations}."
             )
+
+    def __getstate__(self):
+        # transformers pickles the configuration beside the weights, where a token would be anybody's.
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def video_settings(self) -> VideoSettings:
