@@ -149,7 +149,7 @@ class StepTimes(TrainerCallback):
 
 
 def methods(
-    size: str, device: str, dtype: torch.dtype, steps: int, length: int, rounds: int
+    size: str, device: str, dtype: torch.dtype, steps: int, length: int, rounds: int, names: list[str]
 ) -> dict[str, dict[str, float]]:
     """Whole steps: G 8, one video prompt of about 1040 tokens, frozen tower as in the papers' recipes."""
 
@@ -191,17 +191,22 @@ def methods(
     plans = {"grpo": ("grpo", {}), **{name: (name, options) for name, options in METHODS.items()}}
     twice = {"num_iterations": 2}
     plans |= {"grpo, two iterations": ("grpo", twice), "ral": ("ral", twice)}
-    times: dict[str, list[float]] = {name: [] for name in plans}
+    baseline = {"ral": "grpo, two iterations"}
+    wanted = {name: plans[name] for name in [*dict.fromkeys(baseline.get(name, "grpo") for name in names), *names]}
+    times: dict[str, list[float]] = {name: [] for name in wanted}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
-            for name, (trainer, options) in plans.items():
+            for name, (trainer, options) in wanted.items():
                 times[name].append(step_time(trainer, folder, **options))
-        plain = step_time("grpo", folder, **PLAIN)
-    result = {"grpo on the plain paths": {"seconds": plain, "over_grpo": plain / statistics.median(times["grpo"]) - 1}}
-    for name, taken in times.items():
-        base = times["grpo, two iterations" if name == "ral" else "grpo"]
-        over = [ours / theirs - 1 for ours, theirs in zip(taken, base, strict=True)]
-        result[name] = {"seconds": statistics.median(taken), "over_grpo": statistics.median(over), "each": over}
+        plain = step_time("grpo", folder, **PLAIN) if "grpo" in times else None
+    result = {}
+    for name in names:
+        base = times[baseline.get(name, "grpo")]
+        over = [ours / theirs - 1 for ours, theirs in zip(times[name], base, strict=True)]
+        result[name] = {"seconds": statistics.median(times[name]), "over_grpo": statistics.median(over), "each": over}
+    if plain:
+        base = statistics.median(times["grpo"])
+        result["grpo"] = {"seconds": base, "plain_seconds": plain, "speedup": plain / base}
     return result
 
 
@@ -255,7 +260,9 @@ def measure(options: argparse.Namespace) -> dict:
     if "attention rows" in options.parts:
         result["attention rows"] = rows_of_one_layer(device, options.repeats)
     if "methods" in options.parts:
-        result["methods"] = methods(options.size, device, dtype, options.steps, options.length, options.repeats)
+        sizes = options.steps, options.length, options.repeats
+        found = methods(options.size, device, dtype, *sizes, options.methods)
+        result["methods"] = {**result.get("methods", {}), **found}
     if "short prompts" in options.parts:
         result["short prompts"] = short_prompts(options.steps)
     return result
@@ -271,6 +278,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; medians are compared")
     parser.add_argument("--steps", type=int, default=3, help="optimisation steps a trainer; their median counts")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, "ral"], choices=[*METHODS, "ral"])
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument(
         "--json", type=Path, help="where the figures are kept; the plot, and the table in a .md file, beside it"
