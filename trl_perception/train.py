@@ -161,6 +161,7 @@ def main(args: Sequence[str] | None = None) -> None:
     say(_before(trainer, script, model))
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir)
+    trainer.save_state()  # the log, for the report
     if trainer.is_world_process_zero():
         curve = reward_curve(trainer.state.log_history, Path(config.output_dir) / "reward_curve.png")
         say(_after(trainer, curve))

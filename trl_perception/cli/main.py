@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train from a recipe: trl-perception train --config recipes/grpo/tiny.yaml",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
+    "report": "what a run learned, as one HTML file: trl-perception report runs/grpo-tiny",
     "show": "answers before and after training: trl-perception show --model RUN --recipe recipes/grpo/tiny.yaml",
 }
 

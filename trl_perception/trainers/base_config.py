@@ -45,6 +45,11 @@ class GRPOVideoConfig(GRPOConfig):
             Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
         reuse_vision_features (`bool`, *optional*, defaults to `True`):
             Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
+        report_every (`int`, *optional*):
+            Every how many optimisation steps a few groups are kept with their signals under `OUTPUT_DIR/rollouts`, for
+            `trl-perception report`. `None` keeps none.
+        report_groups (`int`, *optional*, defaults to `4`):
+            How many groups are kept at a time, over all processes.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -105,6 +110,14 @@ class GRPOVideoConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
     )
+    report_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every how many optimisation steps a few groups are kept with their signals under "
+            "OUTPUT_DIR/rollouts, for `trl-perception report`. None keeps none."
+        },
+    )
+    report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,8 +125,15 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
-        for name in ("video_fps", "video_min_frames", "video_max_frames", "media_cache_mb"):
-            if getattr(self, name) <= 0:
+        for name in (
+            "video_fps",
+            "video_min_frames",
+            "video_max_frames",
+            "media_cache_mb",
+            "report_every",
+            "report_groups",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
         if self.video_min_frames > self.video_max_frames:
             raise ValueError(
