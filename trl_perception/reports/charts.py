@@ -50,10 +50,14 @@ def draw(chart: Chart) -> Markup:
         "x": [x_low, x_high],
         "left": LEFT,
         "right": WIDTH - RIGHT,
-        "lines": [[line.label, [[x, float(f"{y:.4g}")] for x, y in line.points]] for line in chart.lines],
+        "lines": [
+            [f"{line.label} {line.run}".strip(), [[x, float(f"{y:.4g}")] for x, y in line.points]]
+            for line in chart.lines
+        ],
     }
     said = "; ".join(
-        f"{line.label} from {number(line.points[0][1])} to {number(line.points[-1][1])}" for line in chart.lines
+        f"{line.label} {line.run} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
+        for line in chart.lines
     )
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}" data-chart="{}">{}</svg>').format(
         WIDTH, HEIGHT, f"{chart.title}: {said}", json.dumps(data), Markup("".join(parts))

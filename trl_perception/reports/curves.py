@@ -51,11 +51,15 @@ METHOD_METRICS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its label, points, colour (an index) and whether it belongs to the run compared with."""
+    """One line of a chart: its label among the chart's keys, points, colour (an index), and the run where two are shown.
+
+    `other` is whether it belongs to the run compared with.
+    """
 
     label: str
     points: Points
     colour: int = 0
+    run: str = ""
     other: bool = False
 
 
@@ -119,5 +123,5 @@ def _chart(runs: Sequence[Run], title: str, caption: str, named: dict[str, str])
             points = run.series(key)
             if points:
                 colour = number if len(named) > 1 else which
-                lines.append(Line(label if len(runs) == 1 else f"{label}, {run.name}", points, colour, which > 0))
+                lines.append(Line(label, points, colour, run.name if len(runs) > 1 else "", which > 0))
     return Chart(next(iter(named), title), title, caption, lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .charts import number
 from .signals import frame_signals, token_frames, token_signals, words
-from .stills import Stills, worth_showing
+from .stills import Picture, Stills, worth_showing
 from .summary import evidence_frames
 
 
@@ -18,7 +18,7 @@ class Cell:
 
     title: str
     label: str
-    picture: str | None
+    picture: Picture | None
     evidence: bool
     marks: list[str]
     slim: bool

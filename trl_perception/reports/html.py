@@ -51,7 +51,7 @@ def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS
     chosen = spread(run.groups, most_groups, MOST_TOKENS)
     stills = Stills(MOST_PICTURE_BYTES)
     reach = max((abs(c["advantage"]) for g in chosen for c in g["completions"]), default=0.0)
-    views = [view_of(group, stills, reach) for group in chosen]
+    views = [view_of(group, stills, reach) for group in reversed(chosen)][::-1]  # the latest get their pictures first
     shown = scales(chosen)
     frame_signals = [
         (name, *words(name)) for name in dict.fromkeys(n for view in views for n in view.numbers["frames"])
@@ -74,6 +74,7 @@ def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS
         looks=_looks(run),
         groups=views,
         recorded=len(run.groups),
+        pictures_left_out=stills.left_out,
         steps=[step for step, _ in groupby(view.step for view in views)],
         scales=shown,
         frame_signals=frame_signals,
@@ -86,6 +87,7 @@ def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS
         number=number,
         visible=lambda token: token.replace("\n", "↵").replace(" ", "·"),
         bar=_bar,
+        legend=_legend,
         **files,
     )
 
@@ -145,8 +147,7 @@ def _tiles(run: Run) -> list[dict[str, str]]:
         found = _gain_of(run, key)
         if found and not key.startswith("rewards_by_type/"):
             tiles.append({"title": title, **found, "note": f"from {found['before']}"})
-    trained = {"title": "Steps", "after": str(run.steps), "change": "", "note": "others: their first and last tenth"}
-    return [*tiles, trained] if run.log else []
+    return tiles
 
 
 def _gains(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -162,6 +163,13 @@ def _means(runs: Sequence[Run]) -> list[tuple[str, TokenMeans]]:
 def _bar(mean: float, means: TokenMeans) -> str:
     most = max(value for _, value, _ in (*means.highest, *means.lowest))
     return f"{100 * max(0.0, mean) / most:.1f}" if most > 0 else "0"
+
+
+def _legend(chart: Chart) -> list[tuple[str, Line]]:
+    """Words for a chart's lines: by key where it has several, else by run."""
+    keys = dict.fromkeys(line.label for line in chart.lines)
+    by_key = {line.label: line for line in reversed(chart.lines)}
+    return [(key, by_key[key]) for key in keys] if len(keys) > 1 else [(line.run, line) for line in chart.lines]
 
 
 def _looks(run: Run) -> Chart | None:

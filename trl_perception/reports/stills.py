@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
@@ -16,6 +16,14 @@ QUALITY = 78
 MOST_PICTURES = 24  # of one group
 
 
+class Picture(NamedTuple):
+    """A small JPEG as a data URI, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
 class Stills:
     """Makes pictures until their data URIs fill `most_bytes`.
 
@@ -25,10 +33,10 @@ class Stills:
     def __init__(self, most_bytes: int):
         self.room = most_bytes
         self.left_out = 0
-        self._known: dict[tuple[str, float | None], str | None] = {}
+        self._known: dict[tuple[str, float | None], Picture | None] = {}
 
-    def of(self, group: dict[str, Any], wanted: Sequence[int]) -> tuple[dict[int, str], list[str]]:
-        """Data URIs by frame number, of those wanted, and why media could not be shown.
+    def of(self, group: dict[str, Any], wanted: Sequence[int]) -> tuple[dict[int, Picture], list[str]]:
+        """Pictures by frame number, of those wanted, and why media could not be shown.
 
         Args:
             group: a row of [`trl_perception.reports.rollouts.SCHEMA`]. wanted: numbers of its frames.
@@ -42,10 +50,10 @@ class Stills:
             except MediaError as error:
                 problems.append(error.reason)
                 continue
-            pictures.update({index: uri for index, uri in zip(frames, made, strict=True) if uri is not None})
+            pictures.update({index: one for index, one in zip(frames, made, strict=True) if one is not None})
         return pictures, problems
 
-    def _of_medium(self, medium: dict[str, Any], times: Sequence[float | None]) -> list[str | None]:
+    def _of_medium(self, medium: dict[str, Any], times: Sequence[float | None]) -> list[Picture | None]:
         source = medium["source"]
         if source is None:
             raise MediaError(
@@ -59,7 +67,7 @@ class Stills:
                 self._known[source, time] = self._kept(to_pil_image(frame))
         return [self._known[source, time] for time in times]
 
-    def _kept(self, picture: Image.Image) -> str | None:
+    def _kept(self, picture: Image.Image) -> Picture | None:
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         jpeg = BytesIO()
         picture.save(jpeg, "JPEG", quality=QUALITY, optimize=True)
@@ -68,7 +76,7 @@ class Stills:
             self.left_out += 1
             return None
         self.room -= len(uri)
-        return uri
+        return Picture(uri, *picture.size)
 
 
 def worth_showing(scores: Sequence[float], marked: Sequence[bool]) -> list[int]:

@@ -88,7 +88,7 @@ function look(group, answer = null, token = null) {
   const rows = token !== null && group.data.token_frames[lookedBy];
   if (rows && rows[answer] && rows[answer][token]) {
     values = rows[answer][token];
-    whose = "of the token “" + group.answers[answer].tokens[token].textContent + "”";
+    whose = "of the token “" + group.answers[answer].tokens[token].textContent.trim() + "”";
   } else if (answer !== null) {
     values = answers[answer];
     whose = "of this answer";
