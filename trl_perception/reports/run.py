@@ -34,7 +34,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        return self.about.get("method", "GRPO")
+        """The method's name, as recorded; the run's where nothing was."""
+        return self.about.get("method", self.name)
 
     @property
     def steps(self) -> int:
