@@ -1,8 +1,13 @@
 """Records of rollouts: what each trainer keeps, on either way in which credit is given, and within which bounds."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,6 +25,7 @@ from trl_perception.reports.rollouts import SCHEMA, read_groups
 from trl_perception.trainers import record_rows
 from trl_perception.trainers.record_rows import Draft, rounded
 
+ROOT = Path(__file__).parent.parent.parent
 EVERY = {"entropy": {"token"}, "frame_attention": {"frame", "token_frame"}}
 APPO = {"accuracy_reward": "letter_variety", "reward_threshold": 6.0}
 # trainer -> (its settings, the signals of its own by kind)
@@ -287,3 +293,30 @@ def test_settings_are_checked(rows, make_trainer):
 def test_the_schema_is_what_a_table_has(rows, make_trainer):
     (group,) = recorded(make_trainer(rows["text"], report_every=1, max_steps=1))
     assert list(group) == SCHEMA.names
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_groups(tmp_path):
+    """Three groups a time over two processes: two of the first's, one of the second's, in tables of their own."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
+    launch += ["--rdzv_endpoint=localhost:0", "-m", "trl_perception.train", "--config", "pgpo/tiny"]
+    settings = {
+        "output_dir": tmp_path / "run",
+        "max_steps": 3,
+        "report_every": 2,
+        "report_groups": 3,
+        "per_device_train_batch_size": 16,
+        "synthetic": '{"size": 16, "seed": 1}',
+        "use_cpu": "true",
+        "ddp_backend": "gloo",
+        "disable_tqdm": "true",
+    }
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "TRL_PERCEPTION_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (attempt,) = (tmp_path / "run" / "rollouts").iterdir()
+    found = {path.name: pq.read_table(path).num_rows for path in attempt.iterdir()}
+    assert found == {f"step-00000{s}-process-0{p}.parquet": rows for s in (1, 3) for p, rows in ((0, 2), (1, 1))}

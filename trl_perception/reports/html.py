@@ -84,9 +84,9 @@ def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS
             "frame_signals": frame_signals,
         },
         draw=draw,
-        number=number,
         visible=lambda token: token.replace("\n", "↵").replace(" ", "·"),
         bar=_bar,
+        mean_of=_mean_of,
         legend=_legend,
         **files,
     )
@@ -160,8 +160,12 @@ def _means(runs: Sequence[Run]) -> list[tuple[str, TokenMeans]]:
     return [(heading, means) for heading, means in found if means is not None]
 
 
+def _mean_of(mean: float, means: TokenMeans) -> str:
+    return "≈ 0" if 0 < abs(mean) < 1e-3 * abs(means.highest[0][1]) else number(mean)
+
+
 def _bar(mean: float, means: TokenMeans) -> str:
-    most = max(value for _, value, _ in (*means.highest, *means.lowest))
+    most = means.highest[0][1]
     return f"{100 * max(0.0, mean) / most:.1f}" if most > 0 else "0"
 
 

@@ -24,7 +24,7 @@ WORDS = {
     "selected_frames": ("selected", "frames on which credit is given"),
 }
 
-OUTLIERS = 0.01  # share of a signal's values that may lie beyond its scale, which they then saturate
+OUTLIERS = 0.05  # share of a signal's values that may lie beyond its scale, which they then saturate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..media.errors import describe
 from .base_config import GRPOVideoConfig
 from .rollout import Group
 
-# What bounds a row: 8 completions at every bound take some 2 MB on disk.
+# What bounds a row: 8 completions at every bound, with weights and five signals, take some 0.33 MB on disk.
 MOST_TOKENS = 1024  # of a completion
 MOST_LETTERS = 16_384  # of a prompt or a completion
 MOST_TOKEN_FRAMES = 8192  # numbers that say where one completion's tokens look: those that look most are kept
