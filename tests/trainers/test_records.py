@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from tests.helpers import history
 from trl_perception import (
@@ -20,6 +21,7 @@ from trl_perception import (
     PGPOTrainer,
     RALTrainer,
 )
+from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.reports.rollouts import SCHEMA, read_groups
 from trl_perception.trainers import record_rows
@@ -275,6 +277,23 @@ def test_content_is_described_and_never_kept(pictures, make_trainer):
     (group,) = recorded(trainer)
     assert group["media"] == [{"kind": "image", "source": None, "name": f"bytes ({len(content)} B)"}]
     assert group["frames"] == [{"medium": 0, "times": []}]
+
+
+@pytest.mark.parametrize("prompt", ["Say red.", [{"role": "user", "content": "Say red."}]], ids=["string", "messages"])
+def test_plain_text_models_are_recorded(prompt, make_trainer):
+    tokenizer = AutoProcessor.from_pretrained(model_path("tiny")).tokenizer
+    tokenizer.padding_side = "left"
+    trainer = make_trainer(
+        [{"prompt": prompt}],
+        cls=Notes,
+        reward=lambda completions, **columns: [float(i) for i in range(len(completions))],
+        extra={"processing_class": tokenizer},
+        report_every=1,
+        max_steps=1,
+    )
+    (group,) = recorded(trainer)
+    assert (group["prompt"], group["media"], group["frames"]) == ("Say red.", [], [])
+    assert all(set(signals(c)) >= {"entropy", "rank", "row"} for c in group["completions"])
 
 
 @pytest.mark.parametrize("evidence", ["from 1 to 2", [1.0, 2.0], [["a", "b"]], None])

@@ -77,8 +77,9 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
-    # For subclasses. What the method gives credit to, in a sentence for the report. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
-    # update that follows its rollout directly serves these readings, and `token_weights` is called there.
+    # For subclasses. What the method gives credit to, in a sentence for the report. What `token_weights` reads of the
+    # policy on the prompt as it is: where it says so, the forward of an update that follows its rollout directly serves
+    # these readings, and `token_weights` is called there.
     reinforces = "Every token of a completion gets the same credit: its reward, compared with its group's."
     sighted_reads: SightedReads | None = None
     # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.

@@ -122,7 +122,7 @@ def rounded(values: Tensor) -> list[float]:
 
 def _media(prompt: PreparedPrompt) -> list[tuple[str, Any]]:
     """Kind and source of the prompt's media, in the order in which the model sees them."""
-    if prompt.visual is not None and not isinstance(prompt.messages, str):
+    if prompt.visual is not None and prompt.visual.visual_tokens:
         return [(block["type"], block[block["type"]]) for block in media_blocks(prompt.messages)]
     return [(kind, medium) for kind, media in media_columns(prompt.row).items() for medium in media]
 
