@@ -204,6 +204,7 @@ def main(args: Sequence[str] | None = None) -> None:
         (folder / "recipe.yaml").write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
+    trainer.save_state()  # the log, for the report
     if trainer.is_world_process_zero():
         if script.merge_adapter:
             base = model_path(model.model_name_or_path)

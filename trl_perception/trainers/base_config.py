@@ -53,6 +53,11 @@ class GRPOVideoConfig(GRPOConfig):
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
             the output folder while training goes on.
+        report_every (`int`, *optional*):
+            Every how many optimisation steps a few groups are kept with their signals under `OUTPUT_DIR/rollouts`, for
+            `trl-perception report`. `None` keeps none.
+        report_groups (`int`, *optional*, defaults to `4`):
+            How many groups are kept at a time, over all processes.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -131,6 +136,14 @@ class GRPOVideoConfig(GRPOConfig):
     dynamic_sampling_rounds: int = field(
         default=3, metadata={"help": "Most rounds of sampling again; groups that still lack spread then stay."}
     )
+    report_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every how many optimisation steps a few groups are kept with their signals under "
+            "OUTPUT_DIR/rollouts, for `trl-perception report`. None keeps none."
+        },
+    )
+    report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -145,8 +158,15 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
-        for name in ("video_fps", "video_min_frames", "video_max_frames", "media_cache_mb"):
-            if getattr(self, name) <= 0:
+        for name in (
+            "video_fps",
+            "video_min_frames",
+            "video_max_frames",
+            "media_cache_mb",
+            "report_every",
+            "report_groups",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
         if self.video_min_frames > self.video_max_frames:
             raise ValueError(
