@@ -26,7 +26,6 @@ demo: install
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml --num_cpu_threads_per_process 1 \
 		-m trl_perception.train --config recipes/$(METHOD)/tiny.yaml --output_dir $(RUN)
 	$(BIN)/python -m trl_perception.cli.show --model $(RUN) --recipe recipes/$(METHOD)/tiny.yaml
-	$(BIN)/python -m trl_perception.cli.report $(RUN)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8

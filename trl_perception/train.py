@@ -19,6 +19,7 @@ from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
 from .provenance import origin_of
 from .reports import reward_curve, reward_gain
+from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
 
@@ -205,13 +206,15 @@ def main(args: Sequence[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
     trainer.save_state()  # the log, for the report
+    trainer.accelerator.wait_for_everyone()  # every process has written its records
     if trainer.is_world_process_zero():
         if script.merge_adapter:
             base = model_path(model.model_name_or_path)
             merge_adapter(folder, base, revision=model.model_revision, dtype=model.dtype)
         curve = reward_curve(trainer.state.log_history, folder / "reward_curve.png")
+        report = write_report(folder) if config.report_every else None
         trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
-        say(_after(trainer, curve))
+        say(_after(trainer, curve, report))
         if config.push_to_hub:
             try:
                 url = publish(
@@ -265,7 +268,7 @@ def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfi
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
 
 
-def _after(trainer: GRPOVideoTrainer, curve: Path | None) -> str:
+def _after(trainer: GRPOVideoTrainer, curve: Path | None, report: Path | None) -> str:
     lines = []
     gain = reward_gain(trainer.state.log_history)
     if gain:
@@ -276,6 +279,8 @@ def _after(trainer: GRPOVideoTrainer, curve: Path | None) -> str:
     lines.append(f"   saved  {trainer.args.output_dir}")
     if curve:
         lines.append(f"   curve  {curve}")
+    if report:
+        lines.append(f"  report  {report}: opens in a browser, loads nothing")
     return "\n".join(lines)
 
 
