@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -40,15 +38,12 @@ from ..signals import (
     why_not_prefilled,
 )
 from .base_config import GRPOVideoConfig
-from .card import complete_card
-from .card_facts import Origin
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
-from .records import RolloutRecords
 from .refusals import refuse_videos, require_prompts
 from .rollout import Group, Rollout, complete_groups, unprepared, whole_groups
-from .trackers import GROUPS_SHOWN, Credited, in_words, track
+from .telling import Telling
 from .vision import freeze_vision
 
 logger = get_logger(__name__)
@@ -57,7 +52,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(GRPOTrainer):
+class GRPOVideoTrainer(Telling):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -81,10 +76,8 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
-    # For subclasses. What the method gives credit to, in a sentence for the report. What `token_weights` reads of the
-    # policy on the prompt as it is: where it says so, the forward of an update that follows its rollout directly serves
-    # these readings, and `token_weights` is called there.
-    reinforces = "Every token of a completion gets the same credit: its reward, compared with its group's."
+    # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
+    # update that follows its rollout directly serves these readings, and `token_weights` is called there.
     sighted_reads: SightedReads | None = None
     # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.
     keeps_pixels = False
@@ -94,9 +87,6 @@ class GRPOVideoTrainer(GRPOTrainer):
     taps: tuple[AttentionTap | HiddenTap, ...] = ()
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
-
-    # Where the run comes from, for its card; a run from a recipe sets it.
-    origin: Origin | None = None
 
     def __init__(
         self,
@@ -130,7 +120,6 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._sighted: SightedForward | None = None
         self._awaiting_credit: dict[str, Any] | None = None
         self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
-        self._shown: list[Credited] = []
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -161,9 +150,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._share_what_can_be_shared()
         if args.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
-        self._records = RolloutRecords(self) if args.report_every else None
-        if self._records is not None:
-            self.add_callback(self._records)
+        if args.report_every:
+            self._keep_records()
 
     def _share_what_can_be_shared(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
@@ -282,21 +270,6 @@ class GRPOVideoTrainer(GRPOTrainer):
         """Whether no optimisation step was taken since the completions in hand were sampled."""
         return self.state.global_step == self._sampled_at_step
 
-    def note(
-        self, of: Group | dict[str, Any], name: str, values: Tensor | Sequence[Tensor] | Callable, axes: str = "GT"
-    ) -> None:
-        """Keep a signal for the report, where the rollout it belongs to is recorded (`report_every`); else do nothing.
-
-        Args:
-            of: the group, or in [`penalty`] the micro-batch (G then stands for its rows).
-            name: the signal's name; "token_weights" is taken. A later note of a name replaces an earlier one.
-            values: by `axes`, anything on padding, or a function that makes them, called only where they are kept: "GT",
-                of tokens; "F", of frames (numbered as by `token_frames`); "GF", of frames for each completion; "GTF", of
-                frames for each token. Boolean values are shown as a mask.
-        """
-        if self._records is not None and self.model.training:
-            self._records.note(of, name, values, axes)
-
     # Rollout: TRL's, on prompts prepared here
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -310,7 +283,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             output["row_scale"] = rollout.row_scale
         if self.model.training:
             self._sampled_at_step = self.state.global_step
-            self._shown = []
+            self._shown = ()
             groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
             if self._records is not None:
                 self._records.open(groups)
@@ -423,11 +396,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
         with torch.no_grad():
             credited = [(rows, group, self.token_weights(group)) for rows, group in groups]
-        if self.log_completions:
-            room = GROUPS_SHOWN - len(self._shown)
-            self._shown += [
-                Credited(group, None if credit is None else credit.weights) for _, group, credit in credited[:room]
-            ]
+        self._show([(group, credit) for _, group, credit in credited])
         credited = [(rows, group, credit) for rows, group, credit in credited if credit is not None]
         self._record([credit.metrics for *_, credit in credited])
         if not credited:
@@ -565,57 +534,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:
         return [*self.taps, *self._credit_taps.values()]
 
-    # What a run tells of itself
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.log_completions:
-            # wandb refuses a column whose lists hold blocks of different kinds.
-            prompts = self._logs["prompt"]
-            for index, prompt in enumerate(list(prompts)):
-                prompts[index] = in_words(prompt)
-        super().log(logs, start_time)
-        if self._shown and self.model.training:
-            if self.is_world_process_zero():
-                track(
-                    self._shown,
-                    self._tokenizer,
-                    report_to=self.args.report_to,
-                    callbacks=self.callback_handler.callbacks,
-                    frames=self.log_multimodal,
-                    step=self.state.global_step,
-                )
-            self._shown = []
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """TRL's card, with what was done and what came of it; `README.md` in the output folder."""
-        if dataset_name is None and self.origin is not None and self.origin.on_hub:
-            dataset_name = self.origin.dataset
-        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if self.is_world_process_zero():
-            complete_card(self)
-
     # Small things
-
-    def describe_prompts(self, rows: int) -> str:
-        """Tokens and visual tokens of the first rows' prompts, in words."""
-        if not self._prepares_prompts or not isinstance(self.train_dataset, Dataset):
-            return "prepared by TRL"
-        first = [self.train_dataset[i] for i in range(min(rows, len(self.train_dataset)))]
-        prompts = self._prompt_preparer(first, on_unusable=self.args.on_bad_media)
-        tokens = [len(prompt.input_ids) for prompt in prompts if not prompt.left_out]
-        visual = [prompt.visual.visual_tokens for prompt in prompts if not prompt.left_out]
-        if not tokens:
-            return f"none of the first {len(first)} can be used"
-        return (
-            f"{sum(tokens) / len(tokens):.0f} tokens, {sum(visual) / len(visual):.0f} of them visual "
-            f"(mean of the first {len(tokens)})"
-        )
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -626,20 +545,3 @@ class GRPOVideoTrainer(GRPOTrainer):
         ids = {*self.generation_kwargs.get("suppress_tokens", ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
-
-    def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
-        """Log the mean of each metric over all processes' dictionaries. Every process calls it equally often."""
-        local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
-        gathered = [of_one for of_one in gather_object(local) if of_one]
-        for key in sorted({key for of_one in gathered for key in of_one}):
-            values = [of_one[key] for of_one in gathered if key in of_one]
-            self._metrics[self._mode][key].append(sum(values) / len(values))
-
-    def _log_frames(self, rollout: Rollout) -> None:
-        """Images, and the frames of videos, for the completions table of the trackers."""
-        if self.log_completions and self.log_multimodal:
-            pictures = [
-                [*prompt.images, *(to_pil_image(frame) for frames in prompt.frames for frame in frames)]
-                for prompt in rollout.prompts
-            ]
-            self._logs["images"].extend(gather_object(pictures))
