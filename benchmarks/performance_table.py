@@ -52,9 +52,10 @@ def plot(result: dict, path: Path) -> None:
             lengths, [case["update"]["slow_s"] for case in cases], "o-", color="#b35806", label="one row a completion"
         )
         axes.plot(lengths, [case["update"]["fast_s"] for case in cases], "o-", color="#542788", label="one packed row")
-        axes.set(title=f"G = {count}", xlabel="prompt tokens", ylim=(0, None))
+        axes.set(title=f"G = {count}", xlabel="prompt tokens")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylim(bottom=0)
     figure.axes[0].set_ylabel("seconds of an update")
     figure.axes[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
