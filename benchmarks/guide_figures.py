@@ -89,7 +89,11 @@ def recording(base: type) -> type:
             width = counted.size(1)
             heads = head_of(self.model), head_of(self.teacher)
             student, teacher = states.at(slice(-width - 1, -1)).detach(), torch.stack(inputs["teacher_states"])
-            self.gkd = divergence(heads[0], student, heads[1], teacher, mix=self.args.gkd_mix, temperature=1.0)
+            options = self.args
+            with torch.no_grad():
+                self.gkd = divergence(
+                    heads[0], student, heads[1], teacher, mix=options.gkd_mix, temperature=options.gkd_temperature
+                )
             return super()._gkd(states, inputs, counted)
 
         def _now(self, layers, mask, inputs):
@@ -105,7 +109,7 @@ def example(method: str, folder: Path) -> Example:
     options = {"max_steps": steps, "per_device_train_batch_size": 8, "warmup_steps": 0, "output_dir": folder / "run"}
     command = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     _, config, _ = parse(["--config", f"{method}/tiny", *command, "--use_cpu", "true", "--logging_strategy", "no"])
-    config.disable_tqdm = True
+    config.disable_tqdm, config.report_every = True, None
     rows = make_synthetic_dataset(
         folder / "clips", size=1, seed=CLIP_SEED, split="guide", families=["event_order"], distractors=0, noise=0.0
     )

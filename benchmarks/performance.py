@@ -24,7 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.measure import machine, now, ratios
 from benchmarks.models import SIZES, random_model
-from benchmarks.performance_table import as_markdown, plot
+from benchmarks.performance_table import as_markdown, plot, with_table
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VisualInputs
 from trl_perception.signals import LayerAttention, attention_rows, group_forward, prefill_once, row_forward, token_ratio
@@ -148,7 +148,9 @@ class StepTimes(TrainerCallback):
         return statistics.median(self.times[1:])
 
 
-def methods(size: str, device: str, dtype: torch.dtype, steps: int, length: int) -> dict[str, dict[str, float]]:
+def methods(
+    size: str, device: str, dtype: torch.dtype, steps: int, length: int, rounds: int, names: list[str]
+) -> dict[str, dict[str, float]]:
     """Whole steps: G 8, one video prompt of about 1040 tokens, frozen tower as in the papers' recipes."""
 
     def variety(completions, **columns):
@@ -162,7 +164,7 @@ def methods(size: str, device: str, dtype: torch.dtype, steps: int, length: int)
             num_generations=8,
             max_completion_length=length,
             generation_kwargs={"min_new_tokens": length},
-            max_steps=steps + 1,
+            max_steps=1 + steps * options.get("num_iterations", 1),  # the first does not count
             freeze_vision_tower=True,
             video_fps=4.0,
             video_max_frames=32,
@@ -185,18 +187,26 @@ def methods(size: str, device: str, dtype: torch.dtype, steps: int, length: int)
         trainer.train()
         return times.typical
 
+    # Each method takes turns with its baseline, so that a machine which slows down slows both.
+    plans = {"grpo": ("grpo", {}), **{name: (name, options) for name, options in METHODS.items()}}
+    twice = {"num_iterations": 2}
+    plans |= {"grpo, two iterations": ("grpo", twice), "ral": ("ral", twice)}
+    baseline = {"ral": "grpo, two iterations"}
+    wanted = {name: plans[name] for name in [*dict.fromkeys(baseline.get(name, "grpo") for name in names), *names]}
+    times: dict[str, list[float]] = {name: [] for name in wanted}
     with tempfile.TemporaryDirectory() as folder:
-        base = step_time("grpo", folder)
-        result = {"grpo on the plain paths": {"seconds": step_time("grpo", folder, **PLAIN)}}
-        result["grpo"] = {"seconds": base}
-        for name, options in METHODS.items():
-            result[name] = {"seconds": step_time(name, folder, **options)}
-        twice = {"num_iterations": 2}
-        result["grpo, two iterations"] = {"seconds": step_time("grpo", folder, **twice)}
-        result["ral"] = {"seconds": step_time("ral", folder, **twice)}
-    for name, of_one in result.items():
-        against = result["grpo, two iterations" if name == "ral" else "grpo"]["seconds"]
-        of_one["over_grpo"] = of_one["seconds"] / against - 1
+        for _ in range(rounds):
+            for name, (trainer, options) in wanted.items():
+                times[name].append(step_time(trainer, folder, **options))
+        plain = step_time("grpo", folder, **PLAIN) if "grpo" in times else None
+    result = {}
+    for name in names:
+        base = times[baseline.get(name, "grpo")]
+        over = [ours / theirs - 1 for ours, theirs in zip(times[name], base, strict=True)]
+        result[name] = {"seconds": statistics.median(times[name]), "over_grpo": statistics.median(over), "each": over}
+    if plain:
+        base = statistics.median(times["grpo"])
+        result["grpo"] = {"seconds": base, "plain_seconds": plain, "speedup": plain / base}
     return result
 
 
@@ -216,27 +226,45 @@ def short_prompts(steps: int) -> dict[str, float]:
     return {"speedup": times["plain"] / times["auto"], "slow_s": times["plain"], "fast_s": times["auto"]}
 
 
-def measure(options: argparse.Namespace) -> dict:
-    device, dtype = options.device, getattr(torch, options.dtype)
+def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result: dict) -> list[dict]:
+    """Update and rollout for each length of prompt and size of group."""
     model, _ = random_model(options.size, device=device, dtype=dtype)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     model.train()
     if device != "cpu":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    result = {"machine": machine(device), "model": f"{millions:.0f} M parameters, {options.dtype}", "shared": []}
+    result["model"] = f"{millions:.0f} M parameters, {options.dtype}"
+    cases = []
     for generations in options.generations:
         for cells in options.cells:
             group = Group(model, cells, generations, options.length, device)
             case = {"P": len(group.prompt), "G": generations, "R": options.length}
             case["update"] = update(model, group, device, options.repeats)
             case["rollout"] = rollout(model, group, device, options.repeats)
-            result["shared"].append(case)
-            print(f"P {case['P']}, G {generations}: update {case['update']}, rollout {case['rollout']}", flush=True)
-    del model
-    result["attention rows"] = rows_of_one_layer(device, options.repeats)
-    result["methods"] = methods(options.size, device, dtype, options.steps, options.length)
-    result["short prompts"] = short_prompts(options.steps)
+            cases.append(case)
+            print(f"P {case['P']}, G {generations}: update {case['update']['speedup']:.1f} x", flush=True)
+    return cases
+
+
+PARTS = ("shared", "attention rows", "methods", "short prompts")
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """The parts that are asked for, beside those that the file holds already."""
+    device, dtype = options.device, getattr(torch, options.dtype)
+    result = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    result["machine"] = machine(device)
+    if "shared" in options.parts:
+        result["shared"] = shared(options, device, dtype, result)
+    if "attention rows" in options.parts:
+        result["attention rows"] = rows_of_one_layer(device, options.repeats)
+    if "methods" in options.parts:
+        sizes = options.steps, options.length, options.repeats
+        found = methods(options.size, device, dtype, *sizes, options.methods)
+        result["methods"] = {**result.get("methods", {}), **found}
+    if "short prompts" in options.parts:
+        result["short prompts"] = short_prompts(options.steps)
     return result
 
 
@@ -250,13 +278,20 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; medians are compared")
     parser.add_argument("--steps", type=int, default=3, help="optimisation steps a trainer; their median counts")
-    parser.add_argument("--json", type=Path, help="where to keep the figures; a plot is put beside it")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, "ral"], choices=[*METHODS, "ral"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument(
+        "--json", type=Path, help="where the figures are kept; the plot, and the table in a .md file, beside it"
+    )
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
     result = measure(options)
     print(as_markdown(result))
     if options.json:
+        page = options.json.with_suffix(".md")
+        if page.exists():
+            page.write_text(with_table(page.read_text(), result))
         options.json.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, options.json.with_suffix(".svg"))
 

@@ -10,12 +10,16 @@ from typing import Any
 
 import yaml
 from transformers import ProgressCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .assets import model_path
 from .data.load import load_rows
 from .data.templates import TEMPLATES, get_template
+from .hub import UploadError, make_repository, merge_adapter, publish
+from .provenance import origin_of
 from .reports import reward_curve, reward_gain
+from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
 
@@ -44,6 +48,8 @@ class TrainArguments:
         reward_funcs (`list[str]`):
             Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`; their
             weights are `reward_weights`.
+        merge_adapter (`bool`, *optional*, defaults to `False`):
+            With `use_peft`: whether the run ends with merged weights in the output folder and the adapter in `adapter/`.
     """
 
     trainer: str = field(default="grpo", metadata={"help": f"One of {', '.join(TRAINERS)}."})
@@ -63,6 +69,10 @@ class TrainArguments:
     )
     reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "Reward functions, by name or dotted path; weights are reward_weights."}
+    )
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "With use_peft: end with merged weights in the output folder, the adapter in adapter/."},
     )
 
     def __post_init__(self):
@@ -129,6 +139,8 @@ def recipe_path(name: str) -> Path:
 
 def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
     """The trainer that a recipe describes."""
+    if script.merge_adapter and not model.use_peft:
+        raise ValueError("merge_adapter is set, but no adapter is trained. Set use_peft: true, or unset merge_adapter.")
     config.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -157,25 +169,67 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
+    if script.merge_adapter and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "merge_adapter is set under ZeRO-3, which would split the base model again while one process merges. Set "
+            "zero_stage to 2, or unset merge_adapter and merge afterwards with peft."
+        )
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(RewardProgress)
     return trainer
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train, save, and say in plain words what was done."""
+    """Train, save, and say in plain words what was done.
+
+    Errors: SystemExit with one message where the Hub does not take the run: before anything is done where no repository
+    can be made, after everything is saved where the upload fails.
+    """
+    args = list(sys.argv[1:] if args is None else args)
     script, config, model = parse(args)
+    recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
+    origin = origin_of(args, recipe, {**vars(model), **vars(config), **vars(script)})
+    if config.push_to_hub and config.process_index == 0:
+        try:
+            name = config.hub_model_id or Path(config.output_dir).resolve().name
+            make_repository(name, token=config.hub_token, private=config.hub_private_repo)
+        except UploadError as error:
+            raise SystemExit(str(error)) from error
     trainer = build(script, config, model)
+    trainer.origin = origin
     say = trainer.accelerator.print
     say(_before(trainer, script, model))
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir)
+    folder, failed = Path(config.output_dir), None
     if trainer.is_world_process_zero():
-        curve = reward_curve(trainer.state.log_history, Path(config.output_dir) / "reward_curve.png")
-        say(_after(trainer, curve))
-    if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(origin.recipe)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
+    trainer.save_state()  # the log, for the report
+    trainer.accelerator.wait_for_everyone()  # every process has written its records
+    if trainer.is_world_process_zero():
+        if script.merge_adapter:
+            base = model_path(model.model_name_or_path)
+            merge_adapter(folder, base, revision=model.model_revision, dtype=model.dtype)
+        curve = reward_curve(trainer.state.log_history, folder / "reward_curve.png")
+        report = write_report(folder) if config.report_every else None
+        trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
+        say(_after(trainer, curve, report))
+        if config.push_to_hub:
+            try:
+                url = publish(
+                    folder,
+                    trainer.hub_model_id,
+                    token=config.hub_token,
+                    private=config.hub_private_repo,
+                    revision=config.hub_revision,
+                )
+                say(f"  pushed  {url}")
+            except UploadError as error:
+                failed = error
     trainer.end()
+    if failed is not None:
+        raise SystemExit(str(failed)) from failed
 
 
 def _trainer_name(args: list[str]) -> str:
@@ -214,7 +268,7 @@ def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfi
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
 
 
-def _after(trainer: GRPOVideoTrainer, curve: Path | None) -> str:
+def _after(trainer: GRPOVideoTrainer, curve: Path | None, report: Path | None) -> str:
     lines = []
     gain = reward_gain(trainer.state.log_history)
     if gain:
@@ -225,6 +279,8 @@ def _after(trainer: GRPOVideoTrainer, curve: Path | None) -> str:
     lines.append(f"   saved  {trainer.args.output_dir}")
     if curve:
         lines.append(f"   curve  {curve}")
+    if report:
+        lines.append(f"  report  {report}: opens in a browser, loads nothing")
     return "\n".join(lines)
 
 

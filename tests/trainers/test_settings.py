@@ -110,6 +110,15 @@ def test_wrong_settings_are_refused(tmp_path, rows, make_trainer):
             GRPOVideoConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: value})
 
 
+def test_the_configuration_beside_the_weights_has_no_token(tmp_path):
+    config = GRPOVideoConfig(str(tmp_path), use_cpu=True, bf16=False, hub_token="hf_mine", hub_model_id="seen")
+    torch.save(config, tmp_path / "training_args.bin")
+    assert b"hf_mine" not in (tmp_path / "training_args.bin").read_bytes()
+    loaded = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert (loaded.hub_token, loaded.hub_model_id, loaded.hub_strategy) == (None, "seen", "end")
+    assert config.hub_token == "hf_mine"
+
+
 def test_trl_config_is_refused_by_name(rows, make_trainer):
     from trl import GRPOConfig
 

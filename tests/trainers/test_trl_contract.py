@@ -21,6 +21,10 @@ SIGNATURES = {
     "mm_token_type_ids=None, image_position_ids=None) -> "
     "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]",
     "_set_signature_columns_if_needed": "(self)",
+    "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
+    "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
+    "tags: str | list[str] | None = None)",
+    "save_model": "(self, output_dir: str | None = None, _internal_call: bool = False) -> None",
 }
 
 
@@ -36,6 +40,7 @@ def test_private_attributes_are_set_where_we_read_them():
         "self._step = 0",
         "self._metrics = ",
         "self._logs = ",
+        'self._logs["prompt"]',
         "self._tokenizer = ",
         "self.generation_kwargs = generation_kwargs",
         "self.generation_config = GenerationConfig(",

@@ -8,7 +8,9 @@ COMMANDS = {
     "train": "train from a recipe: trl-perception train --config recipes/grpo/tiny.yaml",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
     "evaluate": "accuracy with intervals: trl-perception evaluate --model RUN --data rows.jsonl --output runs/eval",
+    "report": "what a run learned, as one HTML file: trl-perception report runs/grpo-tiny",
     "show": "answers before and after training: trl-perception show --model RUN --recipe recipes/grpo/tiny.yaml",
+    "push": "push a finished run to the Hub: trl-perception push runs/grpo-tiny USER/NAME",
 }
 
 

@@ -5,7 +5,7 @@ from .loader import MediaLoader, MediaRequest
 from .messages import MEDIA_COLUMNS, MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
 from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
 from .sampling import VideoSettings
-from .video import VideoClip, read_video
+from .video import VideoClip, frames_at, read_video
 from .visual_inputs import (
     FORWARD_KEYS,
     VisualInputs,
@@ -30,6 +30,7 @@ __all__ = [
     "check_placeholders",
     "fill_media",
     "forward_kwargs",
+    "frames_at",
     "has_visual_grids",
     "media_blocks",
     "media_columns",

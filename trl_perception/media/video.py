@@ -120,6 +120,30 @@ def read_video(
     return _from_file(resolve(source), settings, fitter, name)
 
 
+def frames_at(source: Any, times: Sequence[float], *, longest_side: int) -> list[Tensor]:
+    """The frames of a file that are shown nearest to some times, to look at: (3,h,w) uint8 RGB, one a time.
+
+    Args:
+        source: path, file:// or http(s) URL, bytes, or {"path", "bytes"}.
+        times: seconds from the file's first frame, in any order.
+        longest_side: pixels; larger frames are made smaller.
+    Raises: MediaError as [`read_video`].
+    """
+    medium, name = resolve(source), describe(source)
+
+    def fit(frame: Tensor) -> Tensor:
+        scale = min(1.0, longest_side / max(frame.shape[-2:]))
+        return functional.resize(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], antialias=True)
+
+    for timeline in (_packet_timeline(medium, name), None):
+        timeline = timeline or _decoded_timeline(medium, name)
+        chosen = nearest_frames(timeline.times, np.asarray(times, np.float64))
+        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fit, name) if chosen else {}
+        if all(number in found for number in chosen):
+            return [found[number] for number in chosen]
+    raise MediaError(name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", _REPLACE)
+
+
 def _from_frames(source, frames_at, settings, fitter, fps, name) -> VideoClip:
     indices, count = thin_indices(settings, len(source), fps, name)
     fit = fitter(len(indices))

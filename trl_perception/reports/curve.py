@@ -1,10 +1,11 @@
 """The reward of a run: its gain in numbers and its curve as a picture."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from .run import gain
 
 
 def reward_gain(log_history: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
@@ -14,11 +15,7 @@ def reward_gain(log_history: Sequence[Mapping[str, float]]) -> tuple[float, floa
         log_history: `trainer.state.log_history`.
     Returns: (before, after), or None where no step logged a reward.
     """
-    rewards = [value for _, value in _series(log_history, "reward")]
-    if not rewards:
-        return None
-    tenth = max(1, math.ceil(len(rewards) / 10))
-    return sum(rewards[:tenth]) / tenth, sum(rewards[-tenth:]) / tenth
+    return gain(_series(log_history, "reward"))
 
 
 def reward_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> Path | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..media.frames import token_frames
-from ..objectives import TokenWeights, appo_token_weights
+from ..objectives import TokenWeights, appo_token_weights, select_frames
 from ..signals import head_of, log_probs, pooled_rows
 from .appo_config import APPOConfig
 from .base import GRPOVideoTrainer
@@ -40,6 +40,10 @@ class APPOTrainer(GRPOVideoTrainer):
             }"""),
     }
     config_class = APPOConfig
+    reinforces = (
+        "Credit grows on the tokens that look most at the frames which successful completions look at, where the group "
+        "disagrees about what to say next; every other token keeps weight 1."
+    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -64,16 +68,20 @@ class APPOTrainer(GRPOVideoTrainer):
             return log_probs(head, reading.states[g_index, t_index], self.temperature)
 
         options = self.args
+        seen = reading.attention, group.rewards[self.accuracy_name], group.completion_mask
+        choice = {
+            "top_tokens": options.top_tokens,
+            "top_frames": options.top_frames,
+            "reward_threshold": options.reward_threshold,
+            "strategy": options.strategy,
+        }
+        self.note(group, "frame_attention", reading.attention, "GTF")
+        self.note(group, "selected_frames", lambda: select_frames(*seen, **choice), "F")
         return appo_token_weights(
-            reading.attention,
-            group.rewards[self.accuracy_name],
-            group.completion_mask,
+            *seen,
             log_probs_at,
-            top_tokens=options.top_tokens,
-            top_frames=options.top_frames,
+            **choice,
             tokens_per_frame=options.tokens_per_frame,
-            reward_threshold=options.reward_threshold,
-            strategy=options.strategy,
             alpha=options.alpha,
             divergence=options.divergence,
             normalizer=options.normalizer,

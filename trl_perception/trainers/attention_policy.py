@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..media import VisualInputs
+from ..media.frames import token_frames
 from ..objectives import attention_policy
 from ..signals import LayerAttention, attention_rows
 from .ral_config import AttentionPolicyConfig
@@ -66,6 +67,20 @@ def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
     """Policies (T,S_b) of prompts without padding as a left-padded batch like `like` (B,T,S); None gives zeros."""
     empty, width = torch.zeros_like(like[0]), like.size(-1)
     return torch.stack([empty if rows is None else pad(rows, (width - rows.size(-1), 0)) for rows in policies])
+
+
+def frame_mass(policy: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
+    """Of each row of a micro-batch, the attention of its tokens to its frames: B tensors (T,F), zero wide without any.
+
+    Args:
+        policy: (B,T,S), left-padded as `inputs` are.
+    """
+    width, masses = inputs["prompt_ids"].size(1), []
+    for row, visual in zip(policy, inputs["visual_inputs"], strict=True):
+        frames = token_frames(visual).to(row.device)
+        member = torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype)
+        masses.append(row[:, width - len(frames) : width] @ member)
+    return masses
 
 
 def attention_metrics(

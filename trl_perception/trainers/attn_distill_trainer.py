@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
-from ..objectives import Penalty, attn_distill_penalty
+from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from ..signals import AttentionTap, HiddenTap, TokenStates, divergence, head_of
-from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
+from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
 from .ral_trainer import RALTrainer, refuse_reentrant
@@ -37,6 +37,10 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     _name = "On-Policy Attention Distillation"
     _paper = RALTrainer._paper  # its section 4
     config_class = AttnDistillConfig
+    reinforces = (
+        "Beside the reward, the student is drawn to say what a teacher would say on its own completions, and to look where the "
+        "teacher looks."
+    )
 
     def __init__(self, *args: Any, teacher_model: nn.Module | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -96,6 +100,10 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         options, visual = self.args, visual_keys(inputs)
         policy = policy_of(layers, mask, counted.size(1), visual, options)
         teacher_policy = padded(inputs["teacher_policy"], policy)
+        student = policy.detach()
+        self.note(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
+        self.note(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
+        self.note(inputs, "teacher_attention", lambda: frame_mass(teacher_policy, inputs), "GTF")
         weight, reduction = options.attn_distill_weight, options.attn_reduction
         term = attn_distill_penalty(policy, teacher_policy, counted, weight=weight, reduction=reduction)
         seen = attention_metrics("attn_distill", policy, visual, counted, mask)
@@ -121,6 +129,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
                     temperature=options.gkd_temperature,
                 ),
             )
+        self.note(inputs, "divergence_from_teacher", values)
         gkd = torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})
 

@@ -40,11 +40,15 @@ from ..signals import (
     why_not_prefilled,
 )
 from .base_config import GRPOVideoConfig
+from .card import complete_card
+from .card_facts import Origin
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
+from .records import RolloutRecords
 from .refusals import refuse_videos, require_prompts
 from .rollout import Group, Rollout, complete_groups, unprepared, whole_groups
+from .trackers import GROUPS_SHOWN, Credited, in_words, track
 from .vision import freeze_vision
 
 logger = get_logger(__name__)
@@ -77,8 +81,10 @@ class GRPOVideoTrainer(GRPOTrainer):
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
-    # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
-    # update that follows its rollout directly serves these readings, and `token_weights` is called there.
+    # For subclasses. What the method gives credit to, in a sentence for the report. What `token_weights` reads of the
+    # policy on the prompt as it is: where it says so, the forward of an update that follows its rollout directly serves
+    # these readings, and `token_weights` is called there.
+    reinforces = "Every token of a completion gets the same credit: its reward, compared with its group's."
     sighted_reads: SightedReads | None = None
     # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.
     keeps_pixels = False
@@ -88,6 +94,9 @@ class GRPOVideoTrainer(GRPOTrainer):
     taps: tuple[AttentionTap | HiddenTap, ...] = ()
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
+
+    # Where the run comes from, for its card; a run from a recipe sets it.
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -121,6 +130,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._sighted: SightedForward | None = None
         self._awaiting_credit: dict[str, Any] | None = None
         self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
+        self._shown: list[Credited] = []
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -151,6 +161,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._share_what_can_be_shared()
         if args.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
+        self._records = RolloutRecords(self) if args.report_every else None
+        if self._records is not None:
+            self.add_callback(self._records)
 
     def _share_what_can_be_shared(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
@@ -269,6 +282,21 @@ class GRPOVideoTrainer(GRPOTrainer):
         """Whether no optimisation step was taken since the completions in hand were sampled."""
         return self.state.global_step == self._sampled_at_step
 
+    def note(
+        self, of: Group | dict[str, Any], name: str, values: Tensor | Sequence[Tensor] | Callable, axes: str = "GT"
+    ) -> None:
+        """Keep a signal for the report, where the rollout it belongs to is recorded (`report_every`); else do nothing.
+
+        Args:
+            of: the group, or in [`penalty`] the micro-batch (G then stands for its rows).
+            name: the signal's name; "token_weights" is taken. A later note of a name replaces an earlier one.
+            values: by `axes`, anything on padding, or a function that makes them, called only where they are kept: "GT",
+                of tokens; "F", of frames (numbered as by `token_frames`); "GF", of frames for each completion; "GTF", of
+                frames for each token. Boolean values are shown as a mask.
+        """
+        if self._records is not None and self.model.training:
+            self._records.note(of, name, values, axes)
+
     # Rollout: TRL's, on prompts prepared here
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -282,7 +310,10 @@ class GRPOVideoTrainer(GRPOTrainer):
             output["row_scale"] = rollout.row_scale
         if self.model.training:
             self._sampled_at_step = self.state.global_step
+            self._shown = []
             groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
+            if self._records is not None:
+                self._records.open(groups)
             if self._update_serves_credit(output):
                 output["group"] = [None] * len(inputs)
                 for rows, group in groups:
@@ -391,14 +422,20 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _apply_token_weights(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
         with torch.no_grad():
-            credited = [(rows, self.token_weights(group)) for rows, group in groups]
-        credited = [(rows, credit) for rows, credit in credited if credit is not None]
-        self._record([credit.metrics for _, credit in credited])
+            credited = [(rows, group, self.token_weights(group)) for rows, group in groups]
+        if self.log_completions:
+            room = GROUPS_SHOWN - len(self._shown)
+            self._shown += [
+                Credited(group, None if credit is None else credit.weights) for _, group, credit in credited[:room]
+            ]
+        credited = [(rows, group, credit) for rows, group, credit in credited if credit is not None]
+        self._record([credit.metrics for *_, credit in credited])
         if not credited:
             return
         weights = torch.ones_like(output["completion_ids"], dtype=torch.float32)
-        for rows, credit in credited:
+        for rows, group, credit in credited:
             weights[rows] = credit.weights.to(weights)
+            self.note(group, "token_weights", credit.weights)
         output["token_weights"] = weights
         output["advantages"] = output["advantages"].unsqueeze(1) * weights
         if self.loss_counts_weighted_tokens_only:
@@ -527,6 +564,37 @@ class GRPOVideoTrainer(GRPOTrainer):
     @property
     def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:
         return [*self.taps, *self._credit_taps.values()]
+
+    # What a run tells of itself
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.log_completions:
+            # wandb refuses a column whose lists hold blocks of different kinds.
+            prompts = self._logs["prompt"]
+            for index, prompt in enumerate(list(prompts)):
+                prompts[index] = in_words(prompt)
+        super().log(logs, start_time)
+        if self._shown and self.model.training:
+            if self.is_world_process_zero():
+                track(
+                    self._shown,
+                    self._tokenizer,
+                    report_to=self.args.report_to,
+                    callbacks=self.callback_handler.callbacks,
+                    frames=self.log_multimodal,
+                    step=self.state.global_step,
+                )
+            self._shown = []
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's card, with what was done and what came of it; `README.md` in the output folder."""
+        if dataset_name is None and self.origin is not None and self.origin.on_hub:
+            dataset_name = self.origin.dataset
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            complete_card(self)
 
     # Small things
 

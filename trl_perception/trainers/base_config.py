@@ -50,6 +50,14 @@ class GRPOVideoConfig(GRPOConfig):
             groups of other prompts (DAPO, arXiv:2503.14476). Rewards are logged over everything that was sampled.
         dynamic_sampling_rounds (`int`, *optional*, defaults to `3`):
             Most rounds of sampling again; groups that still lack a spread of rewards then stay.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
+            the output folder while training goes on.
+        report_every (`int`, *optional*):
+            Every how many optimisation steps a few groups are kept with their signals under `OUTPUT_DIR/rollouts`, for
+            `trl-perception report`. `None` keeps none.
+        report_groups (`int`, *optional*, defaults to `4`):
+            How many groups are kept at a time, over all processes.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -110,6 +118,13 @@ class GRPOVideoConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When a run that is pushed to the Hub is: 'end', or as in transformers ('every_save', 'checkpoint', "
+            "'all_checkpoints'), which then uploads whatever lies in the output folder while training goes on."
+        },
+    )
 
     dynamic_sampling: bool = field(
         default=False,
@@ -121,6 +136,14 @@ class GRPOVideoConfig(GRPOConfig):
     dynamic_sampling_rounds: int = field(
         default=3, metadata={"help": "Most rounds of sampling again; groups that still lack spread then stay."}
     )
+    report_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every how many optimisation steps a few groups are kept with their signals under "
+            "OUTPUT_DIR/rollouts, for `trl-perception report`. None keeps none."
+        },
+    )
+    report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,8 +158,15 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
-        for name in ("video_fps", "video_min_frames", "video_max_frames", "media_cache_mb"):
-            if getattr(self, name) <= 0:
+        for name in (
+            "video_fps",
+            "video_min_frames",
+            "video_max_frames",
+            "media_cache_mb",
+            "report_every",
+            "report_groups",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
         if self.video_min_frames > self.video_max_frames:
             raise ValueError(
@@ -152,6 +182,10 @@ class GRPOVideoConfig(GRPOConfig):
                 "per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
                 f"{self.num_generations}."
             )
+
+    def __getstate__(self):
+        # transformers pickles the configuration beside the weights, where a token would be anybody's.
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def video_settings(self) -> VideoSettings:

@@ -39,6 +39,10 @@ class KTRTrainer(GRPOVideoTrainer):
             }"""),
     }
     config_class = KTRConfig
+    reinforces = (
+        "Only key tokens learn: those that change most without the video, those that change most when its frames are "
+        "shuffled, and those the policy was least sure of. All other tokens get no credit."
+    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,6 +77,11 @@ class KTRTrainer(GRPOVideoTrainer):
             preset=options.preset,
             weighting=options.weighting,
         )
+        deltas = {"visual_delta": visual_delta, "temporal_delta": temporal_delta, "entropy": entropies}
+        for name, values in deltas.items():
+            if values is not None:
+                self.note(group, name, values)
+        self.note(group, "key_tokens", credit.weights > 0)
         if self._only_the_denominator:
             # mean over kept = mean over all, times all / kept
             kept = (credit.weights > 0).sum(1, keepdim=True).clamp(min=1)

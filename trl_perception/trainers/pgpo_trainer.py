@@ -36,6 +36,10 @@ class PGPOTrainer(GRPOVideoTrainer):
             }"""),
     }
     config_class = PGPOConfig
+    reinforces = (
+        "Credit moves to the tokens that the policy would have said otherwise without the video: the more a token depends on "
+        "what is seen, the more it weighs, and the others weigh less in turn."
+    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -45,8 +49,11 @@ class PGPOTrainer(GRPOVideoTrainer):
         if not group.visual.visual_tokens:
             return None
         options = self.args
+        exact = options.dependency == "kl"
+        dependency = self._exact_dependency(group) if exact else self._sampled_dependency(group)
+        self.note(group, "visual_dependency", dependency)
         return pgpo_token_weights(
-            self._exact_dependency(group) if options.dependency == "kl" else self._sampled_dependency(group),
+            dependency,
             group.completion_mask,
             threshold=options.dependency_threshold,
             visual_boost=options.visual_boost,

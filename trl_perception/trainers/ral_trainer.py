@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
-from ..objectives import Penalty, ral_penalty
+from ..objectives import Penalty, jensen_shannon, ral_penalty
 from ..signals import AttentionTap
-from .attention_policy import attention_metrics, group_policy, padded, policy_of, visual_keys
+from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
 from .rollout import Group
@@ -42,6 +42,10 @@ class RALTrainer(GRPOVideoTrainer):
             }"""),
     }
     config_class = RALConfig
+    reinforces = (
+        "Where a completion looked is learned beside what it said: good completions hold their attention in place, bad ones "
+        "are moved to look elsewhere. Tokens share their sequence's credit."
+    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -80,6 +84,8 @@ class RALTrainer(GRPOVideoTrainer):
             inputs["reference_policy"] = list(policy.detach())
         reference = padded(inputs["reference_policy"], policy)
         counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        self.note(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
+        self.note(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
         result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=self.args.attn_weight)
         metrics = attention_metrics("ral", policy, visual, counted, mask)
         return replace(result, metrics={**result.metrics, **metrics})

@@ -6,6 +6,12 @@ TOWERS = ("visual", "vision_tower", "vision_model")
 MERGERS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
 
 
+def part_of(name: str) -> str | None:
+    """`"tower"` or `"merger"` for a parameter of the vision side, by its name; None for any other."""
+    path = name.split(".")
+    return "merger" if any(p in MERGERS for p in path) else "tower" if any(p in TOWERS for p in path) else None
+
+
 def freeze_vision(model: nn.Module, *, tower: bool, merger: bool) -> None:
     """Take the vision encoder (`tower`) and the projector to language embeddings (`merger`) out of training.
 
@@ -14,8 +20,7 @@ def freeze_vision(model: nn.Module, *, tower: bool, merger: bool) -> None:
     """
     found = {"tower": 0, "merger": 0}
     for name, parameter in model.named_parameters():
-        path = name.split(".")
-        part = "merger" if any(p in MERGERS for p in path) else "tower" if any(p in TOWERS for p in path) else None
+        part = part_of(name)
         if part is None:
             continue
         found[part] += 1

@@ -1,0 +1,22 @@
+"""The figures of the performance page are those that the benchmark wrote."""
+
+import json
+from pathlib import Path
+
+from benchmarks.performance_table import as_markdown
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_table_is_the_files():
+    assert as_markdown(json.loads((DOCS / "performance.json").read_text())) in (DOCS / "performance.md").read_text()
+
+
+def test_every_target_is_met_or_explained():
+    result = json.loads((DOCS / "performance.json").read_text())
+    for case in result["shared"]:
+        if case["P"] >= 1000 and case["G"] == 8:
+            assert case["update"]["speedup"] >= case["update"]["token_ratio"]
+            assert case["update"]["memory"] <= 0.35
+            assert case["rollout"]["speedup"] >= 3
+        assert case["update"]["gradient_difference"] < 1e-4

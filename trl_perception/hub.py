@@ -1,0 +1,119 @@
+"""A finished run on the Hub: which files go there, adapters merged before, failures told in one message."""
+
+import glob
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
+from peft import PeftModel
+from trl.trainer.utils import create_model_from_path
+
+from .provenance import HIDDEN, without_token
+
+# What a loader, a reader of the card or a second run needs; logs, checkpoints, completions and pickles stay at home.
+PUBLISHED_ENDINGS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+PUBLISHED_NAMES = ("README.md", "recipe.yaml", "reward_curve.png", "report.html")
+ADAPTER = "adapter"
+
+
+# Answers of the Hub, connections, files and metadata that it refuses, its own storage client.
+FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
+
+
+class UploadError(RuntimeError):
+    """An upload that did not succeed; its text says what to do."""
+
+
+def published(folder: str | Path) -> list[str]:
+    """The files of a run that are uploaded, relative to its folder."""
+    folder = Path(folder)
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and (path.name in PUBLISHED_NAMES or path.suffix in PUBLISHED_ENDINGS)
+    ]
+    adapter = (path for path in (folder / ADAPTER).glob("*") if path.suffix in PUBLISHED_ENDINGS)
+    return sorted(str(path.relative_to(folder)) for path in [*files, *adapter])
+
+
+def publish(
+    folder: str | Path,
+    repo: str | None = None,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "End of training",
+) -> str:
+    """Upload a run's folder to a repository that is made if it is not there.
+
+    Args:
+        folder: the output folder of a run.
+        repo: `user/name` or `name`; the folder's name by default.
+        token: None takes the one that is logged in, or `HF_TOKEN`.
+        private: whether a new repository is private; None takes the account's default.
+        revision: the branch, `main` by default.
+    Returns: the repository's URL.
+    Errors: UploadError, whatever the reason; the folder is not written to. FileNotFoundError for a folder without weights.
+    """
+    folder = Path(folder)
+    files = published(folder) if folder.is_dir() else []
+    if not any(name.endswith(".safetensors") for name in files):
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors). Name the output_dir of a finished run.")
+    api, repo = HfApi(library_name="trl_perception"), repo or folder.resolve().name
+    try:
+        url = api.create_repo(repo, token=token, private=private, exist_ok=True)
+        # A repository that took an adapter at its top would load that instead of merged weights.
+        stale = ["adapter_*"] if (folder / ADAPTER).is_dir() else None
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in files],
+            delete_patterns=stale,
+            commit_message=message,
+            token=token,
+            revision=revision,
+        )
+    except FAILURES as error:
+        raise UploadError(
+            f"The upload of {folder} to {repo} failed: {_reason(error, token)} The files in {folder} are whole; "
+            f"`trl-perception push {folder} {repo}` tries again."
+        ) from error
+    return str(url)
+
+
+def make_repository(repo: str, *, token: str | None = None, private: bool | None = None) -> None:
+    """Make the repository that a run will be pushed to, if it is not there (see [`publish`] for the arguments).
+
+    Errors: UploadError, whatever the reason.
+    """
+    try:
+        HfApi(library_name="trl_perception").create_repo(repo, token=token, private=private, exist_ok=True)
+    except FAILURES as error:
+        raise UploadError(
+            f"{repo} cannot be pushed to: {_reason(error, token)} Log in with `hf auth login` or set HF_TOKEN to a token that "
+            "may write, see to the connection, or unset push_to_hub and push later with `trl-perception push`."
+        ) from error
+
+
+def merge_adapter(folder: str | Path, base: str, *, revision: str | None = None, dtype: str | None = None) -> None:
+    """Merge the adapter in a folder into its base model: merged weights in the folder, the adapter under `adapter/`.
+
+    Args:
+        folder: where `adapter_config.json` lies.
+        base, revision: the model that the adapter was trained on, loaded again, unquantized.
+        dtype: its type, as in a recipe.
+    """
+    folder = Path(folder)
+    model = create_model_from_path(base, revision=revision, dtype=dtype or "float32", device_map=None)
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    (folder / ADAPTER).mkdir(exist_ok=True)
+    for path in folder.glob("adapter_*"):
+        path.replace(folder / ADAPTER / path.name)
+    merged.save_pretrained(folder)
+
+
+def _reason(error: BaseException, token: str | None) -> str:
+    """What went wrong, on one line and without a token."""
+    text = without_token(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text.replace(token, HIDDEN) if token else text}"

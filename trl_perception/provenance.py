@@ -1,0 +1,93 @@
+"""Where a run comes from, as its model card and the recipe beside its weights tell it: nothing secret among it."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import get_token
+
+from .trainers.card_facts import Origin
+
+HIDDEN = "***"
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> Origin:
+    """The origin of a run.
+
+    Args:
+        args: the command line after `trl-perception train`, as given.
+        recipe: the file that `--config` names.
+        parsed: every setting by its name.
+    """
+    dataset = parsed["dataset_name"]
+    settings = used_settings(args, recipe, parsed)
+    return Origin(
+        recipe=without_token(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)),
+        command=shlex.join(["trl-perception", "train", *map(without_token, _hidden(args))]),
+        base=parsed["model_name_or_path"],
+        dataset=dataset,
+        split=parsed["dataset_train_split"],
+        on_hub=dataset != "synthetic" and not Path(dataset).expanduser().exists(),
+        merged=parsed["merge_adapter"],
+    )
+
+
+def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe and the command line set, the command line winning; a recipe of its own.
+
+    Tokens are left out, and with them the recipe's `env`, where keys of all kinds are kept.
+    """
+    settings = {} if recipe is None else yaml.safe_load(recipe.read_text())
+    for key, values in given(args).items():
+        name = key.removeprefix("no_") if key not in parsed else key
+        value = parsed[name]
+        plain = isinstance(value, (bool, int, float, dict)) or (isinstance(value, list) and len(value) == len(values))
+        settings[name] = value if plain else " ".join(values)
+    settings.pop("env", None)
+    return _without_tokens(settings)
+
+
+def given(args: Sequence[str]) -> dict[str, list[str]]:
+    """The settings on a command line, `--config` excepted: {name: values}."""
+    settings: dict[str, list[str]] = {}
+    values: list[str] = []
+    for arg in args:
+        if arg.startswith("--"):
+            key, equals, value = arg[2:].partition("=")
+            values = settings.setdefault(key.replace("-", "_"), [])
+            values[:] = [value] if equals else []
+        else:
+            values.append(arg)
+    settings.pop("config", None)
+    return settings
+
+
+def without_token(text: str) -> str:
+    """A text without tokens of the Hub: the one in use, and anything of their form."""
+    token = get_token()
+    return HUB_TOKEN.sub(HIDDEN, text.replace(token, HIDDEN) if token else text)
+
+
+def _hidden(args: Sequence[str]) -> list[str]:
+    """A command line with its tokens hidden."""
+    hidden = list(args)
+    for index, arg in enumerate(args):
+        key, equals, _ = arg.partition("=")
+        if not (arg.startswith("--") and key.endswith("_token")):
+            continue
+        if equals:
+            hidden[index] = f"{key}={HIDDEN}"
+        elif index + 1 < len(args):
+            hidden[index + 1] = HIDDEN
+    return hidden
+
+
+def _without_tokens(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        kept = {key: value for key, value in settings.items() if key != "token" and not key.endswith("_token")}
+        return {key: _without_tokens(value) for key, value in kept.items()}
+    return settings

@@ -1,0 +1,83 @@
+"""A run folder as the report reads it: the log of its steps and the groups that it recorded."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .rollouts import read_groups
+
+Points = list[tuple[float, float]]
+
+STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        name: of its folder.
+        log: what was logged, in order; each entry with its `step`.
+        groups: recorded groups by step, rows of [`trl_perception.reports.rollouts.SCHEMA`].
+        about: `method`, `reinforces` and `settings` as recorded; empty where nothing was.
+    """
+
+    name: str
+    log: list[dict[str, Any]]
+    groups: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's name, as recorded; the run's where nothing was."""
+        return self.about.get("method", self.name)
+
+    @property
+    def steps(self) -> int:
+        return max((int(entry["step"]) for entry in self.log), default=0)
+
+    @property
+    def keys(self) -> list[str]:
+        """Everything that was logged with a number, sorted."""
+        return sorted({key for entry in self.log for key, value in entry.items() if _is_number(value)})
+
+    def series(self, key: str) -> Points:
+        """(step, value) of what was logged under a name; values that are not finite are left out."""
+        return [(entry["step"], float(entry[key])) for entry in self.log if _is_number(entry.get(key))]
+
+
+def read_run(folder: str | os.PathLike) -> Run:
+    """Read a run's folder: `trainer_state.json` there or in its last checkpoint, and `rollouts/`.
+
+    Errors: FileNotFoundError where there is neither.
+    """
+    folder = Path(folder)
+    checkpoints = sorted(
+        folder.glob("checkpoint-*/" + STATE), key=lambda path: int(re.sub(r"\D", "", path.parent.name))
+    )
+    states = [path for path in (folder / STATE, *reversed(checkpoints)) if path.is_file()]
+    groups, about = read_groups(folder)
+    if not states and not groups:
+        raise FileNotFoundError(
+            f"{folder} holds no {STATE}, neither itself nor in a checkpoint, and no rollouts. Give the output_dir of a run "
+            "that has saved something."
+        )
+    log = json.loads(states[0].read_text())["log_history"] if states else []
+    return Run(folder.resolve().name, [entry for entry in log if "step" in entry], groups, about)
+
+
+def gain(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Mean over the first and over the last tenth of the points (at least one each); None without any."""
+    if not points:
+        return None
+    tenth, values = max(1, math.ceil(len(points) / 10)), [value for _, value in points]
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,145 @@
+"""The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from trl import GRPOTrainer
+
+from .. import __version__
+from ..reports import reward_gain
+from .card_facts import before_and_after, hardware, parts_trained
+
+PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
+
+
+def complete_card(trainer: GRPOTrainer) -> None:
+    """Complete the card that TRL wrote into the trainer's output folder.
+
+    TRL's introduction and example are those of a text model from the Hub: a vision model's stand in their place.
+    """
+    path = Path(trainer.args.output_dir) / "README.md"
+    card = ModelCard.load(path)
+    title, rest = card.text.split("\nThis model is a fine-tuned version of", 1)
+    _, training = rest.split("\n## Training procedure\n", 1)
+    training, versions = training.split("\n### Framework versions\n", 1)
+    card.data.pop("licence", None)  # TRL's; the key is `license`, and which it is we do not know
+    card.data.pipeline_tag = "video-text-to-text" if _sees(trainer) else "text-generation"
+    if _is_adapter(trainer):
+        card.data.library_name = "peft"
+    parts = [
+        title.strip(),
+        *_introduction(trainer, card.data.base_model),
+        "## Quick start",
+        _code("python", _example(trainer, card.data.base_model)),
+        "## Training procedure",
+        training.strip(),
+        *_outcome(trainer),
+        *_doings(trainer),
+        "### Framework versions",
+        "\n".join(
+            [
+                f"- trl_perception: {__version__}",
+                *(f"- {package}: {version(package)}" for package in PACKAGES),
+                versions.strip(),
+            ]
+        ),
+    ]
+    card.text = "\n\n".join(parts) + "\n"
+    card.save(path)
+
+
+def _introduction(trainer: GRPOTrainer, base: str | None) -> Iterator[str]:
+    origin = trainer.origin
+    local = "A local model" if origin is None else f"`{Path(origin.base).name}`, a local model"
+    yield (
+        f"{f'[{base}](https://huggingface.co/{base})' if base else local}, post-trained with {trainer._name} by "
+        "trl_perception, trainers for [TRL](https://github.com/huggingface/trl)."
+    )
+    if _is_adapter(trainer):
+        yield "These weights are an adapter: they are loaded onto that model."
+    elif origin is not None and origin.merged:
+        yield "An adapter was trained and merged into these weights; it lies in `adapter/` as well."
+
+
+def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
+    """Code that loads the model with plain transformers, and asks it about a clip if it sees."""
+    name, origin = trainer.hub_model_id or Path(trainer.args.output_dir).name, trainer.origin
+    base = base or ("path/to/its/base" if origin is None else f"path/to/{Path(origin.base).name}")
+    model, reader = (
+        ("AutoModelForImageTextToText", "AutoProcessor")
+        if _sees(trainer)
+        else ("AutoModelForCausalLM", "AutoTokenizer")
+    )
+    adapter = _is_adapter(trainer)
+    lines = ["from peft import PeftModel"] if adapter else []
+    lines.append(f"from transformers import {model}, {reader}")
+    if _sees(trainer):
+        lines.append("from transformers.video_utils import load_video")
+    lines += ["", f'model = {model}.from_pretrained("{base if adapter else name}", device_map="auto")']
+    if adapter:
+        lines.append(f'model = PeftModel.from_pretrained(model, "{name}")')
+    lines.append(f'processor = {reader}.from_pretrained("{name}")')
+    if not _sees(trainer):
+        return lines
+    return [
+        *lines,
+        f'frames, metadata = load_video("clip.mp4", fps={trainer.args.video_fps:g}, backend="pyav")',
+        'content = [{"type": "video"}, {"type": "text", "text": "What happens in this clip?"}]',
+        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
+        "inputs = processor(",
+        '    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"',
+        ").to(model.device)",
+        f"output = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
+        'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _outcome(trainer: GRPOTrainer) -> Iterator[str]:
+    folder, log_history = Path(trainer.args.output_dir), trainer.state.log_history
+    gain, metrics = reward_gain(log_history), before_and_after(log_history)
+    if gain:
+        yield f"Mean reward {gain[0]:.3f} over the first tenth of the steps that logged it, {gain[1]:.3f} over the last."
+    if (folder / "reward_curve.png").exists():
+        yield "![Reward over the steps of training](reward_curve.png)"
+    if (folder / "report.html").exists():
+        yield "Where credit went, completion by completion: [report.html](report.html)."
+    if metrics:
+        yield "### Before and after"
+        rows = [f"| `{key}` | {before:.4g} | {after:.4g} |" for key, (before, after) in metrics.items()]
+        yield "\n".join(["| metric | first tenth | last tenth |", "|---|---:|---:|", *rows])
+
+
+def _doings(trainer: GRPOTrainer) -> Iterator[str]:
+    origin, rows = trainer.origin, trainer.train_dataset
+    yield "### Data"
+    count = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
+    if origin is None:
+        yield f"{count[0].upper()}{count[1:]}."
+    else:
+        link = f"[{origin.dataset}](https://huggingface.co/datasets/{origin.dataset})"
+        yield f"{link if origin.on_hub else f'`{origin.dataset}`'}, split `{origin.split}`, {count}."
+    yield "### What was trained"
+    parts = parts_trained(trainer.model).items()
+    cells = [f"| {part} | {size:,} | {f'{trained:,}' if trained else 'frozen'} |" for part, (size, trained) in parts]
+    yield "\n".join(["| part | parameters | trained |", "|---|---:|---:|", *cells])
+    yield f"Hardware: {hardware(trainer.accelerator)}."
+    if origin is not None:
+        yield "### Recipe"
+        yield _code("yaml", origin.recipe.strip().splitlines())
+        yield f"Run with\n\n{_code('bash', [origin.command])}"
+
+
+def _is_adapter(trainer: GRPOTrainer) -> bool:
+    """Whether what is saved is to be loaded onto a base model."""
+    return isinstance(trainer.model, PeftModel) and not (trainer.origin is not None and trainer.origin.merged)
+
+
+def _sees(trainer: GRPOTrainer) -> bool:
+    return hasattr(trainer.processing_class, "image_processor")
+
+
+def _code(language: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
