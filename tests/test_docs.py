@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from trl_perception.cli.main import COMMANDS
+from trl_perception.media import VideoSettings
+from trl_perception.media.probe import QWEN_PIXELS, MediaFacts, visual_tokens
+from trl_perception.media.sampling import frame_size, sample_indices
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,6 +92,21 @@ def test_commands_exist(page):
         lines = [line.split("#")[0] for line in code.splitlines()]
         assert {word for line in lines for word in re.findall(r"^make ([\w-]+)", line)} <= targets
         assert {word for line in lines for word in re.findall(r"^trl-perception ([\w-]+)", line)} <= set(COMMANDS)
+
+
+def test_the_table_of_tokens_is_what_the_sampling_rules_give():
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    row = r"^\| (\d+) \| (\d+) \| (\d+|not set) \| (\d+) \| (\d+) x (\d+) \| ([\d,]+) \|$"
+    lines = re.findall(row, text, re.MULTILINE)
+    assert len(lines) == 7
+    clip = MediaFacts("video", height=720, width=1280, frames=30 * 60, fps=30.0)
+    for fps, most, pixels, *shown in lines:
+        settings = VideoSettings(
+            float(fps), max_frames=int(most), max_pixels=None if pixels == "not set" else int(pixels)
+        )
+        frames = len(sample_indices(settings, clip.frames, clip.fps)[0])
+        height, width = frame_size(clip.height, clip.width, frames, settings, size_limits=QWEN_PIXELS)
+        assert shown == [str(frames), str(width), str(height), f"{visual_tokens(clip, settings):,}"]
 
 
 def test_quoted_errors_are_those_of_the_package():

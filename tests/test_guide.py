@@ -23,7 +23,8 @@ def test_every_method_sees_the_same_group(found):
     grpo = found["appo"]
     assert [score >= 0.5 for score in grpo.accuracy].count(True) == 3
     assert grpo.shown == (RIGHT, WRONG)
-    # accuracy has weight 0.9 and all answers their format: 3 of 8 at 0.9 above the others. Mean 0.3375, deviation 0.4658
+    # 0.9 accuracy + 0.1 format: three rewards of 1 and five of 0.1. Mean 0.4375, deviation 0.4658:
+    # 0.5625 / 0.4658 = 1.21, -0.3375 / 0.4658 = -0.72
     assert [round(grpo.advantages[number], 2) for number in grpo.shown] == [1.21, -0.72]
 
 
