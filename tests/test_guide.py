@@ -6,6 +6,7 @@ from benchmarks.guide_drawing import DRAWINGS
 from benchmarks.guide_figures import METHODS, example
 
 RIGHT, WRONG = 0, 1
+SAID = ["<think>first blue triangle then purple triangle", "<think>at 0.0 blue cross at 1.5 purple cross"]
 
 
 @pytest.fixture(scope="module")
@@ -13,14 +14,25 @@ def found(tmp_path_factory):
     return {method: example(method, tmp_path_factory.mktemp(method)) for method in METHODS}
 
 
+@pytest.fixture
+def as_printed(found):
+    """The runs, where this processor's rounding samples the completions that the guide shows."""
+    said = ["".join(found["appo"].tokens[number]).split("</think>")[0] for number in (RIGHT, WRONG)]
+    if said != SAID:
+        pytest.skip(
+            "other completions are sampled here than in the guide; `python -m benchmarks.guide_figures` draws them"
+        )
+    return found
+
+
 def at(of_one, number, word, nth=0):
     """Where a completion has a word."""
     return [place for place, token in enumerate(of_one.tokens[number]) if token.strip() == word][nth]
 
 
-def test_every_method_sees_the_same_group(found):
-    assert len({str(of_one.tokens) for of_one in found.values()}) == 1
-    grpo = found["appo"]
+def test_every_method_sees_the_same_group(as_printed):
+    assert len({str(of_one.tokens) for of_one in as_printed.values()}) == 1
+    grpo = as_printed["appo"]
     assert [score >= 0.5 for score in grpo.accuracy].count(True) == 3
     assert grpo.shown == (RIGHT, WRONG)
     # 0.9 accuracy + 0.1 format: three rewards of 1 and five of 0.1. Mean 0.4375, deviation 0.4658:
@@ -28,25 +40,25 @@ def test_every_method_sees_the_same_group(found):
     assert [round(grpo.advantages[number], 2) for number in grpo.shown] == [1.21, -0.72]
 
 
-def test_appo(found):
-    values = found["appo"].values
+def test_appo(as_printed):
+    values = as_printed["appo"].values
     assert values["selected"].nonzero()[:, 0].tolist() == [0, 1, 7]  # 0.0, 0.5 and 3.5 s
     for number, word in ((RIGHT, "triangle"), (WRONG, "cross")):
-        assert values["weights"][number, at(found["appo"], number, word)] > 1.6
+        assert values["weights"][number, at(as_printed["appo"], number, word)] > 1.6
     assert values["weights"][RIGHT, 0] == 1  # <think>
 
 
-def test_pgpo(found):
-    weights = found["pgpo"].values["weights"]
-    assert weights[RIGHT, at(found["pgpo"], RIGHT, "then")] == pytest.approx(6.81, abs=0.05)
-    assert weights[RIGHT].max() == weights[RIGHT, at(found["pgpo"], RIGHT, "then")]
-    assert weights[WRONG, at(found["pgpo"], WRONG, "cross")] == pytest.approx(0.14, abs=0.02)
+def test_pgpo(as_printed):
+    weights = as_printed["pgpo"].values["weights"]
+    assert weights[RIGHT, at(as_printed["pgpo"], RIGHT, "then")] == pytest.approx(6.81, abs=0.05)
+    assert weights[RIGHT].max() == weights[RIGHT, at(as_printed["pgpo"], RIGHT, "then")]
+    assert weights[WRONG, at(as_printed["pgpo"], WRONG, "cross")] == pytest.approx(0.14, abs=0.02)
     for number in (RIGHT, WRONG):
-        assert weights[number].sum() == pytest.approx(len(found["pgpo"].tokens[number]), rel=1e-5)
+        assert weights[number].sum() == pytest.approx(len(as_printed["pgpo"].tokens[number]), rel=1e-5)
 
 
-def test_ktr(found):
-    of_one = found["ktr"]
+def test_ktr(as_printed):
+    of_one = as_printed["ktr"]
     values = of_one.values
     assert sorted(values["order"].tolist()) == list(range(8))
     assert values["order"].tolist().index(0) == 1  # the triangle's cells, seen at 0.5 and at 2.0 s
@@ -57,15 +69,15 @@ def test_ktr(found):
     assert (values["weights"] > 0).equal(union)
 
 
-def test_ral(found):
-    of_one = found["ral"]
+def test_ral(as_printed):
+    of_one = as_printed["ral"]
     jsd = of_one.values["jsd"] * 1000
     assert jsd[RIGHT, at(of_one, RIGHT, "blue")] == pytest.approx(12.4, rel=0.05)
     assert jsd[WRONG, at(of_one, WRONG, "purple")] == pytest.approx(26.7, rel=0.05)
 
 
-def test_attention_distillation(found):
-    of_one = found["attn_distill"]
+def test_attention_distillation(as_printed):
+    of_one = as_printed["attn_distill"]
     gkd = of_one.values["gkd"]
     place = at(of_one, RIGHT, "triangle", nth=1)
     assert gkd[RIGHT, place] == pytest.approx(1.52, abs=0.03)
