@@ -26,7 +26,7 @@ SHORT = [
 LORA = ["--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--lora_r", "4", "--learning_rate", "0.1"]
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 PROCESSOR = ["chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-ABOUT = ["README.md", "recipe.yaml", "report.html", "reward_curve.png"]
+ABOUT = ["trainer_state.json", "README.md", "recipe.yaml", "report.html", "reward_curve.png"]
 
 
 @pytest.fixture(scope="module")
