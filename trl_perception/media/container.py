@@ -49,12 +49,16 @@ class Charged:
 
     def demux(self, stream: av.VideoStream) -> Iterator[av.Packet]:
         """Packets of one stream. Raises: MediaError past a limit."""
-        count = 0
-        for packet in self._container.demux(stream):
-            count += bool(packet.size)
-            self._budget.check_time()
-            self._budget.check_frames(count)
-            yield packet
+        count, flushed = 0, False
+        try:
+            for packet in self._container.demux(stream):
+                count, flushed = count + bool(packet.size), not packet.size
+                self._budget.check_time()
+                self._budget.check_frames(count)
+                yield packet
+        except IndexError:  # PyAV flushes streams in order and trips over one that appeared midway: ours came before it
+            if not flushed:
+                raise
 
     def decode(self, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         """Frames of one stream, from the container's position. Raises: MediaError past a limit."""
@@ -95,9 +99,9 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
             yield Charged(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()
-        reason = (
-            f"decoding failed, it is truncated, damaged or not a video ({error.strerror or error}{begins_like(medium)})"
-        )
+        why = f"{error.strerror or error}{begins_like(medium)}"
+        most = f"has frames above media_max_pixels {budget.limits.max_pixels}"
+        reason = f"decoding failed, it is truncated, damaged, not a video or {most} ({why})"
         raise MediaError(budget.name, reason, REPLACE) from error
 
 

@@ -79,6 +79,9 @@ def _flat(image: Image.Image, name: str, budget: Budget) -> Image.Image:
     with readable(name):
         image.load()
     _charge(image, name, budget)
+    if image.mode in ("I", "F"):
+        reason = f"its values are 32 bits a pixel (mode {image.mode}) without a scale, and 8 or 16 bits are wanted"
+        raise MediaError(name, reason, "Convert it to 8 bits")
     with readable(name):
         return _flatten(ImageOps.exif_transpose(image))
 

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from .errors import MediaError
 from .sniff import begins_like
 
-REFUSED_FORMATS = frozenset(["EPS", "WMF"])  # read by running Ghostscript, or by the operating system
+# Read by running Ghostscript; by the operating system; floats without a scale.
+REFUSED_FORMATS = frozenset(["EPS", "WMF", "SPIDER"])
 
 # What Pillow's decoders raise for damaged files; of the format's own readers, the plain errors of Python's parsers too.
 DAMAGE = (
@@ -24,6 +25,7 @@ DAMAGE = (
     LookupError,
     TypeError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
