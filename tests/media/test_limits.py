@@ -26,7 +26,7 @@ def test_a_limit_is_the_last_value_allowed():
     budget = Budget("a.mp4", MediaLimits(max_pixels=6, max_frames=3))
     budget.check_pixels(2, 3)
     budget.check_frames(3)
-    with pytest.raises(MediaError, match="a.mp4: 1x7 pixels are more than media_max_pixels 6. Raise media_max_pixels"):
+    with pytest.raises(MediaError, match=r"a.mp4: 1x7 pixels are more than media_max_pixels 6. Raise media_max_pixels"):
         budget.check_pixels(1, 7)
     with pytest.raises(MediaError, match=r"4 frames \(found so far\) are more than media_max_frames 3. Raise"):
         budget.check_frames(4)
@@ -74,7 +74,7 @@ def test_prompts_hold_their_media_to_the_limits(clips, kind):
     medium = clips["plain"] if kind == "video" else Image.new("RGB", (112, 56))
     row = {"prompt": [{"role": "user", "content": f"<{kind}> What?"}], f"{kind}s": [medium], "id": 3}
     preparer = PromptPreparer(AutoProcessor.from_pretrained(model_path("tiny")), media_limits=GIVEN)
-    with pytest.raises(UnusableSampleError, match="sample 3: .*56x112 pixels are more than media_max_pixels 5000"):
+    with pytest.raises(UnusableSampleError, match=r"sample 3: .*56x112 pixels are more than media_max_pixels 5000"):
         preparer([row])
 
 
@@ -101,8 +101,8 @@ def test_a_connection_that_opens_after_the_end_is_shut(monkeypatch):
             return super().get_connection_with_tls_context(*args, **kwargs)
 
     monkeypatch.setattr(download_module, "_Interruptible", Late)
+    start = time.monotonic()
     with misbehaving(b"") as address, pytest.raises(MediaError, match="the download failed"):
-        start = time.monotonic()
         download(f"{address}/silent.mp4", Budget("a.mp4"), max_bytes=1000)
     assert time.monotonic() - start < 10
 

@@ -30,6 +30,7 @@ NAMES_OTHERS = (
 DEVICES = ("alsa", "fbdev", "kmsgrab", "lavfi", "video4linux2", "v4l2", "x11grab")
 TEXT_ART = ("adf", "bin", "idf", "tty", "xbin")
 REFUSED_FORMATS = frozenset((*NAMES_OTHERS, *DEVICES, *TEXT_ART))
+PADDING = 1 << 20  # pixels that decoders may add to a frame; their own bound, before they allocate, is the looser one
 CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 REPLACE = "Re-encode or replace the file, or drop this sample"
@@ -77,12 +78,14 @@ class Charged:
 def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.VideoStream]]:
     """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
     budget.check_time()
-    options = {"format_whitelist": _formats(), "max_pixels": str(budget.limits.max_pixels)}
+    bound = {"max_pixels": str(2 * budget.limits.max_pixels + PADDING)}
     try:
         # An absolute path, so that no name of a file is taken for a protocol.
         file = BytesIO(medium) if isinstance(medium, bytes) else str(medium.absolute())
         left = budget.seconds_left
-        with av.open(file, metadata_errors="ignore", options=options, timeout=(left, left)) as container:
+        with av.open(
+            file, metadata_errors="ignore", options=bound | {"format_whitelist": _formats()}, timeout=(left, left)
+        ) as container:
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
             if not streams:
@@ -95,13 +98,15 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
             budget.check_pixels(stream.height or 0, stream.width or 0)
             budget.check_frames(stream.frames, "declared in its header")
             stream.thread_type = "AUTO"
-            stream.codec_context.options = {"max_pixels": str(budget.limits.max_pixels)}
+            stream.codec_context.options = bound
             yield Charged(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()
+        kind = "truncated, damaged or not a video"
+        if isinstance(error, av.error.ArgumentError):  # what decoders answer to a size beyond their bound
+            kind = f"truncated, damaged, not a video or far above media_max_pixels {budget.limits.max_pixels}"
         why = f"{error.strerror or error}{begins_like(medium)}"
-        most = f"has frames above media_max_pixels {budget.limits.max_pixels}"
-        reason = f"decoding failed, it is truncated, damaged, not a video or {most} ({why})"
+        reason = f"decoding failed, it is {kind} ({why})"
         raise MediaError(budget.name, reason, REPLACE) from error
 
 
