@@ -11,11 +11,16 @@ from ..data.adapters import ADAPTERS, RecordError, Source, get_adapter
 from ..data.preparation import CHECKS, PrepareOptions, as_text, prepare
 from ..data.preparation.options import MALFORMED
 from ..data.templates import TEMPLATES
-from ..media import VideoSettings
+from ..media import MediaLimits, VideoSettings
 from ..media.probe import QWEN_PIXELS
 
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
-RECIPE_KEYS = (*(f"video_{key}" for key in VIDEO_KEYS), "image_min_pixels", "image_max_pixels")
+LIMIT_KEYS = ("max_pixels", "max_frames", "timeout")
+RECIPE_KEYS = (
+    *(f"video_{key}" for key in VIDEO_KEYS),
+    *("image_min_pixels", "image_max_pixels"),
+    *(f"media_{key}" for key in LIMIT_KEYS),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
         media.add_argument(f"--video-{key.replace('_', '-')}", type=of_type, default=getattr(VideoSettings(), key))
     media.add_argument("--image-min-pixels", type=int, default=QWEN_PIXELS[0])
     media.add_argument("--image-max-pixels", type=int, default=QWEN_PIXELS[1])
+    for key in LIMIT_KEYS:
+        default = getattr(MediaLimits, key)
+        media.add_argument(f"--media-{key.replace('_', '-')}", type=type(default), default=default)
     return parser
 
 
@@ -98,11 +106,12 @@ def read_options(given: argparse.Namespace) -> PrepareOptions:
         **values,
         video=VideoSettings(**{key: getattr(given, f"video_{key}") for key in VIDEO_KEYS}),
         image_limits=(given.image_min_pixels, given.image_max_pixels),
+        media_limits=MediaLimits(**{key: getattr(given, f"media_{key}") for key in LIMIT_KEYS}),
     )
 
 
 def recipe_settings(name: str) -> dict[str, float]:
-    """The `video_...` and `image_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
+    """The `video_...`, `image_...` and `media_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
     from ..train import recipe_path  # brings TRL: only where it is asked for
 
     values = yaml.safe_load(recipe_path(name).read_text())

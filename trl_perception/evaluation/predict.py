@@ -42,6 +42,7 @@ def complete_batches(
         video_settings=settings.video_settings,
         image_min_pixels=settings.image_min_pixels,
         image_max_pixels=settings.image_max_pixels,
+        media_limits=settings.media_limits,
         max_prompt_length=settings.max_prompt_length,
     )
     total = sum(len(planned.batches[number]) for number in pending)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.templates import TEMPLATES, get_template
-from ..media import VideoSettings
+from ..media import MediaLimits, VideoSettings
 
 SUMMARY_ONLY = ("output", "resamples")
 """Settings that no prediction depends on."""
@@ -63,6 +63,8 @@ class EvaluationSettings:
             Frame sampling and sizes, as in training.
         image_min_pixels, image_max_pixels (`int`, *optional*):
             Size limits of an image in pixels.
+        media_max_pixels, media_max_frames, media_timeout:
+            What one medium may cost, as in training.
         max_prompt_length (`int`, *optional*):
             Longest prompt in tokens, visual tokens included. A longer one follows `on_bad_media`; it is never cut.
         on_bad_media (`str`, *optional*, defaults to `"error"`):
@@ -121,6 +123,11 @@ class EvaluationSettings:
     video_total_pixels: int | None = field(default=None, metadata={"help": "Most pixels of a clip over its frames."})
     image_min_pixels: int | None = field(default=None, metadata={"help": "Fewest pixels of an image."})
     image_max_pixels: int | None = field(default=None, metadata={"help": "Most pixels of an image."})
+    media_max_pixels: int = field(
+        default=MediaLimits.max_pixels, metadata={"help": "Most pixels of an image or a frame as it is stored."}
+    )
+    media_max_frames: int = field(default=MediaLimits.max_frames, metadata={"help": "Most frames of a clip."})
+    media_timeout: float = field(default=MediaLimits.timeout, metadata={"help": "Most seconds for one medium."})
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Longest prompt in tokens; a longer one follows on_bad_media, never cut."}
     )
@@ -166,11 +173,16 @@ class EvaluationSettings:
                 "top_p and top_k are for sampling, and temperature 0 is greedy. Set temperature, or neither."
             )
         get_template(self.prompt_template)
-        _ = self.video_settings  # refuses what is out of its bounds
+        _ = self.video_settings, self.media_limits  # refuses what is out of its bounds
 
     @property
     def sampling(self) -> bool:
         return self.temperature > 0
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """What one medium may cost, as the decoder takes it."""
+        return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
 
     @property
     def video_settings(self) -> VideoSettings:

@@ -1,6 +1,7 @@
 """Media: decoding, frame sampling, and the visual inputs of prompts."""
 
 from .errors import MediaError
+from .limits import MediaLimits
 from .loader import MediaLoader, MediaRequest
 from .messages import MEDIA_COLUMNS, MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
 from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
@@ -20,6 +21,7 @@ __all__ = [
     "MEDIA_COLUMNS",
     "MEDIA_KINDS",
     "MediaError",
+    "MediaLimits",
     "MediaLoader",
     "MediaRequest",
     "PreparedPrompt",

@@ -4,27 +4,32 @@ import base64
 import binascii
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-import requests
 import torch
 from PIL import Image, ImageOps
 from qwen_vl_utils.vision_process import smart_resize
 
+from .download import download
 from .errors import MediaError, describe
+from .limits import Budget, MediaLimits
+from .pictures import opened_picture, readable
 
-URL_TIMEOUT = 30.0  # seconds without a byte before a download is given up
 URL_MAX_BYTES = 2 << 30  # a download above this many bytes is refused
 
 _REPLACE = "Check the file, or drop this sample"
 
 
 def read_image(
-    source: Any, *, factor: int = 28, min_pixels: int | None = None, max_pixels: int | None = None
+    source: Any,
+    *,
+    factor: int = 28,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    limits: MediaLimits | Budget | None = None,
 ) -> Image.Image:
     """An upright RGB image, transparency flattened on white; resized only where a pixel bound is given.
 
@@ -33,22 +38,16 @@ def read_image(
             (H,W), (H,W,1|3|4) or (1|3|4,H,W), uint8 or float in [0, 1].
         factor: sides become multiples of it (patch_size * merge_size) when resizing.
         min_pixels, max_pixels: bounds on height * width; the missing one is 4, 16384 times factor**2.
-    Raises: MediaError for anything that cannot be read whole, or cannot be resized within the bounds.
+        limits: what reading it may cost, None means MediaLimits(); or the budget of the clip that it is a frame of.
+    Raises: MediaError for anything that cannot be read whole or within the limits, or resized within the bounds.
     Source: qwen_vl_utils.vision_process.fetch_image. Differs: the EXIF orientation is applied.
     """
     name = describe(source)
-    if isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, np.ndarray | torch.Tensor):
-        image = Image.fromarray(_image_array(source, name))
-    else:
-        image = resolve(source)
-    try:
-        if not isinstance(image, Image.Image):
-            image = Image.open(BytesIO(image if isinstance(image, bytes) else image.read_bytes()))
-        image = _flatten(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(name, f"it cannot be read as an image ({error})", _REPLACE) from error
+    budget = limits if isinstance(limits, Budget) else Budget(name, limits)
+    if isinstance(source, np.ndarray | torch.Tensor):
+        source = Image.fromarray(_image_array(source, name))
+    image = _flat(source, name, budget) if isinstance(source, Image.Image) else _decoded(source, name, budget)
+    budget.check_time()
     if min_pixels is None and max_pixels is None:
         return image
     width, height = image.size
@@ -69,10 +68,37 @@ def read_image(
     return image.resize((size[1], size[0]))
 
 
-def resolve(source: Any) -> Path | bytes:
+def _decoded(source: Any, name: str, budget: Budget) -> Image.Image:
+    with opened_picture(resolve(source, budget), name) as image:
+        return _flat(image, name, budget)
+
+
+def _flat(image: Image.Image, name: str, budget: Budget) -> Image.Image:
+    """The picture upright and in RGB, its size checked before its pixels are read, and after: some formats hide it."""
+    _charge(image, name, budget)
+    with readable(name):
+        image.load()
+    _charge(image, name, budget)
+    if image.mode in ("I", "F"):
+        reason = f"its values are 32 bits a pixel (mode {image.mode}) without a scale, and 8 or 16 bits are wanted"
+        raise MediaError(name, reason, "Convert it to 8 bits")
+    with readable(name):
+        return _flatten(ImageOps.exif_transpose(image))
+
+
+def _charge(image: Image.Image, name: str, budget: Budget) -> None:
+    if not image.width or not image.height:
+        raise MediaError(name, f"it has {image.height}x{image.width} pixels, and at least one is wanted", _REPLACE)
+    budget.check_time()
+    budget.check_pixels(image.height, image.width)
+
+
+def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
     """The local file or the bytes that a source names; URLs are downloaded, data: URIs decoded.
 
-    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes win).
+    Any file that the process may read can be named, by absolute or relative path, `..` and symbolic links included.
+
+    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes win); budget: of a download.
     Raises: MediaError for a missing or empty file, a failed download, or a source of another type.
     """
     name = describe(source)
@@ -80,13 +106,13 @@ def resolve(source: Any) -> Path | bytes:
         content = source.get("bytes") if source.get("bytes") is not None else source.get("path")
         if content is None:
             raise MediaError(name, "neither path nor bytes is set", 'Give {"path": ...} or {"bytes": ...}')
-        return resolve(content)
+        return resolve(content, budget)
     if isinstance(source, bytes | bytearray | memoryview):
         if len(source) == 0:
             raise MediaError(name, "it is empty, and an encoded file is wanted", _REPLACE)
         return bytes(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _download(source)
+        return download(source, budget or Budget(name), URL_MAX_BYTES)
     if isinstance(source, str) and source.startswith("data:"):
         try:
             return base64.b64decode(source.split("base64,", 1)[1], validate=True)
@@ -102,6 +128,8 @@ def resolve(source: Any) -> Path | bytes:
         size = path.stat().st_size
     except OSError as error:
         raise MediaError(name, f"the file cannot be opened ({error.strerror})", "Check the path") from error
+    except ValueError as error:  # a zero byte
+        raise MediaError(name, f"the path is no path ({error})", "Check the path") from error
     if not path.is_file():
         raise MediaError(name, "it is not a file", "Give the path of one file")
     if size == 0:
@@ -116,24 +144,6 @@ def local_path(source: str | os.PathLike) -> str:
         path = path[len("file://") :]
         path = path if os.path.exists(path) else unquote(path)
     return path
-
-
-def _download(url: str) -> bytes:
-    content = BytesIO()
-    try:
-        with requests.get(url, stream=True, timeout=URL_TIMEOUT) as response:
-            response.raise_for_status()
-            for chunk in response.iter_content(1 << 20):
-                content.write(chunk)
-                if content.tell() > URL_MAX_BYTES:
-                    raise MediaError(
-                        url, f"the download passes {URL_MAX_BYTES} bytes", "Download it once to a local file"
-                    )
-    except requests.RequestException as error:
-        raise MediaError(url, f"the download failed ({error})", "Check the URL, or use a local file") from error
-    if content.tell() == 0:
-        raise MediaError(url, "the download is empty", _REPLACE)
-    return content.getvalue()
 
 
 def _flatten(image: Image.Image) -> Image.Image:
@@ -159,26 +169,27 @@ def _image_array(source: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     return array.contiguous().numpy()
 
 
-def array_frames(source: np.ndarray | torch.Tensor, indices: list[int], name: str) -> Iterator[torch.Tensor]:
+def array_frames(source: np.ndarray | torch.Tensor, indices: list[int], budget: Budget) -> Iterator[torch.Tensor]:
     """Frames (3,H,W) uint8 of an array (F,H,W,3) or (F,3,H,W), in the order of indices. Raises: MediaError."""
-    shape = tuple(source.shape)
+    name, shape = budget.name, tuple(source.shape)
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or not all(shape):
         reason = f"its shape is {shape}, and (F,H,W,3) or (F,3,H,W) is wanted"
         raise MediaError(name, reason, "Change the array's layout")
+    budget.check_pixels(*(shape[1:3] if shape[3] == 3 else shape[2:]))
     frames = as_uint8(source[indices], name)
     frames = frames.permute(0, 3, 1, 2) if shape[3] == 3 else frames
     return (frame.contiguous() for frame in frames)
 
 
-def listed_frames(source: Sequence[Any], indices: list[int], name: str) -> Iterator[torch.Tensor]:
+def listed_frames(source: Sequence[Any], indices: list[int], budget: Budget) -> Iterator[torch.Tensor]:
     """Frames (3,H,W) uint8 of a list of images, read one at a time. Raises: MediaError, also for unequal sizes."""
     first_size = None
     for index in indices:
-        image = read_image(source[index])
+        image = read_image(source[index], limits=budget)
         first_size = first_size or image.size
         if image.size != first_size:
             reason = f"frame {index} has {image.size} pixels (width, height) and frame {indices[0]} has {first_size}"
-            raise MediaError(name, reason, "Give frames of one size")
+            raise MediaError(budget.name, reason, "Give frames of one size")
         yield torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 

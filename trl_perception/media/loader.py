@@ -15,6 +15,8 @@ from PIL import ExifTags, Image
 
 from .errors import MediaError, describe
 from .images import local_path, read_image
+from .limits import MediaLimits
+from .pictures import readable
 from .sampling import SizeLimits, VideoSettings
 from .video import VideoClip, read_video
 
@@ -34,6 +36,7 @@ class MediaRequest:
         factor: sides become multiples of it, patch_size * merge_size of the processor.
         size_limits: (min_pixels, max_pixels) used where settings have none.
         source_fps: frames per second of a list of frames or an array.
+        limits: what reading it may cost.
     Raises: ValueError for another kind, or an image with resized_height.
     """
 
@@ -43,6 +46,7 @@ class MediaRequest:
     factor: int = 28
     size_limits: SizeLimits | None = None
     source_fps: float = 2.0
+    limits: MediaLimits = field(default_factory=MediaLimits)
 
     def __post_init__(self):
         if self.kind not in ("image", "video"):
@@ -56,8 +60,8 @@ class MediaRequest:
 
         Raises: MediaError where the source cannot be read well enough to be told apart.
         """
-        limits = None if self.size_limits is None else tuple(self.size_limits)
-        return self.kind, fingerprint(self.source), self.settings, self.factor, limits, self.source_fps
+        sizes = None if self.size_limits is None else tuple(self.size_limits)
+        return self.kind, fingerprint(self.source), self.settings, self.factor, sizes, self.source_fps, self.limits
 
     def read(self) -> Medium:
         """The decoded medium. Raises: MediaError."""
@@ -68,12 +72,13 @@ class MediaRequest:
                 factor=self.factor,
                 size_limits=self.size_limits,
                 source_fps=self.source_fps,
+                limits=self.limits,
             )
         low, high = self.size_limits or (None, None)
         given = self.settings
         low = given.min_pixels if given.min_pixels is not None else low
         high = given.max_pixels if given.max_pixels is not None else high
-        return read_image(self.source, factor=self.factor, min_pixels=low, max_pixels=high)
+        return read_image(self.source, factor=self.factor, min_pixels=low, max_pixels=high, limits=self.limits)
 
 
 class MediaLoader:
@@ -171,18 +176,14 @@ def fingerprint(source: Any) -> Hashable:
         path = os.path.abspath(local_path(source))
         try:
             status = os.stat(path)
-        except OSError:
+        except (OSError, ValueError):  # reading it will say why
             return "path", path, None, None
         return "path", path, status.st_mtime_ns, status.st_size
     if isinstance(source, Image.Image):
-        try:
+        with readable(describe(source)):
             plain = source.convert("RGBA") if source.mode == "P" or source.has_transparency_data else source
             turn = source.getexif().get(ExifTags.Base.Orientation)
             return "image", source.mode, source.size, turn, hashlib.sha1(plain.tobytes()).hexdigest()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise MediaError(
-                describe(source), f"its pixels cannot be read ({error})", "Check the image file"
-            ) from error
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
         source = source.float().numpy() if source.dtype == torch.bfloat16 else source.numpy()

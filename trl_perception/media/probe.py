@@ -2,22 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 
+from .container import REPLACE, declared_duration, opened
 from .errors import MediaError, describe
 from .images import resolve
+from .limits import Budget, MediaLimits
+from .pictures import opened_picture
 from .sampling import SizeLimits, VideoSettings, frame_size, sample_indices
-from .video import VideoClip, declared_duration, opened
+from .video import VideoClip
 
 FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-VL
 QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
 """(least, most) pixels of an image or a frame in the published processors of Qwen2-VL and Qwen2.5-VL."""
-
-_REPLACE = "Re-encode or replace the file, or drop this sample"
 
 
 @dataclass(frozen=True)
@@ -36,30 +35,31 @@ class MediaFacts:
         return self.frames / self.fps if self.kind == "video" else 0.0
 
 
-def probe(kind: str, source: Any) -> MediaFacts:
+def probe(kind: str, source: Any, limits: MediaLimits | None = None) -> MediaFacts:
     """Facts from the header of a video or an image: nothing is decoded, so a damaged body goes unseen.
 
     A video whose header gives no length has its packets counted.
 
-    Args: source: path, URL or bytes. Raises: MediaError where the header cannot be read or holds no picture.
+    Args: source: path, URL or bytes; limits: what the medium may cost, None means MediaLimits().
+    Raises: MediaError where the header cannot be read, holds no picture or is past a limit.
     """
-    name, medium = describe(source), resolve(source)
+    name = describe(source)
+    budget = Budget(name, limits)
+    medium = resolve(source, budget)
     if kind == "image":
-        try:
-            with Image.open(BytesIO(medium) if isinstance(medium, bytes) else medium) as image:
-                return MediaFacts("image", image.height, image.width)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise MediaError(name, f"it cannot be read as an image ({error})", _REPLACE) from error
-    with opened(medium, name) as (container, stream):
+        with opened_picture(medium, name) as image:
+            budget.check_pixels(image.height, image.width)
+            return MediaFacts("image", image.height, image.width)
+    with opened(medium, budget) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         if fps <= 0:
-            raise MediaError(name, "its header has no frame rate", _REPLACE)
+            raise MediaError(name, "its header has no frame rate", REPLACE)
         seconds = declared_duration(container, stream)
         frames = stream.frames or (seconds and round(seconds * fps))
         if not frames:
             frames = sum(1 for packet in container.demux(stream) if packet.size)
         if not frames or not stream.width or not stream.height:
-            raise MediaError(name, f"{frames} frames of {stream.width}x{stream.height} pixels", _REPLACE)
+            raise MediaError(name, f"{frames} frames of {stream.width}x{stream.height} pixels", REPLACE)
         return MediaFacts("video", stream.height, stream.width, int(frames), fps)
 
 

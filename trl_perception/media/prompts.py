@@ -9,6 +9,7 @@ from transformers import ProcessorMixin
 from trl import is_conversational
 
 from .errors import MediaError
+from .limits import MediaLimits
 from .loader import MediaLoader, MediaRequest
 from .messages import MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
 from .sampling import VideoSettings
@@ -59,6 +60,7 @@ class PromptPreparer:
         loader: decodes and caches media.
         video_settings: frame sampling and sizes; a message block overrides them key by key.
         image_min_pixels, image_max_pixels: size limits of images; None leaves sizes to the processor.
+        media_limits: what reading one medium may cost; None means MediaLimits().
         max_prompt_length: longest prompt in tokens, visual tokens included; None for no limit.
         chat_template_kwargs: passed to the chat template.
     """
@@ -71,6 +73,7 @@ class PromptPreparer:
         video_settings: VideoSettings | None = None,
         image_min_pixels: int | None = None,
         image_max_pixels: int | None = None,
+        media_limits: MediaLimits | None = None,
         max_prompt_length: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
@@ -78,6 +81,7 @@ class PromptPreparer:
         self.loader = loader or MediaLoader()
         self.video_settings = video_settings or VideoSettings()
         self.image_limits = (image_min_pixels, image_max_pixels)
+        self.media_limits = media_limits or MediaLimits()
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.placeholder_ids = placeholder_ids(processor)
@@ -135,12 +139,12 @@ class PromptPreparer:
             limits = (size["shortest_edge"], size["longest_edge"])
             settings = self.video_settings.override(block)
             rates = {"source_fps": block["sample_fps"]} if "sample_fps" in block else {}
-            return MediaRequest("video", block["video"], settings, factor, limits, **rates)
+            return MediaRequest("video", block["video"], settings, factor, limits, limits=self.media_limits, **rates)
         minimum, maximum = self.image_limits
         settings = VideoSettings(
             min_pixels=block.get("min_pixels", minimum), max_pixels=block.get("max_pixels", maximum)
         )
-        return MediaRequest("image", block["image"], settings, factor, None)
+        return MediaRequest("image", block["image"], settings, factor, limits=self.media_limits)
 
     def _prepare(self, row, sample, messages, requests, media) -> PreparedPrompt:
         for medium in media:

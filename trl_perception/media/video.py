@@ -2,9 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 from transformers.video_utils import VideoMetadata
 
+from .container import REPLACE, Charged, declared_duration, opened
 from .errors import MediaError, describe
 from .images import array_frames, as_uint8, listed_frames, resolve
+from .limits import Budget, MediaLimits
 from .sampling import VideoSettings, average_fps, frame_size, nearest_frames, sample_indices, thin_indices
 
 MIN_DECODED_SHARE = 0.9  # of the declared frames or duration; a file with less is truncated
@@ -27,8 +27,6 @@ DECODER_BATCH = 16  # full-size frames asked of a decoder object at once
 # Containers and codecs where one packet is one shown frame and carries its presentation time.
 PACKET_TIMED_FORMATS = ("mov", "matroska")
 PACKET_TIMED_CODECS = ("h264", "hevc", "av1", "vp9")
-
-_REPLACE = "Re-encode or replace the file, or drop this sample"
 
 Fit = Callable[[Tensor], Tensor]
 
@@ -78,6 +76,7 @@ def read_video(
     factor: int = 28,
     size_limits: tuple[int | None, int | None] | None = None,
     source_fps: float = 2.0,
+    limits: MediaLimits | None = None,
 ) -> VideoClip:
     """Decode the frames that settings ask for, resized with antialiased bicubic interpolation.
 
@@ -91,79 +90,90 @@ def read_video(
         factor: frame sides become multiples of it, patch_size * merge_size of the processor.
         size_limits: the processor's (min_pixels, max_pixels) of one frame, used where settings have none.
         source_fps: frames per second at which a list or array was sampled; files know their own.
-    Raises: MediaError for whatever cannot be read whole: missing, truncated, damaged, without video, out of range.
+        limits: what reading it may cost, None means MediaLimits().
+    Raises: MediaError for whatever cannot be read whole: missing, truncated, damaged, without video, out of range, or
+        past a limit.
     Source: qwen_vl_utils.vision_process.fetch_video. Differs: uint8 out; times come from presentation timestamps;
         rotation metadata is applied; nothing stands in for a clip that fails.
     """
     settings = settings or VideoSettings()
     name = describe(source)
+    budget = Budget(name, limits)
     if not source_fps > 0:
         raise ValueError(f"source_fps is {source_fps}; set it to the frames per second of {name}")
 
     def fitter(nframes: int) -> Fit:
         size: list[int] = []
-        limits = {"factor": factor, "size_limits": size_limits, "source": name}
+        bounds = {"factor": factor, "size_limits": size_limits, "source": name}
 
         def fit(frame: Tensor) -> Tensor:  # one size for the clip, fixed by its first frame
             if not size:
-                size.extend(frame_size(*frame.shape[-2:], nframes, settings, **limits))
+                size.extend(frame_size(*frame.shape[-2:], nframes, settings, **bounds))
             return functional.resize(frame, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
 
         return fit
 
     if hasattr(source, "get_frames_at"):
-        return _from_decoder(source, settings, fitter, name)
+        return _from_decoder(source, settings, fitter, budget)
     if isinstance(source, np.ndarray | Tensor) and source.ndim:
-        return _from_frames(source, array_frames, settings, fitter, source_fps, name)
+        return _from_frames(source, array_frames, settings, fitter, source_fps, budget)
     if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray | memoryview):
-        return _from_frames(source, listed_frames, settings, fitter, source_fps, name)
-    return _from_file(resolve(source), settings, fitter, name)
+        return _from_frames(source, listed_frames, settings, fitter, source_fps, budget)
+    return _from_file(resolve(source, budget), settings, fitter, budget)
 
 
-def frames_at(source: Any, times: Sequence[float], *, longest_side: int) -> list[Tensor]:
+def frames_at(
+    source: Any, times: Sequence[float], *, longest_side: int, limits: MediaLimits | None = None
+) -> list[Tensor]:
     """The frames of a file that are shown nearest to some times, to look at: (3,h,w) uint8 RGB, one a time.
 
     Args:
         source: path, file:// or http(s) URL, bytes, or {"path", "bytes"}.
         times: seconds from the file's first frame, in any order.
         longest_side: pixels; larger frames are made smaller.
+        limits: what reading it may cost, None means MediaLimits().
     Raises: MediaError as [`read_video`].
     """
-    medium, name = resolve(source), describe(source)
+    budget = Budget(describe(source), limits)
+    medium = resolve(source, budget)
 
     def fit(frame: Tensor) -> Tensor:
         scale = min(1.0, longest_side / max(frame.shape[-2:]))
         return functional.resize(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], antialias=True)
 
-    for timeline in (_packet_timeline(medium, name), None):
-        timeline = timeline or _decoded_timeline(medium, name)
+    for timeline in (_packet_timeline(medium, budget), None):
+        timeline = timeline or _decoded_timeline(medium, budget)
         chosen = nearest_frames(timeline.times, np.asarray(times, np.float64))
-        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fit, name) if chosen else {}
+        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fit, budget) if chosen else {}
         if all(number in found for number in chosen):
             return [found[number] for number in chosen]
-    raise MediaError(name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", _REPLACE)
+    raise MediaError(budget.name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", REPLACE)
 
 
-def _from_frames(source, frames_at, settings, fitter, fps, name) -> VideoClip:
-    indices, count = thin_indices(settings, len(source), fps, name)
+def _from_frames(source, frames_at, settings, fitter, fps, budget: Budget) -> VideoClip:
+    budget.check_frames(len(source), "given")
+    indices, count = thin_indices(settings, len(source), fps, budget.name)
     fit = fitter(len(indices))
-    kept = [fit(frame) for frame in frames_at(source, indices, name)]
+    kept = [fit(frame) for frame in frames_at(source, indices, budget)]
     return _clip(kept, np.asarray(indices) / fps, fps, indices, count)
 
 
-def _from_decoder(source, settings, fitter, name) -> VideoClip:
-    total, fps = source.metadata.num_frames, source.metadata.average_fps
+def _from_decoder(source, settings, fitter, budget: Budget) -> VideoClip:
+    name, total, fps = budget.name, source.metadata.num_frames, source.metadata.average_fps
     if not total or not fps:
-        raise MediaError(name, f"the decoder declares {total} frames at {fps} frames per second", _REPLACE)
+        raise MediaError(name, f"the decoder declares {total} frames at {fps} frames per second", REPLACE)
+    budget.check_frames(total, "declared by the decoder")
     indices, count = sample_indices(settings, total, fps, name)
     fit, kept, times = fitter(len(indices)), [], []
     start = getattr(source.metadata, "begin_stream_seconds", None) or 0.0
     for low in range(0, len(indices), DECODER_BATCH):
+        budget.check_time()
         part = indices[low : low + DECODER_BATCH]
         try:
             batch = source.get_frames_at(indices=part)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise MediaError(name, f"the decoder failed ({error})", _REPLACE) from error
+            raise MediaError(name, f"the decoder failed ({error})", REPLACE) from error
+        budget.check_pixels(*batch.data.shape[-2:])
         shown = getattr(batch, "pts_seconds", None)
         times.extend(np.asarray(part) / fps if shown is None else np.asarray(shown) - start)
         kept.extend(fit(frame.contiguous()) for frame in as_uint8(batch.data, name))
@@ -185,43 +195,27 @@ class _Timeline:
     keyframes: list[int] | None = None
 
 
-def _from_file(medium: Path | bytes, settings: VideoSettings, fitter: Callable[[int], Fit], name: str) -> VideoClip:
-    timeline = _packet_timeline(medium, name)
+def _from_file(
+    medium: Path | bytes, settings: VideoSettings, fitter: Callable[[int], Fit], budget: Budget
+) -> VideoClip:
+    timeline = _packet_timeline(medium, budget)
     while True:
-        timeline = timeline or _decoded_timeline(medium, name)
-        indices, count = sample_indices(settings, len(timeline.times), timeline.fps, name)
+        timeline = timeline or _decoded_timeline(medium, budget)
+        indices, count = sample_indices(settings, len(timeline.times), timeline.fps, budget.name)
         chosen = nearest_frames(timeline.times, np.asarray(indices) / timeline.fps)
-        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fitter(len(indices)), name)
+        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fitter(len(indices)), budget)
         if all(number in found for number in chosen):
             return _clip([found[number] for number in chosen], timeline.times[chosen], timeline.fps, indices, count)
         if timeline.pts is None:
-            raise MediaError(name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", _REPLACE)
+            raise MediaError(
+                budget.name, f"only {len(found)} of {len(set(chosen))} chosen frames decode whole", REPLACE
+            )
         timeline = None  # the packets promised frames that are never shown: count what decodes instead
 
 
-@contextmanager
-def opened(medium: Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
-    try:
-        file = BytesIO(medium) if isinstance(medium, bytes) else str(medium)
-        with av.open(file, metadata_errors="ignore") as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                kinds = sorted({stream.type for stream in container.streams}) or ["no"]
-                raise MediaError(name, f"it has {' and '.join(kinds)} streams, and a video stream is wanted", _REPLACE)
-            if streams[0].codec_context is None:
-                raise MediaError(name, "this FFmpeg has no decoder for its video stream", _REPLACE)
-            streams[0].thread_type = "AUTO"
-            yield container, streams[0]
-    except (av.error.FFmpegError, OSError) as error:
-        reason = f"decoding failed, it is truncated, damaged or not a video ({error})"
-        raise MediaError(name, reason, _REPLACE) from error
-
-
-def _packet_timeline(medium: Path | bytes, name: str) -> _Timeline | None:
+def _packet_timeline(medium: Path | bytes, budget: Budget) -> _Timeline | None:
     """The timeline read from packets, without decoding; None where packets do not tell."""
-    with opened(medium, name) as (container, stream):
+    with opened(medium, budget) as (container, stream):
         timed = container.format.name.split(",")[0] in PACKET_TIMED_FORMATS
         if not timed or stream.codec_context.name not in PACKET_TIMED_CODECS:
             return None
@@ -236,25 +230,25 @@ def _packet_timeline(medium: Path | bytes, name: str) -> _Timeline | None:
         pts = [packet[0] for packet in shown]
         if not pts or any(earlier == later for earlier, later in pairwise(pts)):
             return None
-        _refuse_truncated(container, stream, len(packets), pts, shown[-1][3], name)
+        _refuse_truncated(container, stream, len(packets), pts, shown[-1][3], budget.name)
         keyframes = sorted({0, *(number for number, packet in enumerate(shown) if packet[1])})
         return _timeline(stream, pts, shown[-1][3], pts, keyframes)
 
 
-def _decoded_timeline(medium: Path | bytes, name: str) -> _Timeline:
+def _decoded_timeline(medium: Path | bytes, budget: Budget) -> _Timeline:
     """The timeline of the frames that decode, one full pass that converts none of them."""
-    with opened(medium, name) as (container, stream):
+    with opened(medium, budget) as (container, stream):
         shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
         pts = [frame[0] for frame in shown]
         if not pts:
-            raise MediaError(name, "no video frame decodes, and at least one is wanted", _REPLACE)
+            raise MediaError(budget.name, "no video frame decodes, and at least one is wanted", REPLACE)
         timed = None not in pts and all(earlier < later for earlier, later in pairwise(pts))
-        _refuse_truncated(container, stream, len(pts), pts if timed else None, shown[-1][1], name)
+        _refuse_truncated(container, stream, len(pts), pts if timed else None, shown[-1][1], budget.name)
         if timed:
             return _timeline(stream, pts, shown[-1][1])
         fps = float(stream.guessed_rate or stream.average_rate or 0)
         if fps <= 0:
-            raise MediaError(name, "it has neither timestamps nor a frame rate", _REPLACE)
+            raise MediaError(budget.name, "it has neither timestamps nor a frame rate", REPLACE)
         return _Timeline(np.arange(len(pts)) / fps, fps)
 
 
@@ -264,7 +258,9 @@ def _timeline(stream: av.VideoStream, pts: list[int], last_duration: int, *found
     return _Timeline(times, average_fps(times, last_duration * float(stream.time_base), declared), *found_by)
 
 
-def _refuse_truncated(container, stream, found: int, pts: list[int] | None, last_duration: int, name: str) -> None:
+def _refuse_truncated(
+    container: Charged, stream, found: int, pts: list[int] | None, last_duration: int, name: str
+) -> None:
     """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
     shares = {}
     if stream.frames:
@@ -275,28 +271,23 @@ def _refuse_truncated(container, stream, found: int, pts: list[int] | None, last
         length = (pts[-1] + last_duration - origin) * float(stream.time_base)
         shares[f"{length:.2f} of {declared:.2f} declared seconds"] = length / declared
     if shares and max(shares.values()) < MIN_DECODED_SHARE:
-        raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", _REPLACE)
+        raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", REPLACE)
 
 
-def declared_duration(container, stream) -> float | None:
-    """Seconds that a file says its video lasts; None where it says nothing."""
-    if stream.duration is not None:
-        return stream.duration * float(stream.time_base)
-    tag = stream.metadata.get("DURATION", "").split(":")
-    if len(tag) == 3:
-        return int(tag[0]) * 3600 + int(tag[1]) * 60 + float(tag[2])
-    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
-
-
-def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, name: str) -> dict[int, Tensor]:
-    """Resized frames by number, as many as could be found."""
-    with opened(medium, name) as (container, stream):
+def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, budget: Budget) -> dict[int, Tensor]:
+    """Resized frames by number, as many as could be found whole."""
+    with opened(medium, budget) as (container, stream):
         if timeline.pts is not None:
             pairs = _by_timestamp(container, stream, numbers, timeline)
         else:
             wanted, decoded = set(numbers), enumerate(islice(container.decode(stream), numbers[-1] + 1))
             pairs = ((number, frame) for number, frame in decoded if number in wanted)
-        return {number: fit(_upright(frame, name)) for number, frame in pairs}
+        found = {}
+        for number, frame in pairs:
+            if container.damaged:
+                break
+            found[number] = fit(_upright(frame, budget.name))
+        return found
 
 
 def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -308,7 +299,7 @@ def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) ->
             container.seek(timeline.pts[keyframe], stream=stream, backward=True)
             frames = container.decode(stream)
         frame = next((frame for frame in frames if frame.pts is None or frame.pts >= timeline.pts[number]), None)
-        if frame is None or frame.pts != timeline.pts[number] or frame.is_corrupt:
+        if frame is None or frame.pts != timeline.pts[number]:
             return
         yield number, frame
         position = number
@@ -316,8 +307,6 @@ def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) ->
 
 def _upright(frame: av.VideoFrame, name: str) -> Tensor:
     """(3,h,w) uint8 RGB, turned as the file's display matrix says."""
-    if frame.is_corrupt:
-        raise MediaError(name, f"the frame at {frame.time} s is damaged", _REPLACE)
     if frame.rotation % 90:
         raise MediaError(name, f"it is rotated by {frame.rotation} degrees", "Re-encode it upright")
     turned = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)

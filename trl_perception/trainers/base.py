@@ -140,6 +140,7 @@ class GRPOVideoTrainer(Telling):
                 video_settings=args.video_settings,
                 image_min_pixels=args.image_min_pixels,
                 image_max_pixels=args.image_max_pixels,
+                media_limits=args.media_limits,
                 max_prompt_length=args.max_prompt_length,
                 chat_template_kwargs=self.chat_template_kwargs,
             )

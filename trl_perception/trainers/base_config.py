@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from ..media.sampling import VideoSettings
+from ..media import MediaLimits, VideoSettings
 
 
 @dataclass
@@ -34,6 +34,12 @@ class GRPOVideoConfig(GRPOConfig):
             Threads that decode media. `None` takes one a core, at most 8.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
             Memory for decoded media that may be seen again, in MiB per process.
+        media_max_pixels (`int`, *optional*, defaults to `134217728`):
+            Most pixels (height * width) of an image or a frame as it is stored. A larger one counts as bad media.
+        media_max_frames (`int`, *optional*, defaults to `1000000`):
+            Most frames of a clip, declared in its header or met while it is read. A longer one counts as bad media.
+        media_timeout (`float`, *optional*, defaults to `600.0`):
+            Most seconds that reading one medium may take, its download included. A slower one counts as bad media.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Whether the vision encoder keeps its weights.
         freeze_merger (`bool`, *optional*, defaults to `False`):
@@ -97,6 +103,18 @@ class GRPOVideoConfig(GRPOConfig):
     )
     media_cache_mb: int = field(
         default=1024, metadata={"help": "Memory for decoded media that may be seen again, in MiB per process."}
+    )
+    media_max_pixels: int = field(
+        default=MediaLimits.max_pixels,
+        metadata={"help": "Most pixels of an image or a frame as it is stored. A larger one follows on_bad_media."},
+    )
+    media_max_frames: int = field(
+        default=MediaLimits.max_frames,
+        metadata={"help": "Most frames of a clip, declared or met. A longer one follows on_bad_media."},
+    )
+    media_timeout: float = field(
+        default=MediaLimits.timeout,
+        metadata={"help": "Most seconds for one medium, download included. A slower one follows on_bad_media."},
     )
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
     freeze_merger: bool = field(
@@ -168,6 +186,7 @@ class GRPOVideoConfig(GRPOConfig):
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
+        _ = self.media_limits  # refuses what is out of its bounds
         if self.video_min_frames > self.video_max_frames:
             raise ValueError(
                 f"video_min_frames ({self.video_min_frames}) is larger than video_max_frames "
@@ -198,3 +217,8 @@ class GRPOVideoConfig(GRPOConfig):
             max_pixels=self.video_max_pixels,
             total_pixels=self.video_total_pixels,
         )
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """What one medium may cost, as the decoder takes it."""
+        return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)

@@ -51,15 +51,15 @@ class MediaChecker:
             return MediaReport(reason=MISSING, detail=f"{medium} does not exist")
         if self.options.check == "exists" and not is_path and isinstance(medium, str):
             return MediaReport()  # a URL: only decoding fetches it
-        settings, limits = self.options.video, self.options.image_limits
+        settings, sizes, limits = self.options.video, self.options.image_limits, self.options.media_limits
         try:
             if self.options.check == "decode" and kind == "video":
-                clip = MediaRequest("video", medium, settings, FACTOR, QWEN_PIXELS).read()
+                clip = MediaRequest("video", medium, settings, FACTOR, QWEN_PIXELS, limits=limits).read()
                 return MediaReport(clip.total_frames / clip.fps, clip_tokens(clip, FACTOR))
             if self.options.check == "decode":
-                MediaRequest("image", medium).read()
-            facts = probe(kind, medium)
-            return MediaReport(facts.seconds, visual_tokens(facts, settings, image_limits=limits, factor=FACTOR))
+                MediaRequest("image", medium, limits=limits).read()
+            facts = probe(kind, medium, limits)
+            return MediaReport(facts.seconds, visual_tokens(facts, settings, image_limits=sizes, factor=FACTOR))
         except MediaError as error:
             return MediaReport(reason=UNREADABLE, detail=str(error))
 

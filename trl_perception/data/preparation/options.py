@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...media import VideoSettings
+from ...media import MediaLimits, VideoSettings
 from ...media.probe import QWEN_PIXELS
 from ..adapters.rows import KNOWN_TYPES
 from ..templates import get_template
@@ -31,6 +31,7 @@ class PrepareOptions:
         min_pass_rate, max_pass_rate: bounds of the rates that are kept, both included.
         template: prompt template that is written into the prompts.
         video, image_limits: sampling and sizes, for "decode" and for the estimate of visual tokens.
+        media_limits: what one medium may cost to read.
         relative_media: write every path relative to the output folder, so that it can be moved with the media.
         shard_size: records that are worked on between two points from which an interrupted run goes on.
     """
@@ -48,6 +49,7 @@ class PrepareOptions:
     template: str = "none"
     video: VideoSettings = field(default_factory=VideoSettings)
     image_limits: tuple[int, int] = QWEN_PIXELS
+    media_limits: MediaLimits = field(default_factory=MediaLimits)
     relative_media: bool = False
     shard_size: int = 2000
 

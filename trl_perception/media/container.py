@@ -1,0 +1,128 @@
+"""Containers opened with PyAV, every packet and frame of which is charged to a budget."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import av
+
+from .errors import MediaError
+from .limits import Budget
+from .sniff import begins_like
+
+# Formats that name other files, devices or servers, or that draw text as pictures: no file may stand for another.
+NAMES_OTHERS = (
+    "concat",
+    "dash",
+    "hls",
+    "imf",
+    "image2",
+    "image2pipe",
+    "rtp",
+    "rtsp",
+    "sap",
+    "sdp",
+    "webm_dash_manifest",
+)
+DEVICES = ("alsa", "fbdev", "kmsgrab", "lavfi", "video4linux2", "v4l2", "x11grab")
+TEXT_ART = ("adf", "bin", "idf", "tty", "xbin")
+REFUSED_FORMATS = frozenset((*NAMES_OTHERS, *DEVICES, *TEXT_ART))
+PADDING = 1 << 20  # pixels that decoders may add to a frame; their own bound, before they allocate, is the looser one
+CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+
+REPLACE = "Re-encode or replace the file, or drop this sample"
+
+
+class Charged:
+    """A container whose packets and frames count against a budget, with the part of PyAV's container that is used here.
+
+    Attributes: damaged: whether the frame last decoded, or one that it may have been predicted from, is marked as damaged.
+    """
+
+    def __init__(self, container: av.container.InputContainer, budget: Budget):
+        self.format, self.streams, self.duration = container.format, container.streams, container.duration
+        self.seek = container.seek
+        self.damaged = False
+        self._container, self._budget = container, budget
+
+    def demux(self, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """Packets of one stream. Raises: MediaError past a limit."""
+        count, flushed = 0, False
+        try:
+            for packet in self._container.demux(stream):
+                count, flushed = count + bool(packet.size), not packet.size
+                self._budget.check_time()
+                self._budget.check_frames(count)
+                yield packet
+        except IndexError:  # PyAV flushes streams in order and trips over one that appeared midway: ours came before it
+            if not flushed:
+                raise
+
+    def decode(self, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+        """Frames of one stream, from the container's position. Raises: MediaError past a limit."""
+        count, self.damaged = 0, False
+        for packet in self.demux(stream):
+            for frame in packet.decode():
+                count += 1
+                self._budget.check_time()
+                self._budget.check_frames(count)
+                self._budget.check_pixels(frame.height, frame.width)
+                self.damaged = frame.is_corrupt or (self.damaged and not frame.key_frame)
+                yield frame
+
+
+@contextmanager
+def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.VideoStream]]:
+    """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
+    budget.check_time()
+    bound = {"max_pixels": str(2 * budget.limits.max_pixels + PADDING)}
+    try:
+        # An absolute path, so that no name of a file is taken for a protocol.
+        file = BytesIO(medium) if isinstance(medium, bytes) else str(medium.absolute())
+        left = budget.seconds_left
+        with av.open(
+            file, metadata_errors="ignore", options=bound | {"format_whitelist": _formats()}, timeout=(left, left)
+        ) as container:
+            cover = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+            if not streams:
+                kinds = sorted({stream.type for stream in container.streams}) or ["no"]
+                reason = f"it has {' and '.join(kinds)} streams, and a video stream is wanted"
+                raise MediaError(budget.name, reason, REPLACE)
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise MediaError(budget.name, "this FFmpeg has no decoder for its video stream", REPLACE)
+            budget.check_pixels(stream.height or 0, stream.width or 0)
+            budget.check_frames(stream.frames, "declared in its header")
+            stream.thread_type = "AUTO"
+            stream.codec_context.options = bound
+            yield Charged(container, budget), stream
+    except (av.error.FFmpegError, OSError) as error:
+        budget.check_time()
+        kind = "truncated, damaged or not a video"
+        if isinstance(error, av.error.ArgumentError):  # what decoders answer to a size beyond their bound
+            kind = f"truncated, damaged, not a video or far above media_max_pixels {budget.limits.max_pixels}"
+        why = f"{error.strerror or error}{begins_like(medium)}"
+        reason = f"decoding failed, it is {kind} ({why})"
+        raise MediaError(budget.name, reason, REPLACE) from error
+
+
+def declared_duration(container: Charged, stream: av.VideoStream) -> float | None:
+    """Seconds that a file says its video lasts; None where it says nothing."""
+    if stream.duration is not None:
+        return stream.duration * float(stream.time_base)
+    tag = CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = tag.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
+
+
+@cache
+def _formats() -> str:
+    """Names of the formats that may be opened, as FFmpeg's option takes them."""
+    names = {name for names in av.formats_available for name in names.split(",")}
+    return ",".join(sorted(names - REFUSED_FORMATS))

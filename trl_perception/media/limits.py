@@ -1,0 +1,64 @@
+"""How much one medium may cost: pixels, frames, seconds. A hostile file meets these before it meets the host's memory."""
+
+import time
+from dataclasses import dataclass
+
+from .errors import MediaError
+
+_OR_DROP = ", or drop this sample"
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What one medium may cost to read; a medium that costs more is refused. Each is a setting of the trainers' configs.
+
+    Args:
+        max_pixels: most pixels (height * width) of an image or a frame as it is stored, before any resizing.
+        max_frames: most frames of a clip, declared in its header or met while it is read.
+        timeout: most seconds for one medium, its download included.
+    Raises: ValueError for a limit that is not above 0.
+    """
+
+    max_pixels: int = 1 << 27  # 16384 * 8192; 8K video has a quarter of that
+    max_frames: int = 1_000_000  # nine hours at 30 frames per second
+    timeout: float = 600.0
+
+    def __post_init__(self):
+        for name in ("max_pixels", "max_frames", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"media_{name} is {getattr(self, name)}; set media_{name} above 0")
+
+
+class Budget:
+    """What one medium may still spend. Readers ask before they spend, and its clock runs from the start.
+
+    Args: name: the medium, for errors; limits: None means MediaLimits().
+    """
+
+    def __init__(self, name: str, limits: MediaLimits | None = None):
+        self.name = name
+        self.limits = limits or MediaLimits()
+        self._end = time.monotonic() + self.limits.timeout
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the timeout, below 0 after it."""
+        return self._end - time.monotonic()
+
+    def check_time(self) -> None:
+        """Raises: MediaError after the timeout."""
+        if self.seconds_left <= 0:
+            reason = f"reading it takes longer than media_timeout {self.limits.timeout:g} s"
+            raise MediaError(self.name, reason, "Raise media_timeout" + _OR_DROP)
+
+    def check_pixels(self, height: int, width: int) -> None:
+        """Raises: MediaError for a picture of more than max_pixels."""
+        if height * width > self.limits.max_pixels:
+            reason = f"{height}x{width} pixels are more than media_max_pixels {self.limits.max_pixels}"
+            raise MediaError(self.name, reason, "Raise media_max_pixels" + _OR_DROP)
+
+    def check_frames(self, count: int, found: str = "found so far") -> None:
+        """Raises: MediaError for a clip of more than max_frames."""
+        if count > self.limits.max_frames:
+            reason = f"{count} frames ({found}) are more than media_max_frames {self.limits.max_frames}"
+            raise MediaError(self.name, reason, "Raise media_max_frames, cut the clip" + _OR_DROP)

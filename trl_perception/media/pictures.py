@@ -1,0 +1,60 @@
+"""Picture files opened with Pillow, whose many kinds of failure become one."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from .errors import MediaError
+from .sniff import begins_like
+
+# Read by running Ghostscript; by the operating system; floats without a scale.
+REFUSED_FORMATS = frozenset(["EPS", "WMF", "SPIDER"])
+
+# What Pillow's decoders raise for damaged files; of the format's own readers, the plain errors of Python's parsers too.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@contextmanager
+def readable(name: str, medium: Path | bytes = b"") -> Iterator[None]:
+    """Pillow's errors within become MediaError. Args: medium: the file, for what the error says it looks like."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        reason = f"it cannot be read as an image (no format that is known{begins_like(medium)})"
+        raise MediaError(name, reason, "Check the file, or drop this sample") from error
+    except DAMAGE as error:
+        reason = f"it cannot be read as an image ({error}{begins_like(medium)})"
+        raise MediaError(name, reason, "Check the file, or drop this sample") from error
+
+
+@contextmanager
+def opened_picture(medium: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """The picture with its header read, its pixels not yet. Raises: MediaError."""
+    with readable(name, medium):
+        image = Image.open(BytesIO(medium) if isinstance(medium, bytes) else medium, formats=_formats())
+    with image:
+        yield image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in REFUSED_FORMATS)
