@@ -287,6 +287,7 @@ def test_flex_attention_takes_the_rule_as_a_block_mask():
         def __init__(self, ids):
             self.input_ids = ids
 
+    torch._dynamo.reset()  # sizes that were compiled before would be taken for dynamic ones
     texts = [Prompt([11, 12, 13, 14, 15, 16, 17]), Prompt([21, 22, 23])]
     inputs, _ = batch(texts, [4, 3])
     model = fused(qwen3()).eval()
