@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.performance_table import as_markdown
+from benchmarks.performance_table import TARGETS, as_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -14,6 +14,12 @@ def test_the_table_is_the_files():
 
 def test_every_target_is_met_or_explained():
     result = json.loads((DOCS / "performance.json").read_text())
+    missed = {name for name, target in TARGETS.items() if result["methods"][name]["over_grpo"] > target}
+    assert missed <= {"ktr"}  # of which the page gives the reason
+    assert ("misses its target" in (DOCS / "performance.md").read_text()) == bool(missed)
+    assert result["attention rows"]["speedup"] >= 20
+    assert result["attention rows"]["memory"] <= 1 / 50
+    assert result["short prompts"]["speedup"] >= 1
     for case in result["shared"]:
         if case["P"] >= 1000 and case["G"] == 8:
             assert case["update"]["speedup"] >= case["update"]["token_ratio"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from trl_perception.signals.packed_attention import follow_packings, mask_of, split_attention, visible
+from trl_perception.signals.packed_attention import follow_packings, mask_of, run_and_segment, split_attention
 from trl_perception.signals.packing import PackedMask, pack
 
 
@@ -37,7 +37,7 @@ def states(length):
 
 def written_out(packing, query, key, value, scaling):
     """One softmax a head and a query over the keys that the rule allows: (1,L,H,d)."""
-    run, segment = visible(packing)
+    run, segment = run_and_segment(packing)
     rows = []
     for at in range(packing.length):
         keys = [
@@ -83,7 +83,7 @@ def test_two_calls_a_run_are_the_attention_under_the_mask(name, backend):
 @pytest.mark.parametrize("name", layouts())
 def test_the_block_mask_says_the_same(name):
     packing = layouts()[name]
-    run, segment = visible(packing)
+    run, segment = run_and_segment(packing)
     block = mask_of(packing, "flex_attention")
     zero = torch.zeros((), dtype=torch.long)
     for query in range(packing.length):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_perception.signals.packed_attention import visible
+from trl_perception.signals.packed_attention import run_and_segment
 from trl_perception.signals.packing import PackedMask, pack, packed_positions, packing_of
 
 # Prompts of 3, 3 and 2 tokens in a width of 3, completions of 2, 1 and 2 tokens in a width of 2; rows 0 and 1 share theirs.
@@ -52,7 +52,7 @@ def test_part_of_the_rows_is_found_as_well():
 
 
 def test_a_key_is_visible_if_earlier_and_in_the_prompt_or_the_own_segment():
-    run, segment = visible(packing())
+    run, segment = run_and_segment(packing())
     assert run.tolist() == [0] * 7 + [1] * 4
     assert segment.tolist() == [0, 0, 1, 1, 1, 2, 2, 0, 1, 1, 1]
 

@@ -211,3 +211,16 @@ def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplo
         make_trainer(rows["video"], group_forward="on", **eager)
     with pytest.raises(ValueError, match="'auto', 'on' or 'off'"):
         make_trainer(rows["video"], group_forward="yes")
+
+
+def test_a_prefill_that_cannot_be_shared_is_said(rows, make_trainer, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(rows["video"], generation_kwargs={"use_cache": False})
+    assert not trainer._prefills
+    lines = [record.getMessage() for record in caplog.records if "prefills its own copy" in record.getMessage()]
+    assert len(lines) == 1
+    assert "another cache" in lines[0]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        make_trainer(rows["video"], generation_kwargs={"use_cache": False}, shared_prefill=False)  # as asked for
+    assert "prefills" not in caplog.text

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .packing import PackedMask, Packing, Run, packing_of
+from .packing import PackedMask, Packing, Run
 
 FLASH = ("flash_attention_2", "flash_attention_3")
 SPLIT = ("sdpa", *FLASH)
@@ -82,7 +82,7 @@ def split_attention(
     return torch.cat(pieces, dim=1), None
 
 
-def visible(packing: Packing) -> tuple[Tensor, Tensor]:
+def run_and_segment(packing: Packing) -> tuple[Tensor, Tensor]:
     """The rule as two labels of each packed token: (L,) run, and (L,) segment, 0 in the prefix.
 
     A key is visible to a query if it is not later, of the same run, and of segment 0 or of the query's own.
@@ -109,7 +109,7 @@ def _segments(tensor: Tensor, run: Run) -> Tensor:
 
 
 def _block_mask(packing: Packing) -> BlockMask:
-    run_of, segment_of = visible(packing)
+    run_of, segment_of = run_and_segment(packing)
 
     def rule(batch, head, query, key):
         own = (segment_of[key] == 0) | (segment_of[key] == segment_of[query])
@@ -119,6 +119,3 @@ def _block_mask(packing: Packing) -> BlockMask:
     mask = create_block_mask(rule, None, None, size, size, device=packing.source.device)
     mask.packing = packing
     return mask
-
-
-__all__ = ["BACKENDS", "follow_packings", "mask_of", "packing_of", "split_attention", "visible"]

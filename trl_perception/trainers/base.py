@@ -161,16 +161,18 @@ class GRPOVideoTrainer(Telling):
             "TRL prepares these prompts (tools, an environment or a processor without grids)" if trl_prepares else None
         )
         self._forwards = Forwards(self.model, options, refusal)
-        self._prefills = (
-            options.shared_prefill
-            and not trl_prepares
-            and not (self.use_vllm or self.use_transformers_continuous_batching)
-            and why_not_prefilled(self.model, self.generation_config) is None
-        )
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)  # the tower is run outside the model's forward
-        self._reuses_features = (
-            options.reuse_vision_features and self._prepares_prompts and whole and why_not_frozen(self.model) is None
-        )
+        elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
+        self._prefills = options.shared_prefill and not elsewhere
+        if self._prefills and (reason := why_not_prefilled(self.model, self.generation_config)):
+            self._prefills = False
+            logger.warning(f"Every completion prefills its own copy of the prompt: {reason}.")
+        frozen = self._prepares_prompts and why_not_frozen(self.model) is None
+        self._reuses_features = options.reuse_vision_features and frozen
+        if self._reuses_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._reuses_features = False
+            logger.warning(
+                "The frozen vision tower is run in every forward: under FSDP and DeepSpeed it is not run outside the model."
+            )
 
     # The two hooks
 

@@ -26,11 +26,7 @@ def refill(trainer: "GRPOVideoTrainer", rollout: Rollout, output: dict[str, Any]
     Source: DAPO, arXiv:2503.14476, section 3.2. Differs: rounds are bounded; groups of the first sample that have a spread
         are all kept.
     """
-    count, accelerator = trainer.num_generations, trainer.accelerator
-
-    def over_processes(*values: float) -> Tensor:
-        return accelerator.gather(torch.tensor(values, device=accelerator.device))
-
+    count, accelerator, over_processes = trainer.num_generations, trainer.accelerator, trainer._over_processes
     refilled = rounds = 0
     lacking = without_spread(rollout, trainer.reward_weights, count)
     padding = dict.fromkeys(("prompt_ids", "completion_ids"), trainer._tokenizer.pad_token_id) | {"tool_mask": 1}
