@@ -1,6 +1,5 @@
-"""Video GRPO on TRL: the base of every method, and the only place that touches TRL's private names."""
+"""Video GRPO on TRL: the base of every method. It and its rooms (sampling, crediting, telling) touch TRL's private names."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -29,20 +28,20 @@ from ..signals import (
     AttentionTap,
     HiddenTap,
     View,
-    encode,
     paused,
     pixels_of,
-    prefill_once,
     sighted,
     why_not_frozen,
     why_not_prefilled,
 )
 from .base_config import GRPOVideoConfig
+from .crediting import Crediting
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
-from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, detached, read_group
-from .refusals import refuse_videos, require_prompts
-from .rollout import Group, Rollout, complete_groups, unprepared, whole_groups
+from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
+from .refusals import require_prompts
+from .rollout import Group, Rollout, complete_groups, whole_groups
+from .sampling import Sampling
 from .telling import Telling
 from .vision import freeze_vision
 
@@ -52,7 +51,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Telling):
+class GRPOVideoTrainer(Sampling, Crediting, Telling):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -301,165 +300,7 @@ class GRPOVideoTrainer(Telling):
         self._rollout = None
         return output
 
-    def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, dict[str, Any]]:
-        self._rollout = rollout = self._prepare_rollout(inputs)
-        with self._seeing([prompt.visual for prompt in rollout.prompts]):
-            output = super()._generate_and_score_completions(rollout.trl_rows if self._prepares_prompts else inputs)
-        self._rollout = None
-        return rollout, output
-
-    def _over_processes(self, *values: float) -> Tensor:
-        return self.accelerator.gather(torch.tensor(values, device=self.accelerator.device))
-
-    def _prepare_rollout(self, inputs: list[dict[str, Any]]) -> Rollout:
-        """Prepare each distinct prompt once; the rows of a group share the result."""
-        device = self.accelerator.device
-        if not self._prepares_prompts:
-            refuse_videos(inputs, self.processing_class)
-            return Rollout(inputs, [unprepared(row) for row in inputs], torch.zeros(len(inputs), device=device))
-        repeats = self.num_generations if self.model.training else self.num_generations_eval
-        step = repeats if len(inputs) % repeats == 0 else 1
-        prompts = [p.to(device) for p in self._prompt_preparer(inputs[::step], on_unusable=self.args.on_bad_media)]
-        if self._reuses_features:
-            with self.accelerator.autocast():
-                prompts = [
-                    replace(prompt, visual=encode(self.model, prompt.visual, keep_pixels=self.keeps_pixels))
-                    for prompt in prompts
-                ]
-        for prompt in prompts:
-            if prompt.left_out:
-                warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
-        if self.use_vllm and any(prompt.frames for prompt in prompts):
-            raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
-        prompts = [prompt for prompt in prompts for _ in range(step)]
-        left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
-        self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
-        return Rollout(inputs, prompts, left_out)
-
-    def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
-        if not self._prepares_prompts:
-            return super()._tokenize_prompts(prompts)
-        prepared = self._rollout.prompts
-        images = [prompt.images or None for prompt in prepared]  # vLLM takes these, `generate` the visual inputs
-        return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-        shares = self._prefills and len(prompt_ids) % num_generations == 0
-        with ExitStack() as stack:
-            if self._prepares_prompts or shares:
-                repeats = num_generations if shares else 1
-                stack.enter_context(prefill_once(self.model, self._visual_inputs, repeats))
-            completion_ids, logprobs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
-        for row, prompt in enumerate(self._rollout.prompts):
-            if prompt.left_out:
-                completion_ids[row] = [self._tokenizer.eos_token_id]
-                if logprobs is not None:
-                    logprobs[row] = [0.0]
-        return completion_ids, logprobs
-
-    def _generate(self, prompts: list) -> tuple:
-        generated = super()._generate(prompts)
-        repeats = self.num_generations if self.model.training else self.num_generations_eval
-        batch = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
-        self._forwards.choose(generated[0], generated[1], min(repeats, batch), self.accelerator)
-        if not self._prepares_prompts:
-            return generated
-        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, tool_images = generated
-        if any(prompt.left_out for prompt in self._rollout.prompts):
-            # TRL's own mask for tokens that the policy is not trained on.
-            pairs = zip(completion_ids, self._rollout.prompts, strict=True)
-            tool_mask = [[0 if prompt.left_out else 1] * len(ids) for ids, prompt in pairs]
-        # Without images TRL makes no visual inputs of its own: ours are in place for every forward.
-        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, None, tool_images
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
-        rollout = self._rollout
-        if self._prepares_prompts:
-            inputs, prompts = rollout.rows, [prompt.messages for prompt in rollout.prompts]
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self._prepares_prompts:
-            rewards[rollout.left_out.bool()] = torch.nan
-            self._log_frames(rollout)
-        unscored = rewards.isnan().all(dim=1) & ~rollout.left_out.bool()
-        if unscored.any() and self.reward_funcs:
-            raise ValueError(
-                f"Every reward function ({', '.join(self.reward_func_names)}) returned None for "
-                f"{int(unscored.sum())} of {len(rewards)} completions. At least one must apply to each row: check the "
-                "rows' problem_type, or add a reward that applies to all."
-            )
-        start = self.accelerator.process_index * len(prompts)
-        rollout.rewards_per_func = rewards[start : start + len(prompts)]
-        return rewards
-
-    # Credit
-
-    def _apply_token_weights(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
-        """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
-        with torch.no_grad():
-            credited = [(rows, group, self.token_weights(group)) for rows, group in groups]
-        self._show([(group, credit) for _, group, credit in credited])
-        credited = [(rows, group, credit) for rows, group, credit in credited if credit is not None]
-        self._record([credit.metrics for *_, credit in credited])
-        if not credited:
-            return
-        weights = torch.ones_like(output["completion_ids"], dtype=torch.float32)
-        for rows, group, credit in credited:
-            weights[rows] = credit.weights.to(weights)
-            self.note(group, "token_weights", credit.weights)
-        output["token_weights"] = weights
-        output["advantages"] = output["advantages"].unsqueeze(1) * weights
-        if self.loss_counts_weighted_tokens_only:
-            # TRL's own mask for tokens outside the loss: it takes their KL and their place in the denominator with them.
-            output["tool_mask"] = output.get("tool_mask", 1) * (weights > 0).long()
-
-    def _update_serves_credit(self, output: dict[str, Any]) -> bool:
-        """Whether the forward of the update is the rollout policy's and sees whole groups, so that credit can wait for it.
-
-        Tokens that leave the loss altogether do so before it begins.
-        """
-        return (
-            self.sighted_reads is not None
-            and self._prepares_prompts
-            and "old_per_token_logps" not in output
-            and not self.loss_counts_weighted_tokens_only
-            and self.args.per_device_train_batch_size % self.num_generations == 0
-        )
-
-    def _old_policy_forward(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> SightedForward | None:
-        """The forward in which TRL scored the policy that sampled, where it made one."""
-        scored = self._rollout.scored
-        if scored is None or "old_per_token_logps" not in output:
-            return None
-        return SightedForward({id(group): rows for rows, group in groups}, *scored)
-
-    @contextmanager
-    def _sighted_through(self, forward: SightedForward | None) -> Iterator[None]:
-        self._sighted = forward
-        try:
-            yield
-        finally:
-            self._sighted = None
-
-    def _give_credit(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None) -> None:
-        """Apply token weights inside the forward of an update, between the policy's pass and the loss made of it."""
-        caught = {name: tap.take()[-1] for name, tap in self._credit_taps.items()}
-        if "attention" in caught:
-            caught["attention"] = detached(*caught["attention"])
-        starts = range(0, len(logps), self.num_generations)
-        groups = [(slice(start, start + self.num_generations), inputs["group"][start]) for start in starts]
-        groups = [(rows, group) for rows, group in groups if group is not None]
-        rows_of = {id(group): rows for rows, group in groups}
-        with self._sighted_through(SightedForward(rows_of, logps.detach(), entropies.detach(), **caught)):
-            self._apply_token_weights(groups, inputs)
-
-    def _attach_signals(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
-        """Put the rows' signals into the output: a list a name, so that rows of different shape travel together."""
-        with torch.no_grad():
-            for rows, group in groups:
-                for name, values in self.rollout_signals(group).items():
-                    output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)
+    # Updates
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         buffered = self._buffered_inputs

@@ -1,0 +1,112 @@
+"""Rollouts: TRL's generation and rewards, on prompts whose media are prepared here, once each."""
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from ..signals import encode, prefill_once
+from .refusals import refuse_videos
+from .rollout import Rollout, unprepared
+
+
+class Sampling(GRPOTrainer):
+    """TRL's rollout for [`GRPOVideoTrainer`], which has the preparer, the forwards and `_seeing`."""
+
+    keeps_pixels = False
+
+    def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, dict[str, Any]]:
+        self._rollout = rollout = self._prepare_rollout(inputs)
+        with self._seeing([prompt.visual for prompt in rollout.prompts]):
+            output = super()._generate_and_score_completions(rollout.trl_rows if self._prepares_prompts else inputs)
+        self._rollout = None
+        return rollout, output
+
+    def _prepare_rollout(self, inputs: list[dict[str, Any]]) -> Rollout:
+        """Prepare each distinct prompt once; the rows of a group share the result."""
+        device = self.accelerator.device
+        if not self._prepares_prompts:
+            refuse_videos(inputs, self.processing_class)
+            return Rollout(inputs, [unprepared(row) for row in inputs], torch.zeros(len(inputs), device=device))
+        repeats = self.num_generations if self.model.training else self.num_generations_eval
+        step = repeats if len(inputs) % repeats == 0 else 1
+        prompts = [p.to(device) for p in self._prompt_preparer(inputs[::step], on_unusable=self.args.on_bad_media)]
+        if self._reuses_features:
+            with self.accelerator.autocast():
+                prompts = [
+                    replace(prompt, visual=encode(self.model, prompt.visual, keep_pixels=self.keeps_pixels))
+                    for prompt in prompts
+                ]
+        for prompt in prompts:
+            if prompt.left_out:
+                warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
+        if self.use_vllm and any(prompt.frames for prompt in prompts):
+            raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
+        prompts = [prompt for prompt in prompts for _ in range(step)]
+        left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
+        self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
+        return Rollout(inputs, prompts, left_out)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
+        if not self._prepares_prompts:
+            return super()._tokenize_prompts(prompts)
+        prepared = self._rollout.prompts
+        images = [prompt.images or None for prompt in prepared]  # vLLM takes these, `generate` the visual inputs
+        return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        shares = self._prefills and len(prompt_ids) % num_generations == 0
+        with ExitStack() as stack:
+            if self._prepares_prompts or shares:
+                repeats = num_generations if shares else 1
+                stack.enter_context(prefill_once(self.model, self._visual_inputs, repeats))
+            completion_ids, logprobs = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
+        for row, prompt in enumerate(self._rollout.prompts):
+            if prompt.left_out:
+                completion_ids[row] = [self._tokenizer.eos_token_id]
+                if logprobs is not None:
+                    logprobs[row] = [0.0]
+        return completion_ids, logprobs
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        repeats = self.num_generations if self.model.training else self.num_generations_eval
+        batch = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        self._forwards.choose(generated[0], generated[1], min(repeats, batch), self.accelerator)
+        if not self._prepares_prompts:
+            return generated
+        prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, _, tool_images = generated
+        if any(prompt.left_out for prompt in self._rollout.prompts):
+            # TRL's own mask for tokens that the policy is not trained on.
+            pairs = zip(completion_ids, self._rollout.prompts, strict=True)
+            tool_mask = [[0 if prompt.left_out else 1] * len(ids) for ids, prompt in pairs]
+        # Without images TRL makes no visual inputs of its own: ours are in place for every forward.
+        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, None, tool_images
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        rollout = self._rollout
+        if self._prepares_prompts:
+            inputs, prompts = rollout.rows, [prompt.messages for prompt in rollout.prompts]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._prepares_prompts:
+            rewards[rollout.left_out.bool()] = torch.nan
+            self._log_frames(rollout)
+        unscored = rewards.isnan().all(dim=1) & ~rollout.left_out.bool()
+        if unscored.any() and self.reward_funcs:
+            raise ValueError(
+                f"Every reward function ({', '.join(self.reward_func_names)}) returned None for "
+                f"{int(unscored.sum())} of {len(rewards)} completions. At least one must apply to each row: check the "
+                "rows' problem_type, or add a reward that applies to all."
+            )
+        start = self.accelerator.process_index * len(prompts)
+        rollout.rewards_per_func = rewards[start : start + len(prompts)]
+        return rewards
+
+    def _over_processes(self, *values: float) -> Tensor:
+        return self.accelerator.gather(torch.tensor(values, device=self.accelerator.device))
