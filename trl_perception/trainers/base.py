@@ -1,4 +1,7 @@
-"""Video GRPO on TRL: the base of every method. It and its rooms (sampling, crediting, telling) touch TRL's private names."""
+"""Video GRPO on TRL: the base of every method.
+
+It and its rooms (`sampling`, `crediting`, `telling`) are the only places that touch TRL's private names.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
