@@ -96,16 +96,25 @@ def make_repository(repo: str, *, token: str | None = None, private: bool | None
         ) from error
 
 
-def merge_adapter(folder: str | Path, base: str, *, revision: str | None = None, dtype: str | None = None) -> None:
+def merge_adapter(
+    folder: str | Path,
+    base: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Merge the adapter in a folder into its base model: merged weights in the folder, the adapter under `adapter/`.
 
     Args:
         folder: where `adapter_config.json` lies.
         base, revision: the model that the adapter was trained on, loaded again, unquantized.
         dtype: its type, as in a recipe.
+        trust_remote_code: whether code that it brings is run.
     """
     folder = Path(folder)
-    model = create_model_from_path(base, revision=revision, dtype=dtype or "float32", device_map=None)
+    kwargs = {"revision": revision, "trust_remote_code": trust_remote_code, "device_map": None}
+    model = create_model_from_path(base, dtype=dtype or "float32", **kwargs)
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     (folder / ADAPTER).mkdir(exist_ok=True)
     for path in folder.glob("adapter_*"):

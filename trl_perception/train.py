@@ -210,7 +210,13 @@ def main(args: Sequence[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         if script.merge_adapter:
             base = model_path(model.model_name_or_path)
-            merge_adapter(folder, base, revision=model.model_revision, dtype=model.dtype)
+            merge_adapter(
+                folder,
+                base,
+                revision=model.model_revision,
+                dtype=model.dtype,
+                trust_remote_code=config.trust_remote_code,
+            )
         curve = reward_curve(trainer.state.log_history, folder / "reward_curve.png")
         report = write_report(folder) if config.report_every else None
         trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])

@@ -13,7 +13,13 @@ def model_path(name: str) -> str:
     return str(folder) if name in EMBEDDED and folder.is_dir() else name
 
 
-def from_pretrained(name: str = "tiny", **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and its processor; `kwargs` (dtype, attn_implementation, ...) go to the model."""
+def from_pretrained(
+    name: str = "tiny", *, trust_remote_code: bool = False, **kwargs
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model and its processor; `kwargs` (dtype, attn_implementation, ...) go to the model.
+
+    Errors: ValueError for a model that brings its own code, unless `trust_remote_code` is set. Nobody is asked at a prompt.
+    """
     path = model_path(name)
-    return AutoModelForImageTextToText.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
+    model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
+    return model, AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)

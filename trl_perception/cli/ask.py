@@ -3,9 +3,9 @@
 import argparse
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..assets import model_path
+from ..assets import from_pretrained
 from ..media import PromptPreparer, VideoSettings, forward_kwargs
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -51,12 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames sampled per second of video")
     parser.add_argument("--max-frames", type=int, default=768, help="most frames sampled")
     parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings")
     options = parser.parse_args(argv)
-    path = model_path(options.model)
     print(
         ask(
-            AutoModelForImageTextToText.from_pretrained(path, dtype="auto"),
-            AutoProcessor.from_pretrained(path),
+            *from_pretrained(options.model, dtype="auto", trust_remote_code=options.trust_remote_code),
             options.medium,
             options.question,
             video_settings=VideoSettings(fps=options.fps, max_frames=options.max_frames),

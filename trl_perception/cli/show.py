@@ -2,9 +2,7 @@
 
 import argparse
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from ..assets import model_path
+from ..assets import from_pretrained
 from ..data.load import load_rows
 from ..media import media_columns
 from ..train import parse
@@ -18,11 +16,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=4, help="how many held-out clips to show")
     options = parser.parse_args(argv)
     script, config, model = parse(["--config", options.recipe])
-    models = {"before": model_path(model.model_name_or_path), "after": options.model}
-    loaded = {
-        when: (AutoModelForImageTextToText.from_pretrained(path), AutoProcessor.from_pretrained(path))
-        for when, path in models.items()
-    }
+    models = {"before": model.model_name_or_path, "after": options.model}
+    loaded = {when: from_pretrained(name, trust_remote_code=config.trust_remote_code) for when, name in models.items()}
     rows = load_rows(
         script.dataset_name,
         script.dataset_test_split,

@@ -25,13 +25,21 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
     """
     base, adapter = base_and_adapter(settings)
     model = AutoModelForImageTextToText.from_pretrained(
-        base, revision=settings.revision, dtype=settings.dtype, attn_implementation=settings.attn_implementation
+        base,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=settings.dtype,
+        attn_implementation=settings.attn_implementation,
     )
     if adapter is not None:
         # The base model with the adapter's layers in place: what generates is a model of transformers.
         model = PeftModel.from_pretrained(model, adapter).get_base_model()
     own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
-    processor = AutoProcessor.from_pretrained(adapter if own else base, revision=None if own else settings.revision)
+    processor = AutoProcessor.from_pretrained(
+        adapter if own else base,
+        revision=None if own else settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
     if not has_visual_grids(processor):
         raise ValueError(
             f"{settings.model} has a {type(processor).__name__}, which does not describe images and videos as grids of "

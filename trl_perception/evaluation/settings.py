@@ -76,6 +76,8 @@ class EvaluationSettings:
             `"cpu"`, `"cuda"`, ...; `None` takes what accelerate finds.
         attn_implementation (`str`, *optional*):
             `"sdpa"`, `"flash_attention_2"`, ...
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that the model brings is run.
         resamples (`int`, *optional*, defaults to `2000`):
             Bootstrap means behind each interval.
     """
@@ -138,6 +140,7 @@ class EvaluationSettings:
     dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16, float16."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default what accelerate finds."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model brings."})
     resamples: int = field(default=2000, metadata={"help": "Bootstrap means behind each interval."})
 
     def __post_init__(self):
