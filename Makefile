@@ -7,7 +7,7 @@ METHOD ?= appo
 RUN ?= runs/demo-$(METHOD)
 CODE := trl_perception tests benchmarks
 
-.PHONY: install demo test test-slow quality style bench clean
+.PHONY: install demo test test-slow quality style bench soak clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ style: install
 bench: install
 	$(BIN)/python -m benchmarks.media
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance --json docs/performance.json
+
+# A thousand steps of every method: some forty minutes on two cores.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --json docs/reliability.json
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

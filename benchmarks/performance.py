@@ -291,7 +291,7 @@ def main() -> None:
     if options.json:
         page = options.json.with_suffix(".md")
         if page.exists():
-            page.write_text(with_table(page.read_text(), result))
+            page.write_text(with_table(page.read_text(), as_markdown(result)))
         options.json.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, options.json.with_suffix(".svg"))
 

@@ -35,11 +35,11 @@ def as_markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(page: str, result: dict) -> str:
+def with_table(page: str, table: str) -> str:
     """The page with its table replaced."""
     before, rest = page.split(START)
     _, after = rest.split(END)
-    return f"{before}{START}\n{as_markdown(result)}{END}{after}"
+    return f"{before}{START}\n{table}{END}{after}"
 
 
 def plot(result: dict, path: Path) -> None:
