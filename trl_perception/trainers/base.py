@@ -1,6 +1,6 @@
 """Video GRPO on TRL: the base of every method.
 
-It and its rooms (`sampling`, `crediting`, `telling`) are the only places that touch TRL's private names.
+It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`) are the only places that touch TRL's private names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,6 @@ from ..media import (
     has_visual_grids,
 )
 from ..objectives import Penalty, TokenWeights
-from ..rewards.checked import checked
 from ..signals import (
     AttentionTap,
     HiddenTap,
@@ -39,12 +38,15 @@ from ..signals import (
 )
 from .base_config import GRPOVideoConfig
 from .crediting import Crediting
+from .dump import samples
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
+from .nonfinite import NonFinite
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
 from .refusals import require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
 from .sampling import Sampling
+from .scoring import Scoring
 from .telling import Telling
 from .vision import freeze_vision
 
@@ -54,7 +56,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Telling):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -111,11 +113,6 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
         if "environment_factory" not in kwargs:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
-        if reward_funcs is not None:
-            reward_funcs = [
-                checked(reward) if callable(reward) and not isinstance(reward, nn.Module) else reward
-                for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
-            ]
         self._rollout: Rollout | None = None
         self._sampled_at_step: int | None = None
         self._visual_inputs: Sequence[VisualInputs | None] | None = None
@@ -283,6 +280,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
             rollout, output = refill(self, rollout, output)
         self._rollout = rollout
         output["row"] = torch.arange(len(inputs))
+        output["sample"] = samples(rollout, self.reward_func_names)
         if self._prepares_prompts:
             output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
             output["row_scale"] = rollout.row_scale
@@ -328,6 +326,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
         if penalty is None:
             return loss
         self._record([penalty.metrics])
+        self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # Forwards with media
