@@ -43,7 +43,7 @@ def call(name: str, reward: Callable, arguments: Mapping[str, Any], timeout: flo
     """
     with Caught() as caught:
         return _within(timeout, partial(reward, **arguments), name)
-    if isinstance(caught.error, _Late):
+    if isinstance(caught.error, _LateError):
         raise _too_late(name, arguments, timeout) from None
     row = None
     for candidate in range(len(arguments["completions"])):
@@ -62,7 +62,7 @@ async def call_async(name: str, reward: Callable, arguments: Mapping[str, Any], 
     """
     with Caught() as caught:
         return await _awaited_within(timeout, reward(**arguments))
-    if isinstance(caught.error, _Late):
+    if isinstance(caught.error, _LateError):
         raise _too_late(name, arguments, timeout) from None
     row = None
     for candidate in range(len(arguments["completions"])):
@@ -74,7 +74,7 @@ async def call_async(name: str, reward: Callable, arguments: Mapping[str, Any], 
     raise _raised(name, arguments, row, caught.error) from caught.error
 
 
-class _Late(Exception):
+class _LateError(Exception):
     """The deadline, apart from any TimeoutError that a reward raises itself."""
 
 
@@ -97,7 +97,7 @@ def _within(timeout: float | None, function: Callable[[], Any], name: str) -> An
 
     Thread(target=work, name=f"reward {name}", daemon=True).start()
     if not wait([outcome], timeout).done:
-        raise _Late
+        raise _LateError
     return outcome.result()
 
 
@@ -106,7 +106,7 @@ async def _awaited_within(timeout: float | None, awaitable: Any) -> Any:
     done, _ = await asyncio.wait({task}, timeout=timeout)
     if not done:
         task.cancel()
-        raise _Late
+        raise _LateError
     return task.result()
 
 

@@ -82,12 +82,12 @@ class Scoring(GRPOTrainer):
         rollout, count = self._rollout, self.num_generations if self.model.training else self.num_generations_eval
         start = self.accelerator.process_index * len(inputs)
         own = [
-            (sample_name(row, index), name, rewards[start + index, reward].item())
+            f"{name} for {sample_name(row, index)}"
             for index, row in enumerate(inputs)
             for reward, name in enumerate(self.reward_func_names)
             if bad[start + index, reward]
         ]
-        found = ", ".join(f"{name} {value} for {sample}" for sample, name, value in own[:5])
+        found = ", ".join(own[:5])
         more = f" and {len(own) - 5} more" if len(own) > 5 else ""
         found = f"rewards that are not finite: {found}{more}" if own else "rewards on another process are not finite"
         if self.args.on_nonfinite == "error":
