@@ -13,7 +13,7 @@ from ..signals import AttentionTap
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
-from .rollout import Group
+from .rollout import Group, signal_of_rows
 
 
 class RALTrainer(GRPOVideoTrainer):
@@ -82,7 +82,7 @@ class RALTrainer(GRPOVideoTrainer):
         policy = policy_of(layers, mask, width, visual, self.args)
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             inputs["reference_policy"] = list(policy.detach())
-        reference = padded(inputs["reference_policy"], policy)
+        reference = padded(signal_of_rows(inputs, "reference_policy"), policy)
         counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
         self.note(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
         self.note(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
