@@ -34,7 +34,10 @@ METHODS = {
     "ktr": ("ktr", {}),
     "ral": ("ral", {}),
     "ral_zero": ("ral", {"loss_type": "grpo"}),
-    "attn_distill": ("attn_distill", {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0}),
+    "attn_distill": (
+        "attn_distill",
+        {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
+    ),
 }
 
 
@@ -131,7 +134,9 @@ def test_every_completion_truncated_and_masked_teaches_nothing(make_trainer, row
 @pytest.mark.parametrize("name", METHODS)
 def test_groups_of_two(make_trainer, rows, name):
     cases = ("ordinary", "equal rewards", "one empty", "left out")
-    trainer, updates = run(make_trainer, rows["video"][:2], name, cases, num_generations=2, per_device_train_batch_size=4)
+    trainer, updates = run(
+        make_trainer, rows["video"][:2], name, cases, num_generations=2, per_device_train_batch_size=4
+    )
     check(name, trainer, updates)
     # rewards 1 and 0: mean 0.5, standard deviation over 2 - 1: 0.70711; +-0.5 / (0.70711 + 1e-4) = +-0.70701
     if name == "grpo":
@@ -142,8 +147,8 @@ def test_groups_of_two(make_trainer, rows, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_whose_media_are_all_bad_teaches_nothing(make_trainer, rows, name, tmp_path):
     bad = [{**row, "videos": [str(Path(tmp_path) / "missing.mp4")]} for row in rows["video"][:2]]
+    # two micro-batches a rollout: the second meets other weights than those that sampled
+    settings = {"num_iterations": 1, "steps_per_generation": 2, "per_device_train_batch_size": 4}
     with pytest.warns(UserWarning, match="Left out"):
-        # two micro-batches a rollout: the second meets other weights than those that sampled
-        settings = {"num_iterations": 1, "steps_per_generation": 2, "per_device_train_batch_size": 4}
         trainer, updates = run(make_trainer, bad, name, ("ordinary",), on_bad_media="skip", **settings)
     check(name, trainer, [("left out", *rest) for _, *rest in updates])
