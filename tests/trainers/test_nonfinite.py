@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 
 from tests.helpers import history, letter_variety
-from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
+from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer, from_pretrained
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers import NonFiniteError, replay
 
@@ -88,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_samples_and_term(make_tr
     assert trainer.state.global_step == 1
     for words in (
         "step 1: the loss is not finite on process(es) 0 of 1",
-        "samples sample clip-0",
+        "micro-batch 1 of 1 here (sample clip-0): ",
         "advantages (1 of",
         "policy loss (",
         "on_nonfinite='skip'",
@@ -182,6 +185,18 @@ def test_a_healthy_micro_batch_replays_to_the_same_loss_and_gradient(make_traine
         assert seen.gradient_norm == pytest.approx(trainer.norm, rel=1e-4)
 
 
+def test_adapters_are_dumped_and_replayed(make_trainer, rows):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(rows["text"], cls=BadWeights, extra={"peft_config": config})
+    _, (folder,) = stopped(trainer)
+    weights = folder.parents[1] / "weights"
+    assert not (weights / "model.safetensors").exists()
+    model = PeftModel.from_pretrained(from_pretrained("tiny")[0], weights, is_trainable=True)
+    seen = replay(make_trainer(rows["text"], cls=BadWeights, model=model), folder)
+    assert torch.equal(seen.logps, seen.dumped_logps)
+    assert seen.terms == pytest.approx(seen.dumped_terms, nan_ok=True)
+
+
 def test_another_trainer_does_not_replay_a_dump(make_trainer, rows):
     _, (folder,) = stopped(make_trainer(rows["text"], cls=BadPenalty))
     with pytest.raises(ValueError, match="was dumped by BadPenalty; the trainer is a BadWeights"):
@@ -249,3 +264,51 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ValueError, match=words):
             GRPOVideoConfig("x", use_cpu=True, bf16=False, **{name: value})
+
+
+class Scaled(TrainerCallback):
+    """Puts a gradient scaler into the run, as float16 does."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        self.trainer.accelerator.scaler = scaler
+        self.trainer.optimizer = AcceleratedOptimizer(self.trainer.optimizer.optimizer, scaler=scaler)
+
+
+class BadConstant(BadPenalty):
+    """A penalty that is NaN and has no gradient at all."""
+
+    def penalty(self, inputs):
+        return Penalty(super().penalty(inputs).loss.detach(), {})
+
+
+@pytest.mark.parametrize("cls", [BadGradient, BadConstant])
+def test_under_a_scaler_gradients_are_its_business_and_losses_ours(make_trainer, rows, cls):
+    before = []
+    policy = "error" if cls is BadGradient else "skip"
+    trainer = make_trainer(rows["text"], cls=cls, on_nonfinite=policy, max_steps=3)
+    trainer.add_callback(Scaled(trainer))
+    trainer.add_callback(Before(trainer, before))
+    trainer.train()
+    (_, _), (weights, _), (weights_after, _) = before
+    assert same(weights, weights_after)
+    assert not same(weights, weights_of(trainer))
+    if cls is BadConstant:
+        assert history(trainer, "nonfinite/skipped") == [[0.0, 1.0, 0.0]]
+    assert trainer.accelerator.scaler.get_scale() == 512.0  # halved once
+
+
+def test_evaluation_is_not_watched(make_trainer, rows):
+    class Never(BadPenalty):
+        bad_steps = ()
+
+    trainer = make_trainer(
+        rows["text"], cls=Never, extra={"eval_dataset": Dataset.from_list(rows["text"])}, max_steps=1
+    )
+    trainer.evaluate()
+    assert trainer._watched == []
+    trainer.train()
+    assert trainer._watched == []

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 SIGNATURES = {
@@ -21,6 +22,8 @@ SIGNATURES = {
     "mm_token_type_ids=None, image_position_ids=None) -> "
     "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]",
     "_set_signature_columns_if_needed": "(self)",
+    "training_step": "(self, model, inputs, num_items_in_batch)",
+    "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
     "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",
@@ -52,6 +55,13 @@ def test_private_attributes_are_set_where_we_read_them():
         "self.log_multimodal = ",
     ):
         assert name in source, name
+
+
+def test_gradients_are_whole_between_training_step_and_clipping():
+    source = inspect.getsource(Trainer._run_epoch)
+    order = ("self.training_step(", "self._clip_grad_norm(", "self._get_grad_norm(", "self.optimizer.step()")
+    places = [source.index(name) for name in order]
+    assert places == sorted(places)
 
 
 def test_config_fields_that_decide_how_groups_are_cut():

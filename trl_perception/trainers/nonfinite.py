@@ -85,13 +85,13 @@ class NonFinite(GRPOTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> Tensor:
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._watching = MicroBatch(dict(inputs), random_state(self.accelerator.device))
-        self._watched.append(self._watching)
+        self._watching = seen = MicroBatch(dict(inputs), random_state(self.accelerator.device))
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            self._saw("loss", loss)
         finally:
             self._watching = None
+        seen.terms["loss"] = loss.detach()
+        self._watched.append(seen)
         return loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -170,8 +170,8 @@ class NonFinite(GRPOTrainer):
         own = [(number, seen) for number, seen in enumerate(watched) if self._is_at_fault(seen, flags)]
         for number, seen in own:
             found = ", ".join(seen.findings())
-            at += f"; micro-batch {number + 1} of {len(watched)} here{': ' if found else ''}{found}, "
-            at += f"samples {', '.join(dict.fromkeys(sample['name'] for sample in seen.inputs['sample']))}"
+            names = ", ".join(dict.fromkeys(sample["name"] for sample in seen.inputs["sample"]))
+            at += f"; micro-batch {number + 1} of {len(watched)} here ({names}){': ' if found else ''}{found}"
         return at + "".join(f"; {line}" for line in self._parameters_at_fault(model))
 
     def _is_at_fault(self, seen: MicroBatch, flags: Tensor) -> bool:
