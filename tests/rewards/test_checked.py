@@ -76,16 +76,16 @@ def test_an_interrupt_is_no_fault_of_the_reward():
 def test_a_reward_that_hangs_is_left_behind():
     release = threading.Event()
 
-    def hangs(completions, **columns):
+    def waits(completions, **columns):
         release.wait()
         return [0.0] * 3
 
     begin = time.monotonic()
-    words = r"'hangs' did not return within 0.2 s \(for 3 completions of sample x, sample y, sample z\).*raise reward_timeout"
+    words = r"'waits' did not return within 0.2 s \(for 3 completions of sample x, sample y, sample z\).*raise reward_timeout"
     with pytest.raises(RewardError, match=words):
-        called(checked(hangs, timeout=0.2))
+        called(checked(waits, timeout=0.2))
     assert time.monotonic() - begin < 2
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "reward hangs"]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "reward waits"]
     assert thread.daemon  # it does not hold up the end of the process
     release.set()
     thread.join(5)

@@ -15,6 +15,7 @@ from tests.helpers import history, letter_variety
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer, from_pretrained
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers import NonFiniteError, replay
+from trl_perception.trainers.at_fault import dump_micro_batch
 
 
 class BadWeights(GRPOVideoTrainer):
@@ -86,7 +87,7 @@ def named(rows):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_samples_and_term(make_trainer, rows):
-    trainer = make_trainer(named(rows["video"][:1]), cls=BadWeights)
+    trainer = make_trainer(named(rows["video"][:1]), cls=BadWeights, hub_token="hf_secret")
     error, (folder,) = stopped(trainer)
     assert trainer.state.global_step == 1
     for words in (
@@ -108,6 +109,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_samples_and_term(make_tr
     rewards = [sample["rewards"]["letter_variety"] for sample in facts["samples"]]
     assert rewards == letter_variety([[{"content": text}] for text in texts])
     assert facts["settings"]["max_steps"] == 5
+    assert "hf_secret" not in json.dumps(facts)
 
 
 def test_a_penalty_is_named_apart_from_the_policy_loss(make_trainer, rows):
@@ -154,8 +156,9 @@ class Dumping:
     def _judge(self, model, watched):
         super()._judge(model, watched)
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-        self.dump_micro_batch(Path(self.args.output_dir) / "healthy", watched[-1])
-        self._save_weights(model, Path(self.args.output_dir) / "healthy-weights")
+        dump_micro_batch(self, Path(self.args.output_dir) / "healthy", watched[-1])
+        model.save_pretrained(Path(self.args.output_dir) / "healthy-weights")
+        self.processing_class.save_pretrained(Path(self.args.output_dir) / "healthy-weights")
 
 
 HEALTHY = {
@@ -167,7 +170,9 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("case", HEALTHY)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in ("grpo", "ktr"))) for case in HEALTHY]
+)
 def test_a_healthy_micro_batch_replays_to_the_same_loss_and_gradient(make_trainer, rows, case):
     base, options = HEALTHY[case]
     cls = type(base.__name__, (Dumping, base), {})
@@ -207,6 +212,20 @@ def test_a_dump_holds_no_pickle(make_trainer, rows):
     error, _ = stopped(make_trainer(rows["mixed"], cls=BadPenalty, per_device_train_batch_size=8))
     kinds = {path.suffix for path in error.folder.rglob("*") if path.is_file()}
     assert kinds <= {".json", ".safetensors", ".jinja", ".txt"}
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_disk_that_refuses_the_dump_does_not_hide_what_it_is_about(make_trainer, rows, policy, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "nonfinite").write_text("in the way")
+    trainer = make_trainer(rows["text"], cls=BadWeights, on_nonfinite=policy, max_steps=2)
+    words = r"step 1: the loss is not finite.*advantages \(1 of.*the dump could not be written: .*nonfinite"
+    if policy == "error":
+        with pytest.raises(NonFiniteError, match=words):
+            trainer.train()
+    else:
+        with pytest.warns(UserWarning, match=words):
+            trainer.train()
 
 
 @pytest.mark.parametrize(("cls", "accumulation"), [(BadWeights, 1), (BadPenalty, 2), (BadGradient, 2)])

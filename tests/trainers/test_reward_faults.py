@@ -67,7 +67,7 @@ def test_a_reward_beyond_float32_stops(make_trainer):
         trainer.train()
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["dapo", pytest.param("grpo", marks=pytest.mark.slow), "dr_grpo"])
 def test_the_group_of_a_skipped_reward_leaves_the_loss_of_the_others_as_it_is(make_trainer, loss_type):
     trainer = make_trainer(
         [row("red"), row("blue")],

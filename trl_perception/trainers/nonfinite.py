@@ -5,19 +5,18 @@ that all processes stop, or go on, together.
 """
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
-from .dump import random_state, write_dump
+from .at_fault import MicroBatch, described, dump_micro_batch, is_at_fault, local_gradients
+from .dump import random_state
 
 DUMPS_WHEN_SKIPPING = 3  # of a run on each process; what is skipped later is counted only
-NAMES_SHOWN = 5
 
 
 class NonFiniteError(FloatingPointError):
@@ -26,36 +25,6 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, message: str, folder: Path):
         super().__init__(message)
         self.folder = folder
-
-
-@dataclass
-class MicroBatch:
-    """One micro-batch of the step in hand, as it was before its loss.
-
-    Args:
-        inputs: what the loss was computed of. random: the generators' states before it.
-        terms: parts of the loss by name, scalars without gradient; "loss" is their sum.
-        logps: log-probabilities (rows,T) of the policy in this update, in the chunks of its forward.
-    """
-
-    inputs: dict[str, Any]
-    random: dict[str, Any]
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    logps: list[Tensor] = field(default_factory=list)
-
-    def findings(self) -> list[str]:
-        """What of it is not finite, in words, nearest to the cause first."""
-        counted = (self.inputs["completion_mask"] * self.inputs.get("tool_mask", 1)).bool()
-        values = {name: value for name, value in self.inputs.items() if _is_float(value)}
-        if self.logps:
-            values["log-probabilities of the policy"] = torch.cat(self.logps)
-        found = []
-        for name, value in values.items():
-            seen = value[counted] if value.shape == counted.shape else value
-            bad = int((~seen.isfinite()).sum())
-            if bad:
-                found.append(f"{name} ({bad} of {seen.numel()})")
-        return found + [f"{name} ({value.item()})" for name, value in self.terms.items() if not value.isfinite().all()]
 
 
 class NonFinite(GRPOTrainer):
@@ -123,19 +92,20 @@ class NonFinite(GRPOTrainer):
             return
         stops = not skips or self._skipped_in_a_row >= self.args.max_nonfinite_skips
         folder = Path(self.args.output_dir) / "nonfinite" / f"step-{self.state.global_step:06d}"
-        message = self._described(model, watched, flags, folder)
+        message = f"step {self.state.global_step}: {described(self.accelerator.unwrap_model(model), watched, flags)}"
+        problem = ""
         if stops or self._dumps_written < DUMPS_WHEN_SKIPPING:
             self._dumps_written += 1
-            self._dump(model, watched, flags, folder, message)
+            problem = self._kept(model, watched, flags, folder, message, with_weights=stops)
         if stops:
-            self._save_weights(model, folder / "weights")
             limit = f" after {self._skipped_in_a_row} steps in a row that were left out" if skips else ""
+            where = problem or f"{folder} holds it for trl_perception.trainers.replay (see docs/faults.md)"
             raise NonFiniteError(
-                f"{message}{limit}. {folder} holds the micro-batches and weights for trl_perception.trainers.replay (see "
-                "docs/faults.md); on_nonfinite='skip' leaves such steps out, at most max_nonfinite_skips in a row.",
+                f"{message}{limit}. {where}; on_nonfinite='skip' leaves such steps out, at most max_nonfinite_skips in a row.",
                 folder,
             )
-        warnings.warn(f"{message}; the step is left out (on_nonfinite='skip')", stacklevel=2)
+        told = "; ".join(part for part in (message, problem, "the step is left out (on_nonfinite='skip')") if part)
+        warnings.warn(told, stacklevel=2)
         self._skipped_in_a_row += 1
         self._metrics["train"]["nonfinite/skipped"].append(1.0)
         self._drop_gradients(model)
@@ -148,7 +118,7 @@ class NonFinite(GRPOTrainer):
         if self.is_deepspeed_enabled:  # its engine has taken the gradients already
             norm = model.get_global_grad_norm()
             return ~torch.as_tensor(0.0 if norm is None else norm, device=device).isfinite()
-        gradients = [gradient for _, gradient in _local_gradients(model)]
+        gradients = [gradient for _, gradient in local_gradients(model)]
         return ~torch.nn.utils.get_total_norm(gradients).to(device).isfinite()
 
     def _drop_gradients(self, model: nn.Module) -> None:
@@ -156,95 +126,35 @@ class NonFinite(GRPOTrainer):
         if self.accelerator.scaler is None:
             model.zero_grad(set_to_none=True)
             return
-        for _, gradient in _local_gradients(model):  # the scaler wants gradients, and leaves the step out for one NaN
+        for _, gradient in local_gradients(model):  # the scaler wants gradients, and leaves the step out for one NaN
             gradient.fill_(torch.nan)
             return
 
-    def _described(self, model: nn.Module, watched: list[MicroBatch], flags: Tensor, folder: Path) -> str:
-        at = f"step {self.state.global_step}: "
-        of_loss, of_gradient = (flags[:, kind].nonzero()[:, 0].tolist() for kind in (0, 1))
-        if of_loss:
-            at += f"the loss is not finite on process(es) {', '.join(map(str, of_loss))} of {len(flags)}"
-        else:
-            at += f"the gradient is not finite on process(es) {', '.join(map(str, of_gradient))} of {len(flags)}"
-        own = [(number, seen) for number, seen in enumerate(watched) if self._is_at_fault(seen, flags)]
-        for number, seen in own:
-            found = ", ".join(seen.findings())
-            names = ", ".join(dict.fromkeys(sample["name"] for sample in seen.inputs["sample"]))
-            at += f"; micro-batch {number + 1} of {len(watched)} here ({names}){': ' if found else ''}{found}"
-        return at + "".join(f"; {line}" for line in self._parameters_at_fault(model))
+    def _kept(
+        self,
+        model: nn.Module,
+        watched: list[MicroBatch],
+        flags: Tensor,
+        folder: Path,
+        message: str,
+        *,
+        with_weights: bool,
+    ) -> str:
+        """Write the dump. A disk that refuses it must not hide what it is about: the refusal is returned, in words.
 
-    def _is_at_fault(self, seen: MicroBatch, flags: Tensor) -> bool:
-        """Its loss is not finite; or nobody's is not, and then any micro-batch may have made the gradient so."""
-        return not bool(flags[:, 0].any()) or not bool(seen.terms["loss"].isfinite())
-
-    def _parameters_at_fault(self, model: nn.Module) -> Iterator[str]:
-        model = self.accelerator.unwrap_model(model)
-        weights = [name for name, p in model.named_parameters() if not _local(p.data).isfinite().all()]
-        gradients = [name for name, gradient in _local_gradients(model) if not gradient.isfinite().all()]
-        for what, names in (("weights", weights), ("gradient", gradients)):
-            if names:
-                more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-                yield f"{what} not finite in {', '.join(names[:NAMES_SHOWN])}{more}"
-
-    def _dump(self, model: nn.Module, watched: list[MicroBatch], flags: Tensor, folder: Path, message: str) -> None:
-        for number, seen in enumerate(watched):
-            if self._is_at_fault(seen, flags):
-                own = folder / f"process-{self.accelerator.process_index}" / f"micro-batch-{number}"
-                self.dump_micro_batch(own, seen, message)
-
-    def dump_micro_batch(self, folder: str | Path, seen: MicroBatch, message: str = "") -> None:
-        """Write a micro-batch of this trainer, for [`replay`]. `message` says why, for the reader."""
-        inputs, tokenizer = seen.inputs, self._tokenizer
-        lengths = inputs["completion_mask"].sum(1).tolist()
-        completions = [
-            tokenizer.decode(ids[:length]) for ids, length in zip(inputs["completion_ids"], lengths, strict=True)
-        ]
-        values = {
-            "inputs": inputs,
-            "random": seen.random,
-            "logps": torch.cat(seen.logps),
-            "terms": seen.terms,
-            "trainer": {
-                "class": type(self).__name__,
-                "step": self.state.global_step,
-                "sampled_at_step": self._sampled_at_step,
-                "accumulation": self.current_gradient_accumulation_steps,
-                "packs": self._forwards.packs,
-            },
-        }
-        facts = {
-            "found": message,
-            "not_finite": seen.findings(),
-            "terms": {name: value.item() for name, value in seen.terms.items()},
-            "process": self.accelerator.process_index,
-            "processes": self.accelerator.num_processes,
-            **values["trainer"],
-            "samples": [
-                {**sample, "completion": text} for sample, text in zip(inputs["sample"], completions, strict=True)
-            ],
-            "settings": self.args.to_dict(),  # without tokens
-        }
-        write_dump(folder, values, facts)
-
-    def _save_weights(self, model: nn.Module, folder: Path) -> None:
-        """The weights that the loss was computed with. Under DeepSpeed those after the step, which its engine has taken."""
-        state = self.accelerator.get_state_dict(model)  # every process has its part
-        if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
-            self.processing_class.save_pretrained(folder)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _local_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            yield name, _local(parameter.grad)
+        DeepSpeed's engine has taken the step, so that its weights are others already.
+        """
+        state = None
+        if with_weights and not self.is_deepspeed_enabled:
+            state = self.accelerator.get_state_dict(model)  # every process has its part
+        try:
+            for number, seen in enumerate(watched):
+                if is_at_fault(seen, flags):
+                    own = folder / f"process-{self.accelerator.process_index}" / f"micro-batch-{number}"
+                    dump_micro_batch(self, own, seen, message)
+            if state is not None and self.accelerator.is_main_process:
+                self.accelerator.unwrap_model(model).save_pretrained(folder / "weights", state_dict=state)
+                self.processing_class.save_pretrained(folder / "weights")
+        except (OSError, SafetensorError) as error:
+            return f"the dump could not be written: {error}"
+        return ""
