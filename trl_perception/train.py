@@ -4,14 +4,14 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config
 
 from .assets import model_path
 from .data.load import load_rows
@@ -22,6 +22,7 @@ from .reports import reward_curve, reward_gain
 from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
+from .trainers.quantising import describe_quantised, quantization_of
 
 
 @dataclass
@@ -149,6 +150,7 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     }
     if not model.model_name_or_path:
         raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
+    path = model_path(model.model_name_or_path)
     options = {
         "config": script.dataset_config,
         "synthetic": script.synthetic,
@@ -161,12 +163,12 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     if config.eval_strategy != "no":
         eval_rows = load_rows(script.dataset_name, script.dataset_test_split, **options)
     trainer = TRAINERS[script.trainer](
-        model=model_path(model.model_name_or_path),
+        model=path,
         reward_funcs=[get_reward(name) for name in script.reward_funcs],
         args=config,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        quantization_config=get_quantization_config(model),
+        quantization_config=quantization_of(replace(model, model_name_or_path=path)),
         peft_config=get_peft_config(model),
     )
     if script.merge_adapter and is_deepspeed_zero3_enabled():
@@ -271,6 +273,8 @@ def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfi
         ),
         "prompt": trainer.describe_prompts(8),
     }
+    if quantised := describe_quantised(trainer.model):
+        lines["model"] += f"; {quantised}"
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
 
 

@@ -13,7 +13,7 @@ PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features
 OPTIONS = {
     "grpo": {},
     "appo": {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
-    "pgpo": {"threshold": 0.2},
+    "pgpo": {"dependency_threshold": 0.2},
     "ktr": {},
     "ral": {"num_iterations": 2},
     "attn_distill": {"gkd_weight": 0.5},  # without a teacher: the base of the adapter teaches

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..signals import adapted_modules
 from .vision import MERGERS, TOWERS, part_of
@@ -125,24 +126,32 @@ def require_untouched_base(model: nn.Module, reader: str) -> None:
 
 def drops_out(model: nn.Module) -> bool:
     """Whether two forwards of the model in training mode differ."""
-    dropout = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-    return any(
-        (isinstance(module, dropout) and module.p > 0)
-        or (isinstance(rate := getattr(module, "attention_dropout", 0.0), float) and rate > 0)
-        for module in model.modules()
-    )
+    return bool(_dropping(model))
 
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Within it, every module of the model is in evaluation mode."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Within it, nothing in the model is dropped.
+
+    All else stays in the mode it is in: quantised layers change their weights' layout, and their numbers, with the mode.
+    """
+    dropping = [module for module in _dropping(model) if module.training]
+    for module in dropping:
+        module.training = False
     try:
         yield
     finally:
-        for module, was in before:
-            module.training = was
+        for module in dropping:
+            module.training = True
+
+
+def _dropping(model: nn.Module) -> list[nn.Module]:
+    """Dropout layers, and attention layers that drop weights themselves."""
+    return [
+        module
+        for module in model.modules()
+        if (isinstance(module, _DropoutNd) and module.p > 0) or (getattr(module, "attention_dropout", None) or 0) > 0
+    ]
 
 
 def _frozen_pattern(tower: bool, merger: bool) -> str:

@@ -49,6 +49,7 @@ from .base_config import GRPOVideoConfig
 from .crediting import Crediting
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
+from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
 from .refusals import require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
@@ -164,6 +165,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
             freeze_vision(self.model, **frozen)
         if args.beta > 0:
             require_untouched_base(self.model, "The KL term (beta above 0)")
+        require_quantised_training(self.model, args)
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         if args.dynamic_sampling:
