@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
 from .data.load import load_rows
@@ -22,6 +22,7 @@ from .reports import reward_curve, reward_gain
 from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
+from .trainers.adapters import adapter_of
 from .trainers.quantising import describe_quantised, quantization_of
 
 
@@ -169,7 +170,7 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         quantization_config=quantization_of(replace(model, model_name_or_path=path)),
-        peft_config=get_peft_config(model),
+        peft_config=adapter_of(model),
     )
     if script.merge_adapter and is_deepspeed_zero3_enabled():
         raise ValueError(

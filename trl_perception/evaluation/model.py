@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -23,22 +24,11 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
 
     Errors: ValueError for a processor that does not describe media as grids.
     """
-    base, adapter = base_and_adapter(settings)
-    model = AutoModelForImageTextToText.from_pretrained(
-        base,
+    model, processor = load_checkpoint(
+        *base_and_adapter(settings),
         revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-    )
-    if adapter is not None:
-        # The base model with the adapter's layers in place: what generates is a model of transformers.
-        model = PeftModel.from_pretrained(model, adapter).get_base_model()
-    own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
-    processor = AutoProcessor.from_pretrained(
-        adapter if own else base,
-        revision=None if own else settings.revision,
-        trust_remote_code=settings.trust_remote_code,
     )
     if not has_visual_grids(processor):
         raise ValueError(
@@ -48,20 +38,44 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
     return model.to(device).eval(), processor
 
 
+def load_checkpoint(
+    base: str, adapter: str | None = None, *, revision: str | None = None, **settings: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model with its adapter in place, and the processor: the adapter's own where it has one.
+
+    Args:
+        base, revision: the model. adapter: folder of the adapter on it, or None. settings: of `from_pretrained`.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, **settings)
+    if adapter is not None:
+        # The base model with the adapter's layers in place: what generates is a model of transformers.
+        model = PeftModel.from_pretrained(model, adapter).get_base_model()
+    own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
+    return model, AutoProcessor.from_pretrained(adapter if own else base, revision=None if own else revision)
+
+
+def base_of(path: str) -> tuple[str, str | None]:
+    """Where the base model of a folder is, and the folder itself where it holds an adapter, None where a whole model."""
+    if not (Path(path) / ADAPTER_FILE).is_file():
+        return path, None
+    return model_path(PeftConfig.from_pretrained(path).base_model_name_or_path), path
+
+
 def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
     """Where the base model and the adapter are; the adapter is None for a whole checkpoint.
 
     Errors: ValueError for two adapters.
     """
     path = model_path(settings.model)
-    if not (Path(path) / ADAPTER_FILE).is_file():
+    base, adapter = base_of(path)
+    if adapter is None:
         return path, settings.adapter
     if settings.adapter is not None:
         raise ValueError(
             f"{settings.model} is itself a LoRA adapter, and adapter is {settings.adapter}. Set model to the base model, "
             "or leave adapter out."
         )
-    return model_path(PeftConfig.from_pretrained(path).base_model_name_or_path), path
+    return base, adapter
 
 
 def weights_digest(settings: EvaluationSettings) -> str | None:

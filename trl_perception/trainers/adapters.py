@@ -10,12 +10,23 @@ from peft import PeftConfig, PeftModel
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from trl import ModelConfig, get_peft_config
 
 from ..signals import adapted_modules
 from .vision import MERGERS, TOWERS, part_of
 
 # Initialisations of LoRA that write into the base weights what they take out of them.
 WRITE_INTO_THE_BASE = ("pissa", "corda", "olora", "mica", "loftq", "lora_ga")
+
+
+def adapter_of(model: ModelConfig) -> PeftConfig | None:
+    """The adapter that a recipe asks for (`use_peft`, `lora_...`); a single name in `lora_target_modules` is a name."""
+    config = get_peft_config(model)
+    if config is not None and isinstance(config.target_modules, str) and config.target_modules.isidentifier():
+        config.target_modules = {
+            config.target_modules
+        }  # TRL unpacks a list of one, and PEFT takes a string as a pattern
+    return config
 
 
 def outside_frozen_parts(config: PeftConfig | None, *, tower: bool, merger: bool) -> PeftConfig | None:
@@ -122,6 +133,16 @@ def require_untouched_base(model: nn.Module, reader: str) -> None:
                 f"{reader} reads the base model with the adapter switched off, but {found}, which stays when the adapter is "
                 f"off. Set {wanted}."
             )
+
+
+@contextmanager
+def keeping_types(model: nn.Module) -> Iterator[None]:
+    """After it, parameters have the types they had before: PEFT loads an adapter in float32, whatever it was trained in."""
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if before.get(name, parameter.dtype) != parameter.dtype:
+            parameter.data = parameter.data.to(before[name])
 
 
 def drops_out(model: nn.Module) -> bool:

@@ -40,6 +40,7 @@ from ..signals import (
 from .adapters import (
     check_adapters_of,
     drops_out,
+    keeping_types,
     outside_frozen_parts,
     require_untouched_base,
     telling_of_frozen_parts,
@@ -403,6 +404,10 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with keeping_types(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _suppress_placeholders(self) -> None:
         """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""

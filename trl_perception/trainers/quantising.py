@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig
 from trl import ModelConfig, get_quantization_config
 
 from .vision import MERGERS, TOWERS
@@ -70,15 +70,23 @@ def require_bitsandbytes(setting: str) -> None:
         )
 
 
-def require_quantised_training(model: PreTrainedModel, args: Any) -> None:
-    """Refuse what would cut the gradient of a quantised policy without a word.
+def require_quantised_training(model: nn.Module, args: Any) -> None:
+    """Refuse what bitsandbytes and PEFT get wrong on a CPU.
 
-    Errors: ValueError for evaluation on a CPU, after which bitsandbytes keeps 4-bit weights in a layout for inference.
+    Errors: ValueError for evaluation of a 4-bit policy, after which its weights stay in a layout that passes no gradient,
+    and for DoRA on 8 bit, whose scales are lost at its first forward.
     """
-    if getattr(model, "is_loaded_in_4bit", False) and args.device.type == "cpu" and args.eval_strategy != "no":
+    if args.device.type != "cpu":
+        return
+    if getattr(model, "is_loaded_in_4bit", False) and args.eval_strategy != "no":
         raise ValueError(
             f"The model is loaded in 4 bit on a CPU and eval_strategy is {args.eval_strategy!r}: an evaluation leaves 4-bit "
             "weights in a layout that passes no gradient there. Set eval_strategy='no', load_in_8bit, or use a GPU."
+        )
+    dora = any(getattr(config, "use_dora", False) for config in getattr(model, "peft_config", {}).values())
+    if getattr(model, "is_loaded_in_8bit", False) and dora:
+        raise ValueError(
+            "use_dora does not train on 8-bit weights on a CPU. Set load_in_4bit, use_dora=False, or use a GPU."
         )
 
 
