@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import PeftModel
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, ModelConfig, TrlParser
@@ -22,7 +23,7 @@ from .reports import reward_curve, reward_gain
 from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
-from .trainers.adapters import adapter_of
+from .trainers.adapters import adapter_of, require_mergeable
 from .trainers.quantising import describe_quantised, quantization_of
 
 
@@ -172,6 +173,8 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
         quantization_config=quantization_of(replace(model, model_name_or_path=path)),
         peft_config=adapter_of(model),
     )
+    if script.merge_adapter:
+        require_mergeable(trainer.model)
     if script.merge_adapter and is_deepspeed_zero3_enabled():
         raise ValueError(
             "merge_adapter is set under ZeRO-3, which would split the base model again while one process merges. Set "
@@ -262,6 +265,8 @@ def _nearest(name: str, known: Any) -> str:
 def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:
     parameters = list(trainer.model.parameters())
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    if isinstance(trainer.model, PeftModel):  # which knows that 4-bit weights lie two in a byte
+        trained, total = trainer.model.get_nb_trainable_parameters()
     config = trainer.args
     steps = config.max_steps if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s) of"
     lines = {

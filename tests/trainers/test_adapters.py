@@ -124,3 +124,148 @@ def assert_credit(trainer, kept):
     else:
         assert isinstance(trainer, GRPOVideoTrainer)
         assert type(trainer).__mro__[2] is GRPOVideoTrainer
+
+
+def test_the_reference_is_the_base_on_every_path(rows, make_trainer):
+    """KL against the adapter switched off, when tower, merger and language layers have moved."""
+    base = make_trainer(rows["video"], model=shaken(default_path(make_trainer)), max_steps=1)
+    for paths in (FAST, PLAIN):
+        trainer = run(make_trainer, rows["video"], "grpo", lora("all"), **paths, per_device_train_batch_size=4)
+        trained(trainer)
+        reference, group = trainer.seen[-1].inputs["ref_per_token_logps"], trainer.groups[-1]
+        mask = group.completion_mask
+        with torch.no_grad():
+            expected, now = base.score(group)[0], trainer.score(group)[0]
+        torch.testing.assert_close(reference[mask], expected[mask], atol=2e-5, rtol=1e-4)
+        assert (now - expected)[mask].abs().max() > 1e-3  # and the policy is elsewhere
+
+
+def test_checkpointing_gives_an_adapter_the_same_gradients(rows, make_trainer):
+    """Also on vision layers, whose input has no gradient of its own; RAL and distillation refuse the reentrant kind."""
+    kinds = [{"gradient_checkpointing": False}]
+    kinds += [{"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} for reentrant in (False, True)]
+    runs = [
+        trained(
+            run(make_trainer, rows["several"], "pgpo", lora("vision"), max_steps=2, gradient_checkpointing=True, **kind)
+        )
+        if "gradient_checkpointing" not in kind
+        else trained(run(make_trainer, rows["several"], "pgpo", lora("vision"), max_steps=2, **kind))
+        for kind in kinds
+    ]
+    for other in runs[1:]:
+        for ours, theirs in zip(other.seen, runs[0].seen, strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, abs=1e-6)
+    for name, value in weights(runs[0]).items():
+        for other in runs[1:]:
+            torch.testing.assert_close(other.model.get_parameter(name), value, atol=1e-5, rtol=1e-4)
+    reentrant = {"gradient_checkpointing": True, **kinds[2]}
+    for name in ("ral", "attn_distill"):
+        with pytest.raises(ValueError, match="reentrant"):
+            run(make_trainer, rows["video"], name, lora(), **reentrant)
+
+
+def test_an_adapter_stays_out_of_frozen_parts(rows, make_trainer):
+    settings = {"freeze_vision_tower": True, "max_steps": 2, **FAST}
+    trainer = run(make_trainer, rows["video"], "grpo", lora("all", exclude_modules=["gate_proj"]), **settings)
+    assert trainer._reuses_features
+    assert not any("visual.blocks" in name or "gate_proj" in name for name in adapters(trainer))
+    assert any("merger" in name for name in adapters(trainer))
+    trained(trainer)  # with beta > 0: switching the adapter on again makes nothing else trainable
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == adapters(trainer)
+    both = run(make_trainer, rows["video"], "grpo", lora("all"), **settings, freeze_merger=True)
+    assert not any("visual" in name for name in adapters(both))
+    with pytest.raises(ValueError, match=r"No layer is left for the adapter: freeze_vision_tower keeps it out"):
+        run(make_trainer, rows["video"], "grpo", lora("tower"), **settings)
+    with pytest.raises(ValueError, match=r"modules_to_save has merger, and freeze_merger takes the vision merger out"):
+        run(make_trainer, rows["video"], "grpo", lora(modules_to_save=["merger"]), freeze_merger=True)
+
+
+def test_a_model_that_came_with_an_adapter_in_a_frozen_part_is_refused(rows, make_trainer):
+    adapted = get_peft_model(shaken(default_path(make_trainer)), lora("all"))
+    with pytest.raises(
+        ValueError, match=r"adapter has 10 layers in the vision tower .*freeze_vision_tower is set. Merge"
+    ):
+        make_trainer(rows["video"], model=adapted, freeze_vision_tower=True)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_features_are_kept_only_of_a_tower_without_adapter(layers):
+    model = AutoModelForImageTextToText.from_pretrained(model_path("tiny"))
+    adapted = get_peft_model(model, lora(layers)).requires_grad_(False)  # frozen or not, it can be switched off
+    reason = why_not_frozen(adapted)
+    assert (reason is None) == (layers in TOWER_STAYS)
+    assert reason is None or "modules of the vision tower" in reason
+
+
+def test_readings_have_no_dropout(rows, make_trainer):
+    """With lora_dropout two readings of a view are one; the update, which drops, does not serve them."""
+    settings = {"max_steps": 2, "num_generations": 4}
+    trainer = run(make_trainer, rows["video"], "pgpo", lora(lora_dropout=0.5), **settings)
+    assert trainer._drops_out
+    kept = keep_credit(trainer)
+    trained(trainer)
+    group = kept[-1][1]
+    first, second = (trainer.score(group)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert trainer.model.training
+    quiet = run(make_trainer, rows["video"], "pgpo", lora(), **settings)
+    quiet.model.load_state_dict(trainer.model.state_dict())
+    torch.testing.assert_close(quiet.score(group)[0], first, atol=1e-5, rtol=1e-5)
+    again = PGPOTrainer.token_weights(trainer, group).weights  # what the credit was before the last step's update
+    assert again.isfinite().all()
+    assert "token_weights" in trainer.seen[-1].inputs  # given after the rollout, not in the update's forward
+
+
+def test_what_does_not_go_with_media_is_refused(rows, make_trainer):
+    for config, message in (
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING puts virtual tokens before"),
+        (lora(alora_invocation_tokens=[5]), "alora_invocation_tokens switches the adapter on"),
+        (LoraConfig(target_modules=["lm_head"], r=2), "lm_head"),
+        (lora(bias="all"), r"KL term \(beta above 0\) reads the base .* bias='all' trains biases of the base"),
+        (
+            lora(init_lora_weights="pissa"),
+            r"init_lora_weights='pissa' rewrites the base, .* Set init_lora_weights=True",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(make_trainer, rows["video"], "grpo", copy.deepcopy(config))
+    settings = {"beta": 0.0, "num_iterations": 2}
+    with pytest.raises(ValueError, match="attn_reference='ref' reads the base"):
+        run(make_trainer, rows["video"], RALTrainer, lora(bias="all"), attn_reference="ref", **settings)
+    with pytest.raises(ValueError, match="distillation, without another teacher, reads the base"):
+        run(make_trainer, rows["video"], "attn_distill", lora(bias="all"), beta=0.0)
+    run(make_trainer, rows["video"], "grpo", lora(bias="all"), beta=0.0)  # nobody reads the base
+
+
+def test_other_adapters_on_layers_train(rows, make_trainer):
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(rows["video"], extra={"peft_config": config}, beta=0.1, max_steps=2, learning_rate=0.05)
+    before = weights(trainer)
+    trained(trainer)
+    assert changed(trainer, before) == {name for name in before if "ia3_" in name and "visual" not in name}
+    assert not trainer._reuses_features  # down_proj is in the tower too
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
+    settings = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+    }
+    greedy = {"generation_kwargs": {"do_sample": False}}
+    whole, again = (run(make_trainer, rows["video"], "grpo", lora("all", kind), **settings, **greedy) for _ in range(2))
+    trained(whole)
+    saved = tmp_path / "run" / "checkpoint-2"
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not list(saved.glob("adapter_model.bin"))
+    again.train(resume_from_checkpoint=str(saved))
+    first, second = (history(trainer, "loss", "kl", "grad_norm") for trainer in (whole, again))
+    for mine, theirs in zip(first, second, strict=True):
+        assert len(mine) == 4
+        assert theirs[2:] == pytest.approx(mine[2:], rel=1e-4, abs=1e-7)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(again.model.get_parameter(name), value, atol=1e-6, rtol=1e-5)
+    assert first[1][-1] > 1e-4  # the adapter went away from its base

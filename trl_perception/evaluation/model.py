@@ -2,18 +2,15 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..assets import model_path
+from ..assets.checkpoint import base_of, load_checkpoint
 from ..media import has_visual_grids
 from .settings import EvaluationSettings
 
-ADAPTER_FILE = "adapter_config.json"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -27,6 +24,7 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
     model, processor = load_checkpoint(
         *base_and_adapter(settings),
         revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
     )
@@ -36,29 +34,6 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
             "patches. Evaluate a model of the Qwen-VL families."
         )
     return model.to(device).eval(), processor
-
-
-def load_checkpoint(
-    base: str, adapter: str | None = None, *, revision: str | None = None, **settings: Any
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model with its adapter in place, and the processor: the adapter's own where it has one.
-
-    Args:
-        base, revision: the model. adapter: folder of the adapter on it, or None. settings: of `from_pretrained`.
-    """
-    model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, **settings)
-    if adapter is not None:
-        # The base model with the adapter's layers in place: what generates is a model of transformers.
-        model = PeftModel.from_pretrained(model, adapter).get_base_model()
-    own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
-    return model, AutoProcessor.from_pretrained(adapter if own else base, revision=None if own else revision)
-
-
-def base_of(path: str) -> tuple[str, str | None]:
-    """Where the base model of a folder is, and the folder itself where it holds an adapter, None where a whole model."""
-    if not (Path(path) / ADAPTER_FILE).is_file():
-        return path, None
-    return model_path(PeftConfig.from_pretrained(path).base_model_name_or_path), path
 
 
 def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
@@ -75,7 +50,7 @@ def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
             f"{settings.model} is itself a LoRA adapter, and adapter is {settings.adapter}. Set model to the base model, "
             "or leave adapter out."
         )
-    return base, adapter
+    return model_path(base), adapter
 
 
 def weights_digest(settings: EvaluationSettings) -> str | None:

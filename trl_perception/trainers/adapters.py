@@ -135,6 +135,22 @@ def require_untouched_base(model: nn.Module, reader: str) -> None:
             )
 
 
+def require_mergeable(model: nn.Module) -> None:
+    """Refuse to merge what the base's configuration cannot hold.
+
+    Errors: ValueError for a head or embeddings of the adapter's own where the base ties the two.
+    """
+    if not isinstance(model, PeftModel) or not model.get_base_model().config.get_text_config().tie_word_embeddings:
+        return
+    names = {name.split(".")[-1] for name in adapted_modules(model)} & {"lm_head", "embed_tokens"}
+    if names:
+        raise ValueError(
+            f"merge_adapter is set, the adapter has its own {' and '.join(sorted(names))}, and the base ties embeddings and "
+            f"head: merged, one would be lost. Take {' and '.join(sorted(names))} out of lora_modules_to_save and "
+            "lora_target_modules, or unset merge_adapter."
+        )
+
+
 @contextmanager
 def keeping_types(model: nn.Module) -> Iterator[None]:
     """After it, parameters have the types they had before: PEFT loads an adapter in float32, whatever it was trained in."""
