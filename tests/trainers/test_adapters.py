@@ -1,11 +1,17 @@
 """LoRA and its kin on language and vision layers: the same numbers on every path, and nothing else that moves."""
 
+import copy
+
 import pytest
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
 
-from tests.trainers.reference import build, trained
-from trl_perception.trainers import TRAINERS, GRPOVideoTrainer
+from tests.helpers import history
+from tests.trainers.reference import build, default_path, shaken, spread_reward, trained
+from trl_perception.assets import model_path
+from trl_perception.signals import why_not_frozen
+from trl_perception.trainers import TRAINERS, GRPOVideoTrainer, RALTrainer
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
@@ -140,25 +146,22 @@ def test_the_reference_is_the_base_on_every_path(rows, make_trainer):
         assert (now - expected)[mask].abs().max() > 1e-3  # and the policy is elsewhere
 
 
-def test_checkpointing_gives_an_adapter_the_same_gradients(rows, make_trainer):
+def test_checkpointing_moves_an_adapter_alike(rows, make_trainer):
     """Also on vision layers, whose input has no gradient of its own; RAL and distillation refuse the reentrant kind."""
-    kinds = [{"gradient_checkpointing": False}]
-    kinds += [{"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}} for reentrant in (False, True)]
-    runs = [
-        trained(
-            run(make_trainer, rows["several"], "pgpo", lora("vision"), max_steps=2, gradient_checkpointing=True, **kind)
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    moved = []
+    for checkpointing in ({"gradient_checkpointing": False}, {"gradient_checkpointing": True}, reentrant):
+        config = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, **checkpointing}
+        trainer = make_trainer(
+            rows["several"], TRAINERS["pgpo"], reward=spread_reward, extra={"peft_config": lora("vision")}, **config
         )
-        if "gradient_checkpointing" not in kind
-        else trained(run(make_trainer, rows["several"], "pgpo", lora("vision"), max_steps=2, **kind))
-        for kind in kinds
-    ]
-    for other in runs[1:]:
-        for ours, theirs in zip(other.seen, runs[0].seen, strict=True):
-            assert ours.loss == pytest.approx(theirs.loss, abs=1e-6)
-    for name, value in weights(runs[0]).items():
-        for other in runs[1:]:
-            torch.testing.assert_close(other.model.get_parameter(name), value, atol=1e-5, rtol=1e-4)
-    reentrant = {"gradient_checkpointing": True, **kinds[2]}
+        before = weights(trainer)
+        trained(trainer)
+        assert changed(trainer, before) == adapters(trainer)
+        moved.append({name: trainer.model.get_parameter(name) - before[name] for name in adapters(trainer)})
+    for other in moved[1:]:
+        for name, step in moved[0].items():
+            assert (other[name] - step).norm() < 1e-3 * step.norm() + 1e-9
     for name in ("ral", "attn_distill"):
         with pytest.raises(ValueError, match="reentrant"):
             run(make_trainer, rows["video"], name, lora(), **reentrant)
@@ -211,8 +214,6 @@ def test_readings_have_no_dropout(rows, make_trainer):
     quiet = run(make_trainer, rows["video"], "pgpo", lora(), **settings)
     quiet.model.load_state_dict(trainer.model.state_dict())
     torch.testing.assert_close(quiet.score(group)[0], first, atol=1e-5, rtol=1e-5)
-    again = PGPOTrainer.token_weights(trainer, group).weights  # what the credit was before the last step's update
-    assert again.isfinite().all()
     assert "token_weights" in trainer.seen[-1].inputs  # given after the rollout, not in the update's forward
 
 
@@ -242,11 +243,11 @@ def test_other_adapters_on_layers_train(rows, make_trainer):
     trainer = make_trainer(rows["video"], extra={"peft_config": config}, beta=0.1, max_steps=2, learning_rate=0.05)
     before = weights(trainer)
     trained(trainer)
-    assert changed(trainer, before) == {name for name in before if "ia3_" in name and "visual" not in name}
+    assert changed(trainer, before) == {name for name in before if "ia3_" in name}
     assert not trainer._reuses_features  # down_proj is in the tower too
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "rslora"))])
 def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
     settings = {
         "max_steps": 4,
@@ -256,7 +257,7 @@ def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
         "learning_rate": 1e-2,
     }
     greedy = {"generation_kwargs": {"do_sample": False}}
-    whole, again = (run(make_trainer, rows["video"], "grpo", lora("all", kind), **settings, **greedy) for _ in range(2))
+    whole, again = (run(make_trainer, rows["video"] * 4, "grpo", lora("all", kind), **settings, **greedy) for _ in range(2))
     trained(whole)
     saved = tmp_path / "run" / "checkpoint-2"
     assert (saved / "adapter_model.safetensors").is_file()
