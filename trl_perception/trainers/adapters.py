@@ -140,7 +140,10 @@ def require_mergeable(model: nn.Module) -> None:
 
     Errors: ValueError for a head or embeddings of the adapter's own where the base ties the two.
     """
-    if not isinstance(model, PeftModel) or not model.get_base_model().config.get_text_config().tie_word_embeddings:
+    if not isinstance(model, PeftModel):
+        return
+    config = model.get_base_model().config
+    if not any(getattr(of, "tie_word_embeddings", False) for of in (config, config.get_text_config())):
         return
     names = {name.split(".")[-1] for name in adapted_modules(model)} & {"lm_head", "embed_tokens"}
     if names:
