@@ -1,17 +1,28 @@
 """LoRA and its kin on language and vision layers: the same numbers on every path, and nothing else that moves."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
+from trl import ModelConfig
 
 from tests.helpers import history
 from tests.trainers.reference import build, default_path, shaken, spread_reward, trained
-from trl_perception.assets import model_path
-from trl_perception.signals import why_not_frozen
+from trl_perception import train
+from trl_perception.assets import from_pretrained, model_path
+from trl_perception.evaluation.model import load_model
+from trl_perception.evaluation.settings import EvaluationSettings
+from trl_perception.hub import merge_adapter
+from trl_perception.signals import adapted_modules, why_not_frozen
+from trl_perception.train import recipe_path
 from trl_perception.trainers import TRAINERS, GRPOVideoTrainer, RALTrainer
+from trl_perception.trainers.adapters import adapter_of
+from trl_perception.trainers.vision import part_of
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
@@ -257,7 +268,9 @@ def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
         "learning_rate": 1e-2,
     }
     greedy = {"generation_kwargs": {"do_sample": False}}
-    whole, again = (run(make_trainer, rows["video"] * 4, "grpo", lora("all", kind), **settings, **greedy) for _ in range(2))
+    whole, again = (
+        run(make_trainer, rows["video"] * 4, "grpo", lora("all", kind), **settings, **greedy) for _ in range(2)
+    )
     trained(whole)
     saved = tmp_path / "run" / "checkpoint-2"
     assert (saved / "adapter_model.safetensors").is_file()
@@ -270,3 +283,64 @@ def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
     for name, value in weights(whole).items():
         torch.testing.assert_close(again.model.get_parameter(name), value, atol=1e-6, rtol=1e-5)
     assert first[1][-1] > 1e-4  # the adapter went away from its base
+
+
+@pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "rslora"))])
+def test_an_adapters_folder_loads_as_the_policy_that_was_trained(rows, make_trainer, tmp_path, kind):
+    trainer = make_trainer(
+        rows["video"],
+        reward=spread_reward,
+        extra={"peft_config": lora("all", kind)},
+        max_steps=2,
+        learning_rate=0.05,
+        freeze_vision_tower=True,
+    )
+    trained(trainer).save_model(str(tmp_path / "saved"))
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        expected = trainer.model.eval()(input_ids=ids).logits
+        plain = from_pretrained("tiny")[0](input_ids=ids).logits
+        loaded, processor = from_pretrained(str(tmp_path / "saved"))  # what `trl-perception ask` loads
+        torch.testing.assert_close(loaded(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+        evaluated, _ = load_model(
+            EvaluationSettings(model=str(tmp_path / "saved"), data="synthetic", output=str(tmp_path / "eval")),
+            torch.device("cpu"),
+        )
+        torch.testing.assert_close(evaluated(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+        merge_adapter(tmp_path / "saved", model_path("tiny"))
+        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - plain).abs().max() > 1e-2
+    assert processor.tokenizer.get_vocab() == trainer.processing_class.tokenizer.get_vocab()
+
+
+def adapted_parts(trainer):
+    """The parts of the model that the adapter reaches."""
+    names = adapted_modules(trainer.model)
+    return {part_of(name) or "language" for name in names}
+
+
+def test_the_snippets_of_the_page_find_their_layers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRL_PERCEPTION_CACHE", str(tmp_path / "clips"))
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    snippets = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    reached = []
+    for snippet in snippets:
+        settings = yaml.safe_load(snippet)
+        settings.pop("load_in_4bit", None)  # tests/trainers/test_quantised.py
+        base = yaml.safe_load(recipe_path("grpo/tiny").read_text())
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump({**base, **settings, "output_dir": str(tmp_path / "run"), "bf16": False}))
+        trainer = train.build(
+            *train.parse(["--config", str(recipe), "--use_cpu", "true", "--synthetic", '{"size": 8}'])
+        )
+        reached.append(adapted_parts(trainer))
+    assert reached == [{"language"}, {"tower", "merger"}, {"language", "merger"}]
+
+
+def test_a_single_target_is_a_name():
+    # TRL unpacks a list of one; as a pattern, "q_proj" would have to be a whole name
+    assert adapter_of(ModelConfig(use_peft=True, lora_target_modules=["q_proj"])).target_modules == {"q_proj"}
+    for pattern in ("all-linear", r".*language_model.*q_proj"):
+        assert adapter_of(ModelConfig(use_peft=True, lora_target_modules=[pattern])).target_modules == pattern
+    assert adapter_of(ModelConfig()) is None
