@@ -21,6 +21,7 @@ SIGNATURES = {
     "mm_token_type_ids=None, image_position_ids=None) -> "
     "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]",
     "_set_signature_columns_if_needed": "(self)",
+    "_load_from_checkpoint": "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None) -> None",
     "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",
