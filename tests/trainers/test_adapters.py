@@ -47,7 +47,7 @@ FIRST = [  # in every run of the tests; the others are slow
     ("grpo", "all", "dora"),
     ("appo", "vision", "lora"),
     ("pgpo", "all", "rslora"),
-    ("ktr", "merger", "dora"),
+    ("ktr", "merger", "lora"),
     ("ral", "language", "lora"),
     ("attn_distill", "vision", "rslora"),
 ]
@@ -159,6 +159,7 @@ def test_the_reference_is_the_base_on_every_path(rows, make_trainer):
         assert (now - expected)[mask].abs().max() > 1e-3  # and the policy is elsewhere
 
 
+@pytest.mark.slow
 def test_checkpointing_moves_an_adapter_alike(rows, make_trainer):
     """Also on vision layers, whose input has no gradient of its own; RAL and distillation refuse the reentrant kind."""
     reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}

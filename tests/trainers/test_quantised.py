@@ -67,7 +67,7 @@ def test_an_adapter_trains_on_a_quantised_base(rows, make_trainer, name, bits):
         assert describe_quantised(trainer.model).startswith("28 language layers in 4 bit; vision tower, merger")
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_a_teacher_is_quantised_and_still_teaches(rows, make_trainer, bits):
     config = {f"teacher_{key}": value for key, value in BITS[bits].items()}
     config.update({"teacher_model_name_or_path": default_path(make_trainer), "max_steps": 1})
@@ -79,6 +79,7 @@ def test_a_teacher_is_quantised_and_still_teaches(rows, make_trainer, bits):
     assert 0 < looked[0] < 0.1
 
 
+@pytest.mark.slow
 def test_a_quantised_run_resumes_in_its_type(rows, make_trainer, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "generation_kwargs": {"do_sample": False}}
     whole, again = (quantised(make_trainer, rows["video"] * 4, "grpo", "4bit", **settings) for _ in range(2))
