@@ -24,6 +24,7 @@ SIGNATURES = {
     "_set_signature_columns_if_needed": "(self)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
+    "_load_from_checkpoint": "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None) -> None",
     "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",

@@ -9,6 +9,7 @@ from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from ..signals import AttentionTap, HiddenTap, TokenStates, divergence, head_of
+from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
@@ -60,6 +61,8 @@ class AttnDistillTrainer(GRPOVideoTrainer):
                 "No teacher. Set teacher_model_name_or_path, pass teacher_model, or train an adapter (peft_config), whose "
                 "base model then teaches."
             )
+        else:
+            require_untouched_base(policy, "The distillation, without another teacher,")
         if options.attn_distill_weight > 0:
             self.taps += (AttentionTap(self.model, lambda *caught: caught, layers=options.attn_layers),)
         if options.gkd_weight > 0:

@@ -10,6 +10,7 @@ from trl.trainer.utils import use_adapter
 
 from ..objectives import Penalty, jensen_shannon, ral_penalty
 from ..signals import AttentionTap
+from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
@@ -58,6 +59,8 @@ class RALTrainer(GRPOVideoTrainer):
                 "attn_reference='ref' needs a reference model, and TRL keeps one only for beta > 0 or with an adapter. Set "
                 "beta above 0, or pass a peft_config."
             )
+        if self.args.attn_reference == "ref":
+            require_untouched_base(self.model, "attn_reference='ref'")
 
     def rollout_signals(self, group: Group) -> dict[str, Tensor]:
         options = self.args
