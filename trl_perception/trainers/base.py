@@ -46,6 +46,7 @@ from .adapters import (
     without_dropout,
 )
 from .base_config import GRPOVideoConfig
+from .checkpoints import Checkpoints
 from .crediting import Crediting
 from .dump import samples
 from .dynamic_sampling import refill, refuse_dynamic_sampling
@@ -66,7 +67,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling, Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
