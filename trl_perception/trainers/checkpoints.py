@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 from .checkpoint_folder import UNFINISHED, clear_unfinished, finish, to_resume
 from .disk import DiskFullError, told_when_full
 from .packing import pack, unpack
-from .run_facts import GO_ON, facts_of, why_other
+from .run_facts import facts_of, why_other
 from .trackers import in_words
 
 logger = get_logger(__name__)

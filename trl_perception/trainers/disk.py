@@ -10,7 +10,12 @@ from safetensors import SafetensorError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Safetensors gives Rust's words with the number in brackets; torch's zip writer does not say why it stopped.
-NO_ROOM_WORDS = (*(f"(os error {number})" for number in NO_ROOM), "inline_container", "PytorchStreamWriter")
+NO_ROOM_WORDS = (
+    *(f"(os error {number})" for number in NO_ROOM),
+    "inline_container",
+    "PytorchStreamWriter",
+    "iostream error",
+)
 
 
 class DiskFullError(OSError):
@@ -31,10 +36,11 @@ def told_when_full(folder: Path, what: str, advice: str) -> Iterator[None]:
         if not _is_for_room(error):
             raise
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         raise DiskFullError(
-            f"{what} could not be written: there was no room{_at(folder)}. The disk of {_existing(folder)} has "
-            f"{_size(shutil.disk_usage(_existing(folder)).free)} free; a quota or a limit on the size of files (ulimit -f) "
-            f"may be lower. {advice} ({reason})"
+            f"{what} could not be written: there was no room{_after(folder)}. The disk of {there} has "
+            f"{_size(shutil.disk_usage(there).free)} free; a quota or a limit on the size of files (ulimit -f) may be lower. "
+            f"{advice} ({reason})"
         ) from error
 
 
@@ -44,17 +50,13 @@ def _is_for_room(error: BaseException) -> bool:
     return any(words in str(error) for words in NO_ROOM_WORDS)
 
 
-def _at(folder: Path) -> str:
-    """The file that was begun last, which is the one that found no room, and how much there was before."""
+def _after(folder: Path) -> str:
+    """How far the writing came. The last file may be the one that found no room; safetensors takes its own away."""
     files = [(path.stat().st_mtime_ns, path) for path in folder.rglob("*") if path.is_file()]
     if not files:
         return ""
     written = sum(path.stat().st_size for _, path in files)
-    return f" at {max(files)[1].name}, after {_size(written)}"
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f" after {_size(written)}, {max(files)[1].name} last"
 
 
 def _size(count: int) -> str:
