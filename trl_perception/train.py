@@ -24,6 +24,7 @@ from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
 from .trainers.adapters import adapter_of, require_mergeable
+from .trainers.disk import told_when_full
 from .trainers.quantising import describe_quantised, quantization_of
 
 
@@ -210,8 +211,9 @@ def main(args: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
-    trainer.save_state()  # the log, for the report
+    with told_when_full(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
+        trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
+        trainer.save_state()  # the log, for the report
     trainer.accelerator.wait_for_everyone()  # every process has written its records
     if trainer.is_world_process_zero():
         if script.merge_adapter:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -20,7 +21,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from tests.trainers.resuming import build, log_of
 from trl_perception.media import VisualInputs
 from trl_perception.reports.rollouts import read_groups
-from trl_perception.trainers.checkpoint_folder import UNFINISHED, clear_unfinished, why_incomplete
+from trl_perception.train import parse, recipe_path
+from trl_perception.trainers.checkpoint_folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
 from trl_perception.trainers.disk import DiskFullError
 from trl_perception.trainers.packing import pack, unpack
 from trl_perception.trainers.run_facts import digest_of
@@ -224,6 +226,17 @@ def test_the_last_complete_checkpoint_is_taken(as_text, saved, four, tmp_path, c
     assert "checkpoint-4 is passed over: its model.safetensors has 1,000 bytes and was written with" in passed[1]
 
 
+@pytest.mark.parametrize("written", ["resume_from_checkpoint: true", "resume_from_checkpoint: 'true'"])
+def test_a_recipe_asks_for_the_last_one(written, saved, four, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{recipe_path('grpo/tiny').read_text()}\n{written}\noutput_dir: {tmp_path}/none\n")
+    _, config, _ = parse(["--config", str(recipe)])
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is true, and .*none has no complete checkpoint"):
+        resumed(tmp_path / "none", four, config.resume_from_checkpoint)
+    assert last_complete(saved) == saved / "checkpoint-4"
+    assert last_complete(tmp_path / "none") is None
+
+
 DAMAGE = {
     "cut": (
         lambda folder: os.truncate(folder / "optimizer.pt", 10),
@@ -338,8 +351,7 @@ def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path):
     assert "save_total_limit (now None)" in said
     assert why_incomplete(folder / "checkpoint-2") is None
     assert [path.name for path in folder.rglob("checkpoint-*")] == ["checkpoint-2"]
-    again = resumed(folder, four)  # with room again
-    assert log_of(again) == log_of(resumed(saved, four))
+    assert resumed(folder, four).state.global_step == 5  # with room again
 
 
 @pytest.mark.slow
@@ -455,6 +467,20 @@ def test_a_rollout_comes_back_as_it_was():
     assert back["visual_inputs"][0].sample == "s"
     assert back["visual_inputs"][0].pixel_values is None
     assert back["visual_inputs"][0].video_grid_thw.tolist() == [[1, 2, 4]]
+
+
+def test_the_table_of_completions_is_whole(saved, four, tmp_path):
+    """It is logged at the fifth step, of a rollout that was sampled before the checkpoint."""
+    config = {**SAVED, "log_completions": True, "max_steps": 3, "logging_steps": 3, "steps_per_generation": 1}
+    build("grpo", four, {**config, "output_dir": str(tmp_path)}).train()
+    table = tmp_path / "completions" / "completions_00003.parquet"
+    before = pq.read_table(table).to_pylist()
+    table.unlink()
+    build("grpo", four, {**config, "output_dir": str(tmp_path)}).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
+    assert pq.read_table(table).to_pylist() == before
+    assert len(before) == 4
 
 
 def test_what_cannot_be_kept_is_named():

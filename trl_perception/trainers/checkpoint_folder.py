@@ -69,16 +69,22 @@ def to_resume(run: Path, wanted: str | os.PathLike | bool) -> tuple[Path, list[s
         if (reason := why_incomplete(folder)) is not None:
             raise ValueError(f"resume_from_checkpoint is {folder}, which cannot be resumed from: {reason}.")
         return folder, []
-    passed = []
+    last, passed = last_complete(run), []
     for folder in reversed(_checkpoints(run)):
-        if (reason := why_incomplete(folder)) is None:
+        if folder == last:
             return folder, passed
-        passed.append(f"{folder} is passed over: {reason}.")
+        passed.append(f"{folder} is passed over: {why_incomplete(folder)}.")
     found = " ".join(passed) or f"It holds no folder {PREFIX_CHECKPOINT_DIR}-STEP."
     raise ValueError(
         f"resume_from_checkpoint is true, and {run} has no complete checkpoint. {found} Name another folder, set output_dir "
         "to the run's, or leave resume_from_checkpoint out to start from the beginning."
     )
+
+
+def last_complete(run: Path) -> Path | None:
+    """The complete checkpoint of the latest step in a run's output folder; None where there is none."""
+    complete = (folder for folder in reversed(_checkpoints(run)) if why_incomplete(folder) is None)
+    return next(complete, None)
 
 
 def why_incomplete(folder: Path) -> str | None:
