@@ -32,14 +32,15 @@ PLAIN = {
     "use_cpu": True,
     "bf16": False,
 }
-UNCOMPARED = ("step_time", "train_runtime", "train_loss", "total_flos", "samples_per_second", "steps_per_second")
+UNCOMPARED = ("step_time", "runtime", "train_loss", "total_flos", "samples_per_second", "steps_per_second")
 
 
-def build(trainer, rows, config):
+def build(trainer, rows, config, **extra):
     """The trainer of a job."""
     cls = TRAINERS[trainer]
     args = cls.config_class(**{**PLAIN, **config})
-    return cls("tiny", letter_variety, args, Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:2]))
+    rows, some = (Dataset.from_list(rows), Dataset.from_list(rows[:2])) if isinstance(rows, list) else (rows, rows)
+    return cls("tiny", letter_variety, args, rows, eval_dataset=some, **extra)
 
 
 def log_of(trainer):
@@ -87,8 +88,6 @@ def arm(trainer, at, count):
         torch.save = half_a_file(torch.save)
     elif at == "all but the name":
         before(checkpoints, "finish")
-    elif at == "another name moved away":  # renames: first the old one, then the new one
-        before(Path, "rename")
     elif at == "named":
         before(checkpoints, "rotate_checkpoints")
     else:

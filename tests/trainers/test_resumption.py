@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer
 
 from tests.trainers.resuming import build, log_of
 from trl_perception.media import VisualInputs
@@ -141,6 +143,40 @@ def test_a_killed_run_goes_on_exactly(name, dead, four, tmp_path):
     steps = [group["step"] for group in read_groups(tmp_path)[0]]
     assert steps == sorted(steps)
     assert len(set(steps)) >= 2
+
+
+OTHER_RUNS = {
+    "adapter": ("grpo", {**OPEN, "beta": 0.1}, 3),
+    "adapter whose base teaches": ("attn_distill", {**OPEN, "gkd_weight": 0.5, "grpo_weight": 1.0}, 3),
+    "features of a frozen tower": ("ral", {**OPEN, "freeze_vision_tower": True}, 3),
+    "nothing of vision trains": ("pgpo", {**OPEN, "freeze_vision_tower": True, "freeze_merger": True}, 3),
+    "end of an epoch": ("grpo", {**OPEN, "max_steps": 11}, 8),
+    "steps across rollouts": ("grpo", {"steps_per_generation": 2, "gradient_accumulation_steps": 3, "max_steps": 7}, 3),
+    "evaluation": ("grpo", {**OPEN, "eval_strategy": "steps", "eval_steps": 2, "num_generations_eval": 2}, 3),
+    "gradient checkpointing": ("ral", {**OPEN, "gradient_checkpointing": True}, 3),
+    "streamed": ("grpo", {**OPEN, "max_steps": 7}, 3),
+    "two kinds of floats": (
+        "grpo",
+        {**OPEN, "model_init_kwargs": {"dtype": "bfloat16"}, "cast_lm_head_to_fp32": True},
+        3,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_other_kinds_of_runs_go_on_exactly(name, four, tmp_path):
+    trainer, config, step = OTHER_RUNS[name]
+    config = {**config, "output_dir": str(tmp_path), "save_steps": step, "per_device_eval_batch_size": 4}
+    extra = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])} if "adapter" in name else {}
+    rows = Dataset.from_list(four).to_iterable_dataset() if name == "streamed" else four
+    never = build(trainer, rows, dict(config), **extra)
+    never.train()
+    again = build(trainer, rows, dict(config), **extra)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert log_of(again) == log_of(never)
+    for ours, theirs in zip(again.model.state_dict().values(), never.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("moment", split(MOMENTS))
@@ -432,6 +468,25 @@ def test_a_digest_tells_rows_apart_and_does_not_decode():
 # What a checkpoint holds
 
 
+def test_a_checkpoint_is_pushed_by_the_name_that_stays(four, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        GRPOTrainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, why_incomplete(Path(folder))))
+    )
+    trainer = build("grpo", four, {**SAVED, "output_dir": str(tmp_path), "max_steps": 2})
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == [(str(tmp_path / "checkpoint-2"), None)]
+
+
+def test_another_format_is_refused(saved, four, tmp_path):
+    folder = shutil.copytree(saved / "checkpoint-2", tmp_path / "checkpoint-2")
+    about = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(about.replace('"format": 1', '"format": 7'))
+    with pytest.raises(ValueError, match=r"written by another version of this package \(format 7; 1 is wanted\)"):
+        resumed(tmp_path, four, str(folder))
+
+
 def test_what_is_added_is_json_and_safetensors(saved):
     about = json.loads((saved / "checkpoint-4" / "run.json").read_text())
     assert about["rows"] == 4
@@ -541,3 +596,10 @@ def test_two_processes_go_on_exactly(name, four, tmp_path):
     }
     with pytest.raises(ValueError, match="it was saved with processes 2, and this run has 1"):
         build(trainer, four, {**config, "output_dir": str(tmp_path)}).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_reference_that_moves_in_parts_is_refused(four, tmp_path):
+    trainer = build("grpo", four, {**SAVED, "output_dir": str(tmp_path), "beta": 0.1, "sync_ref_model": True})
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="sync_ref_model moves the reference model, which is in parts under FSDP"):
+        trainer.train()

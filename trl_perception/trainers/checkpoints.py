@@ -27,6 +27,7 @@ logger = get_logger(__name__)
 RUN = "run.json"  # what the run must have in common with the checkpoint, written once
 STATE = "rank{:05d}.json"  # a process's counters, metrics, open records, and the structure of its open rollout
 ROLLOUT = "rank{:05d}.safetensors"  # the tensors of that rollout
+FORMAT = 1  # of these files
 REFERENCE = "reference.safetensors"  # a reference model that moves (`sync_ref_model`)
 
 
@@ -139,6 +140,7 @@ class Checkpoints(GRPOTrainer):
         if self._reference_moves:
             save_model(self.accelerator.unwrap_model(self.ref_model), str(folder / REFERENCE))
         about = {
+            "format": FORMAT,
             "step": self.state.global_step,
             "rollout_is_open": self._rollout_is_open,
             "only_model": self.args.save_only_model,
@@ -161,6 +163,11 @@ class Checkpoints(GRPOTrainer):
         Errors: ValueError where the checkpoint does not fit this run.
         """
         about = json.loads((folder / RUN).read_text())
+        if about.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder} was written by another version of this package (format {about.get('format')}; {FORMAT} is wanted). "
+                "Resume with that version, or set model_name_or_path to it to start anew with its weights."
+            )
         if about["only_model"]:
             raise ValueError(
                 f"{folder} holds weights alone (save_only_model), and training cannot go on from it. Set "
