@@ -24,6 +24,7 @@ from tests.trainers.resuming import build, log_of
 from trl_perception.media import VisualInputs
 from trl_perception.reports.rollouts import read_groups
 from trl_perception.train import parse, recipe_path
+from trl_perception.trainers import checkpoints
 from trl_perception.trainers.checkpoint_folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
 from trl_perception.trainers.disk import DiskFullError
 from trl_perception.trainers.packing import pack, unpack
@@ -362,13 +363,13 @@ FULL_AT = {
 
 
 @pytest.mark.parametrize("full_at", FULL_AT)
-def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path):
+def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path, monkeypatch):
     folder = shutil.copytree(saved, tmp_path / "run")
     shutil.rmtree(folder / "checkpoint-4")
     trainer = build("grpo", four, {**SAVED, "output_dir": str(folder)})
     sizes = {path.name: path.stat().st_size for path in (saved / "checkpoint-4").iterdir()}
-    name = "_write" if full_at.startswith("rank") else "_save_checkpoint"
-    plain, limits = getattr(trainer, name), resource.getrlimit(resource.RLIMIT_FSIZE)
+    owner, name = (checkpoints, "write_state") if full_at.startswith("rank") else (trainer, "_save_checkpoint")
+    plain, limits = getattr(owner, name), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[full_at] - 4096, limits[1]))
@@ -377,7 +378,7 @@ def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    setattr(trainer, name, limited)
+    monkeypatch.setattr(owner, name, limited)
     with pytest.raises(DiskFullError) as caught:
         trainer.train(resume_from_checkpoint=True)
     said = str(caught.value)
