@@ -1,6 +1,7 @@
 """Video GRPO on TRL: the base of every method.
 
-It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`) are the only places that touch TRL's private names.
+It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`, `checkpoints`) are the only places that touch TRL's private
+names.
 """
 
 from collections.abc import Callable, Iterator, Sequence

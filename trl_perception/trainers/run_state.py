@@ -34,6 +34,7 @@ def write_state(trainer: "GRPOVideoTrainer", folder: Path) -> None:
         "micro_steps": trainer._step,
         "sampled_at_step": trainer._sampled_at_step,
         "packs": trainer._forwards.packs,
+        "skipped_in_a_row": trainer._skipped_in_a_row,
         "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
         "loss": trainer._tr_loss.item(),
         "logged_at_step": trainer._globalstep_last_logged,
@@ -106,6 +107,7 @@ def go_on(trainer: "GRPOVideoTrainer", resumed: Mapping[str, Any]) -> None:
     tensors = load_file(path) if path.is_file() else {}
     trainer._buffered_inputs = unpack(state["rollout"], tensors, device)
     trainer._forwards.packs = state["packs"]
+    trainer._skipped_in_a_row = state["skipped_in_a_row"]
     trainer._metrics["train"].clear()
     trainer._metrics["train"].update(state["metrics"])
     trainer._tr_loss += state["loss"]
