@@ -27,8 +27,8 @@ from trl_perception.train import parse, recipe_path
 from trl_perception.trainers import checkpoints
 from trl_perception.trainers.checkpoint_folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
 from trl_perception.trainers.disk import DiskFullError
-from trl_perception.trainers.packing import pack, unpack
 from trl_perception.trainers.run_facts import digest_of
+from trl_perception.trainers.stored import restore, store
 
 ROOT = Path(__file__).parents[2]
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -510,8 +510,8 @@ def test_a_rollout_comes_back_as_it_was():
         "scale": 1.5,
         "count": torch.tensor(7),
     }
-    packed, tensors = pack([batch])
-    (back,) = unpack(json.loads(json.dumps(packed)), tensors, torch.device("cpu"))
+    packed, tensors = store([batch])
+    (back,) = restore(json.loads(json.dumps(packed)), tensors, torch.device("cpu"))
     assert list(back) == list(batch)
     for name in ("ids", "mask", "empty", "count"):
         assert back[name].dtype == batch[name].dtype
@@ -541,7 +541,7 @@ def test_the_table_of_completions_is_whole(saved, four, tmp_path):
 
 def test_what_cannot_be_kept_is_named():
     with pytest.raises(TypeError, match=r"rollout\[0\].signal\[1\] is a object, which a checkpoint cannot hold"):
-        pack([{"signal": [None, object()]}])
+        store([{"signal": [None, object()]}])
 
 
 # Several processes

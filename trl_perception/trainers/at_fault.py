@@ -116,7 +116,7 @@ def _is_float(value: Any) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor."""
-    return tensor.tolocal() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def local_gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

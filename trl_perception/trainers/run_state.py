@@ -9,8 +9,8 @@ import torch
 from accelerate.logging import get_logger
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from .packing import pack, unpack
 from .run_facts import facts_of, why_other
+from .stored import restore, store
 from .trackers import in_words
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def write_state(trainer: "GRPOVideoTrainer", folder: Path) -> None:
     """Write this process's part, and on the process that saves what is of the whole run."""
     args, rank, is_open = trainer.args, trainer.args.process_index, rollout_is_open(trainer)
     folder.mkdir(parents=True, exist_ok=True)
-    rollout, tensors = pack(trainer._buffered_inputs if is_open else None)
+    rollout, tensors = store(trainer._buffered_inputs if is_open else None)
     state = {
         "micro_steps": trainer._step,
         "sampled_at_step": trainer._sampled_at_step,
@@ -105,7 +105,7 @@ def go_on(trainer: "GRPOVideoTrainer", resumed: Mapping[str, Any]) -> None:
     trainer._step, trainer._sampled_at_step = state["micro_steps"], state["sampled_at_step"]
     path = folder / ROLLOUT.format(trainer.args.process_index)
     tensors = load_file(path) if path.is_file() else {}
-    trainer._buffered_inputs = unpack(state["rollout"], tensors, device)
+    trainer._buffered_inputs = restore(state["rollout"], tensors, device)
     trainer._forwards.packs = state["packs"]
     trainer._skipped_in_a_row = state["skipped_in_a_row"]
     trainer._metrics["train"].clear()
