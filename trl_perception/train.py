@@ -4,14 +4,15 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import PeftModel
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
 from .data.load import load_rows
@@ -22,6 +23,9 @@ from .reports import reward_curve, reward_gain
 from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
+from .trainers.adapters import adapter_of, require_mergeable
+from .trainers.disk import told_when_full
+from .trainers.quantising import describe_quantised, quantization_of
 
 
 @dataclass
@@ -149,6 +153,7 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     }
     if not model.model_name_or_path:
         raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
+    path = model_path(model.model_name_or_path)
     options = {
         "config": script.dataset_config,
         "synthetic": script.synthetic,
@@ -161,14 +166,16 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     if config.eval_strategy != "no":
         eval_rows = load_rows(script.dataset_name, script.dataset_test_split, **options)
     trainer = TRAINERS[script.trainer](
-        model=model_path(model.model_name_or_path),
+        model=path,
         reward_funcs=[get_reward(name) for name in script.reward_funcs],
         args=config,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
+        quantization_config=quantization_of(replace(model, model_name_or_path=path)),
+        peft_config=adapter_of(model),
     )
+    if script.merge_adapter:
+        require_mergeable(trainer.model)
     if script.merge_adapter and is_deepspeed_zero3_enabled():
         raise ValueError(
             "merge_adapter is set under ZeRO-3, which would split the base model again while one process merges. Set "
@@ -204,8 +211,9 @@ def main(args: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
-    trainer.save_state()  # the log, for the report
+    with told_when_full(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
+        trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
+        trainer.save_state()  # the log, for the report
     trainer.accelerator.wait_for_everyone()  # every process has written its records
     if trainer.is_world_process_zero():
         if script.merge_adapter:
@@ -259,6 +267,8 @@ def _nearest(name: str, known: Any) -> str:
 def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:
     parameters = list(trainer.model.parameters())
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    if isinstance(trainer.model, PeftModel):  # which knows that 4-bit weights lie two in a byte
+        trained, total = trainer.model.get_nb_trainable_parameters()
     config = trainer.args
     steps = config.max_steps if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s) of"
     lines = {
@@ -271,6 +281,8 @@ def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfi
         ),
         "prompt": trainer.describe_prompts(8),
     }
+    if quantised := describe_quantised(trainer.model):
+        lines["model"] += f"; {quantised}"
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
 
 

@@ -3,7 +3,10 @@
 import inspect
 
 import pytest
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 SIGNATURES = {
     "_prepare_inputs": "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> "
@@ -21,9 +24,21 @@ SIGNATURES = {
     "mm_token_type_ids=None, image_position_ids=None) -> "
     "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]",
     "_set_signature_columns_if_needed": "(self)",
+    "training_step": "(self, model, inputs, num_items_in_batch)",
+    "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
     "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",
+    "train": "(self, resume_from_checkpoint: str | bool | None = None, trial: 'optuna.Trial | dict[str, Any] | None' = None, "
+    "ignore_keys_for_eval: list[str] | None = None) -> transformers.trainer_utils.TrainOutput",
+    "_save_checkpoint": "(self, model, trial)",
+    "_get_output_dir": "(self, trial: 'optuna.Trial | dict[str, Any] | None') -> str",
+    "_push_from_checkpoint": "(self, checkpoint_folder: str) -> None",
+    "_load_from_checkpoint": "(self, resume_from_checkpoint: str, model: torch.nn.modules.module.Module | None = None) -> None",
+    "_load_best_model": "(self) -> None",
+    "_run_epoch": "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
+    "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
+    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None) -> torch.utils.data.sampler.Sampler",
     "save_model": "(self, output_dir: str | None = None, _internal_call: bool = False) -> None",
 }
 
@@ -52,6 +67,28 @@ def test_private_attributes_are_set_where_we_read_them():
         "self.log_multimodal = ",
     ):
         assert name in source, name
+
+
+def test_gradients_are_whole_between_training_step_and_clipping():
+    source = inspect.getsource(Trainer._run_epoch)
+    order = ("self.training_step(", "self._clip_grad_norm(", "self._get_grad_norm(", "self.optimizer.step()")
+    places = [source.index(name) for name in order]
+    assert places == sorted(places)
+
+
+def test_what_transformers_keeps_between_steps_has_the_names_we_restore():
+    source = inspect.getsource(Trainer)
+    for name in (
+        "self._tr_loss = ",
+        "self._total_loss_scalar = ",
+        "self._globalstep_last_logged = ",
+        "epochs_trained=epochs_trained,",
+    ):
+        assert name in source, name
+    assert {"num_samples", "shuffle", "generator"} <= vars(RepeatSampler(range(4), 1, seed=0)).keys()
+    signature = "(output_dir: str, save_total_limit: int | None = None, best_model_checkpoint: str | None = None, "
+    signature += "use_mtime: bool = False, checkpoint_prefix: str = 'checkpoint') -> None"
+    assert str(inspect.signature(rotate_checkpoints)) == signature
 
 
 def test_config_fields_that_decide_how_groups_are_cut():

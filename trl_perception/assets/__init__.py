@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .checkpoint import base_of, load_checkpoint
 
 EMBEDDED = ("tiny", "tiny_teacher")
 
@@ -16,10 +18,11 @@ def model_path(name: str) -> str:
 def from_pretrained(
     name: str = "tiny", *, trust_remote_code: bool = False, **kwargs
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model and its processor; `kwargs` (dtype, attn_implementation, ...) go to the model.
+    """The model, with the adapter of a folder that holds one, and its processor.
+
+    `kwargs` (dtype, attn_implementation, ...) go to the model.
 
     Errors: ValueError for a model that brings its own code, unless `trust_remote_code` is set. Nobody is asked at a prompt.
     """
-    path = model_path(name)
-    model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=trust_remote_code, **kwargs)
-    return model, AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    base, adapter = base_of(model_path(name))
+    return load_checkpoint(model_path(base), adapter, trust_remote_code=trust_remote_code, **kwargs)

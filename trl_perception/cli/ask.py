@@ -45,7 +45,7 @@ def ask(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trl-perception ask", description=__doc__)
-    parser.add_argument("model", help="'tiny', a checkpoint folder, or a model on the Hub")
+    parser.add_argument("model", help="'tiny', a folder with a checkpoint or an adapter, or a model on the Hub")
     parser.add_argument("medium", help="a video or an image: path or URL")
     parser.add_argument("question")
     parser.add_argument("--fps", type=float, default=2.0, help="frames sampled per second of video")

@@ -4,15 +4,13 @@ import hashlib
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ..assets import model_path
+from ..assets.checkpoint import base_of, load_checkpoint
 from ..media import has_visual_grids
 from .settings import EvaluationSettings
 
-ADAPTER_FILE = "adapter_config.json"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -23,22 +21,12 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
 
     Errors: ValueError for a processor that does not describe media as grids.
     """
-    base, adapter = base_and_adapter(settings)
-    model = AutoModelForImageTextToText.from_pretrained(
-        base,
+    model, processor = load_checkpoint(
+        *base_and_adapter(settings),
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
-    )
-    if adapter is not None:
-        # The base model with the adapter's layers in place: what generates is a model of transformers.
-        model = PeftModel.from_pretrained(model, adapter).get_base_model()
-    own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
-    processor = AutoProcessor.from_pretrained(
-        adapter if own else base,
-        revision=None if own else settings.revision,
-        trust_remote_code=settings.trust_remote_code,
     )
     if not has_visual_grids(processor):
         raise ValueError(
@@ -54,14 +42,15 @@ def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
     Errors: ValueError for two adapters.
     """
     path = model_path(settings.model)
-    if not (Path(path) / ADAPTER_FILE).is_file():
+    base, adapter = base_of(path)
+    if adapter is None:
         return path, settings.adapter
     if settings.adapter is not None:
         raise ValueError(
             f"{settings.model} is itself a LoRA adapter, and adapter is {settings.adapter}. Set model to the base model, "
             "or leave adapter out."
         )
-    return model_path(PeftConfig.from_pretrained(path).base_model_name_or_path), path
+    return model_path(base), adapter
 
 
 def weights_digest(settings: EvaluationSettings) -> str | None:

@@ -2,6 +2,7 @@
 
 from trl_perception.rewards.accuracy import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward
 from trl_perception.rewards.boxes import box_iou, box_iou_reward, parse_box
+from trl_perception.rewards.calls import RewardError
 from trl_perception.rewards.choice import choice_letter
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
 from trl_perception.rewards.registry import REWARD_FACTORIES, REWARDS, get_reward
@@ -14,6 +15,7 @@ __all__ = [
     "REWARDS",
     "REWARD_FACTORIES",
     "LengthWindow",
+    "RewardError",
     "accuracy_reward",
     "answer_format_reward",
     "box_iou",

@@ -1,40 +1,69 @@
 """Reward functions that are held to their word: one finite number, or None, for each completion."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from numbers import Real
 from typing import Any
 
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from .calls import Caught, call, call_async, row_name
 
-def checked(reward: Callable) -> Callable:
+
+def checked(
+    reward: Callable,
+    *,
+    timeout: float | None = None,
+    keep_nonfinite: bool = False,
+    faults: list[Exception] | None = None,
+) -> Callable:
     """The same reward function, refusing results that GRPO would misread.
 
     TRL reads NaN as "not applicable" and fails far from the cause on a result that is no list. Here a result must be a
     sequence with one entry a completion, each a finite number or None (not applicable to this row).
 
-    Errors: TypeError or ValueError naming the function, what it returned and for which completion.
+    Args:
+        timeout: most seconds that a call may take; None for no limit.
+        keep_nonfinite: whether NaN and infinity come back as `math.inf`, for a caller that leaves such samples out.
+        faults: where errors go instead of being raised; the rewards are then zeros that nobody may use. Processes that
+            score together so meet in the next exchange, and stop together.
+
+    Errors: TypeError or ValueError naming the function, what it returned and for which completion; RewardError where it
+        raises or is late.
     """
     name = get_callable_name(reward)
 
+    def verified(rewards: Any, arguments: Mapping[str, Any]) -> list[float | None]:
+        return _verified(name, rewards, arguments, keep_nonfinite)
+
+    def kept(caught: Caught, arguments: Mapping[str, Any]) -> list[float]:
+        if faults is None:
+            raise caught.error
+        faults.append(caught.error)
+        return [0.0] * len(arguments["completions"])
+
     if is_async_callable(reward):
 
-        async def call(*args, **kwargs):
-            return _verified(name, await reward(*args, **kwargs), len(kwargs["completions"]))
+        async def scored(**arguments):
+            with Caught() as caught:
+                return verified(await call_async(name, reward, arguments, timeout), arguments)
+            return kept(caught, arguments)
 
     else:
 
-        def call(*args, **kwargs):
-            return _verified(name, reward(*args, **kwargs), len(kwargs["completions"]))
+        def scored(**arguments):
+            with Caught() as caught:
+                return verified(call(name, reward, arguments, timeout), arguments)
+            return kept(caught, arguments)
 
-    call = wraps(reward)(call)
-    call.__name__ = name  # a partial or an instance has none of its own
-    return call
+    scored = wraps(reward)(scored)
+    scored.__name__ = name  # a partial or an instance has none of its own
+    return scored
 
 
-def _verified(name: str, rewards: Any, completions: int) -> list[float | None]:
+def _verified(name: str, rewards: Any, arguments: Mapping[str, Any], keep_nonfinite: bool) -> list[float | None]:
+    completions = len(arguments["completions"])
     if hasattr(rewards, "tolist"):  # tensors and arrays
         rewards = rewards.tolist()
     if not isinstance(rewards, Sequence) or isinstance(rewards, str):
@@ -48,9 +77,10 @@ def _verified(name: str, rewards: Any, completions: int) -> list[float | None]:
             "one for each, None where it does not apply."
         )
     for index, value in enumerate(rewards):
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
-            raise ValueError(
-                f"Reward function '{name}' returned {value!r} for completion {index}; a finite number is wanted, or "
-                "None where the reward does not apply."
-            )
-    return list(rewards)
+        if value is None or (isinstance(value, Real) and (math.isfinite(value) or keep_nonfinite)):
+            continue
+        raise ValueError(
+            f"Reward function '{name}' returned {value!r} for completion {index} ({row_name(arguments, index)}); a finite "
+            "number is wanted, or None where the reward does not apply."
+        )
+    return [value if value is None or math.isfinite(value) else math.inf for value in rewards]

@@ -6,7 +6,7 @@ from .head import Head, base_model, divergence, head_of, log_probs
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
-from .vision import encode, media_kwargs, pixels_of, why_not_frozen
+from .vision import adapted_modules, encode, media_kwargs, pixels_of, why_not_frozen
 
 __all__ = [
     "AttentionTap",
@@ -15,6 +15,7 @@ __all__ = [
     "LayerAttention",
     "TokenStates",
     "View",
+    "adapted_modules",
     "attention_rows",
     "base_model",
     "blind",

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.vision_utils import get_vision_window_index
@@ -42,15 +44,24 @@ def why_not_frozen(model: nn.Module) -> str | None:
     trained = [name for name, value in tower.named_parameters() if value.requires_grad and "merger." not in name]
     if trained:
         return f"the vision tower is trained ({len(trained)} of its parameters); freeze_vision_tower freezes it"
+    adapted = [name for name in adapted_modules(tower) if "merger" not in name.split(".")]
+    if adapted:
+        return f"an adapter changes {len(adapted)} modules of the vision tower, and is switched off for other readings"
     return None
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that an adapter (PEFT) wraps or keeps a copy of, the model itself included."""
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 @torch.no_grad()
 def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False) -> VisualInputs:
     """The same inputs with the tower's features.
 
-    With a frozen merger they are the merged ones (tokens, D); with one that trains, those before it, (tokens, patches a
-    token, C) in the order of tokens.
+    With a frozen merger they are the merged ones (tokens, D); with one that trains or that an adapter changes, those
+    before it, (tokens, patches a token, C) in the order of tokens.
 
     Args:
         keep_pixels: whether another model's tower is to see the media as well; else pixels are let go.
@@ -58,7 +69,8 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
     if not visual.visual_tokens:
         return visual
     backbone = base_model(model).model
-    merger_trains = any(value.requires_grad for value in backbone.visual.merger.parameters())
+    merger = backbone.visual.merger
+    merger_changes = any(value.requires_grad for value in merger.parameters()) or bool(adapted_modules(merger))
     known = {}
     for kind in MEDIA_KINDS:
         pixels, grid = getattr(visual, PIXELS[kind]), getattr(visual, f"{kind}_grid_thw")
@@ -67,7 +79,7 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
         output = _run_tower(backbone, pixels, grid, kind)
         merged = torch.cat(output.pooler_output)
         known[f"{kind}_features"] = (
-            _before_merger(backbone, output.last_hidden_state, grid) if merger_trains else merged
+            _before_merger(backbone, output.last_hidden_state, grid) if merger_changes else merged
         )
     if not keep_pixels:
         known.update(pixel_values=None, pixel_values_videos=None)

@@ -8,10 +8,12 @@ from .base import GRPOVideoTrainer
 from .base_config import GRPOVideoConfig
 from .ktr_config import KTRConfig
 from .ktr_trainer import KTRTrainer
+from .nonfinite import NonFiniteError
 from .pgpo_config import PGPOConfig
 from .pgpo_trainer import PGPOTrainer
 from .ral_config import RALConfig
 from .ral_trainer import RALTrainer
+from .replay import Replay, replay
 from .rollout import Group
 
 TRAINERS = {
@@ -34,8 +36,11 @@ __all__ = [
     "Group",
     "KTRConfig",
     "KTRTrainer",
+    "NonFiniteError",
     "PGPOConfig",
     "PGPOTrainer",
     "RALConfig",
     "RALTrainer",
+    "Replay",
+    "replay",
 ]

@@ -9,11 +9,12 @@ from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from ..signals import AttentionTap, HiddenTap, TokenStates, divergence, head_of
+from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
 from .ral_trainer import RALTrainer, refuse_reentrant
-from .rollout import Group
+from .rollout import Group, signal_of_rows
 from .teacher import check_teacher, load_teacher, prepare_teacher
 
 
@@ -60,6 +61,8 @@ class AttnDistillTrainer(GRPOVideoTrainer):
                 "No teacher. Set teacher_model_name_or_path, pass teacher_model, or train an adapter (peft_config), whose "
                 "base model then teaches."
             )
+        else:
+            require_untouched_base(policy, "The distillation, without another teacher,")
         if options.attn_distill_weight > 0:
             self.taps += (AttentionTap(self.model, lambda *caught: caught, layers=options.attn_layers),)
         if options.gkd_weight > 0:
@@ -99,7 +102,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         layers, mask = caught
         options, visual = self.args, visual_keys(inputs)
         policy = policy_of(layers, mask, counted.size(1), visual, options)
-        teacher_policy = padded(inputs["teacher_policy"], policy)
+        teacher_policy = padded(signal_of_rows(inputs, "teacher_policy"), policy)
         student = policy.detach()
         self.note(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
         self.note(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
@@ -111,7 +114,8 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     def _gkd(self, states: TokenStates, inputs: dict[str, Any], counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
-        rows = [i for i, known in enumerate(inputs["teacher_states"]) if known is not None]
+        taught = signal_of_rows(inputs, "teacher_states")
+        rows = [i for i, known in enumerate(taught) if known is not None]
         predictors = states.at(slice(-width - 1, -1))
         values = 0 * predictors[..., 0].float()  # (B,T), in the graph also where no row was read by the teacher
         if rows:
@@ -124,7 +128,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
                     head_of(self.model),
                     predictors[rows],
                     teacher,
-                    torch.stack([inputs["teacher_states"][i] for i in rows]),
+                    torch.stack([taught[i] for i in rows]),
                     mix=options.gkd_mix,
                     temperature=options.gkd_temperature,
                 ),

@@ -1,6 +1,7 @@
 """Video GRPO on TRL: the base of every method.
 
-It and its rooms (`sampling`, `crediting`, `telling`) are the only places that touch TRL's private names.
+It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`, `checkpoints`) are the only places that touch TRL's private
+names.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,6 @@ from ..media import (
     has_visual_grids,
 )
 from ..objectives import Penalty, TokenWeights
-from ..rewards.checked import checked
 from ..signals import (
     AttentionTap,
     HiddenTap,
@@ -37,14 +37,28 @@ from ..signals import (
     why_not_frozen,
     why_not_prefilled,
 )
+from .adapters import (
+    check_adapters_of,
+    drops_out,
+    keeping_types,
+    outside_frozen_parts,
+    require_untouched_base,
+    telling_of_frozen_parts,
+    without_dropout,
+)
 from .base_config import GRPOVideoConfig
+from .checkpoints import Checkpoints
 from .crediting import Crediting
+from .dump import samples
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forwards import Forwards
+from .nonfinite import NonFinite
+from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
 from .refusals import require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
 from .sampling import Sampling
+from .scoring import Scoring
 from .telling import Telling
 from .vision import freeze_vision
 
@@ -54,7 +68,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Telling):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling, Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -111,26 +125,24 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
         if "environment_factory" not in kwargs:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
-        if reward_funcs is not None:
-            reward_funcs = [
-                checked(reward) if callable(reward) and not isinstance(reward, nn.Module) else reward
-                for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
-            ]
+        frozen = {"tower": args.freeze_vision_tower, "merger": args.freeze_merger}
+        kwargs["peft_config"] = outside_frozen_parts(kwargs.get("peft_config"), **frozen)
         self._rollout: Rollout | None = None
         self._sampled_at_step: int | None = None
         self._visual_inputs: Sequence[VisualInputs | None] | None = None
         self._sighted: SightedForward | None = None
         self._awaiting_credit: dict[str, Any] | None = None
         self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=undecoded_videos(train_dataset),
-            eval_dataset=undecoded_videos(eval_dataset),
-            processing_class=processing_class,
-            **kwargs,
-        )
+        with telling_of_frozen_parts(**frozen):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=undecoded_videos(train_dataset),
+                eval_dataset=undecoded_videos(eval_dataset),
+                processing_class=processing_class,
+                **kwargs,
+            )
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         self._prepares_prompts = has_visual_grids(self.processing_class) and not (
             self.tools or self.rollout_func or self.environment_factories
@@ -148,8 +160,13 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
             )
             if not self.use_vllm:
                 self._suppress_placeholders()
+        check_adapters_of(self.model, **frozen)
         if args.freeze_vision_tower or args.freeze_merger:
-            freeze_vision(self.model, tower=args.freeze_vision_tower, merger=args.freeze_merger)
+            freeze_vision(self.model, **frozen)
+        if args.beta > 0:
+            require_untouched_base(self.model, "The KL term (beta above 0)")
+        require_quantised_training(self.model, args)
+        self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         if args.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
@@ -210,8 +227,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
     ) -> tuple[Tensor, Tensor | None]:
         """log p of a group's completions, and entropies where asked for, under a view of its prompt: (G,T) each.
 
-        At the sampling temperature, along the path that the updates take, so that values of several views and of the
-        updates can be compared.
+        At the sampling temperature, without dropout, along the path that the updates take, so that values of several
+        views and of the updates can be compared.
 
         Args:
             view: what is shown, the prompt as it is by default.
@@ -257,7 +274,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
             )
 
         checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with paused(self._taps_of_update), checkpointing:
+        with paused(self._taps_of_update), checkpointing, without_dropout(policy):
             return read_group(
                 group,
                 view,
@@ -283,6 +300,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
             rollout, output = refill(self, rollout, output)
         self._rollout = rollout
         output["row"] = torch.arange(len(inputs))
+        output["sample"] = samples(rollout, self.reward_func_names)
         if self._prepares_prompts:
             output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
             output["row_scale"] = rollout.row_scale
@@ -328,6 +346,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
         if penalty is None:
             return loss
         self._record([penalty.metrics])
+        self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     # Forwards with media
@@ -386,6 +405,10 @@ class GRPOVideoTrainer(Sampling, Crediting, Telling):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with keeping_types(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _suppress_placeholders(self) -> None:
         """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""

@@ -64,6 +64,14 @@ class GRPOVideoConfig(GRPOConfig):
             `trl-perception report`. `None` keeps none.
         report_groups (`int`, *optional*, defaults to `4`):
             How many groups are kept at a time, over all processes.
+        on_nonfinite (`str`, *optional*, defaults to `"error"`):
+            What to do with a reward, a loss or a gradient that is NaN or infinite: `"error"` stops, names the samples and
+            writes what is needed to see it again under `OUTPUT_DIR/nonfinite`; `"skip"` leaves out the group of such a
+            reward (`nonfinite/rewards`) and the optimisation step of such a loss or gradient (`nonfinite/skipped`).
+        max_nonfinite_skips (`int`, *optional*, defaults to `5`):
+            Most optimisation steps in a row that `on_nonfinite="skip"` leaves out; one more is an error.
+        reward_timeout (`float`, *optional*):
+            Most seconds that a call of a reward function may take. `None` sets no limit.
     """
 
     video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
@@ -162,6 +170,23 @@ class GRPOVideoConfig(GRPOConfig):
         },
     )
     report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
+    on_nonfinite: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with a reward, a loss or a gradient that is NaN or infinite: 'error' stops and writes a dump "
+            "under OUTPUT_DIR/nonfinite, 'skip' leaves out the group of such a reward (nonfinite/rewards) and the "
+            "optimisation step of such a loss or gradient (nonfinite/skipped)."
+        },
+    )
+    max_nonfinite_skips: int = field(
+        default=5,
+        metadata={
+            "help": "Most optimisation steps in a row that on_nonfinite='skip' leaves out; one more is an error."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Most seconds that a call of a reward function may take. None sets no limit."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,8 +199,9 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
         if self.group_forward not in ("auto", "on", "off"):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
-        if self.on_bad_media not in ("error", "skip"):
-            raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
+        for name in ("on_bad_media", "on_nonfinite"):
+            if getattr(self, name) not in ("error", "skip"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; 'error' or 'skip' wanted.")
         for name in (
             "video_fps",
             "video_min_frames",
@@ -183,6 +209,8 @@ class GRPOVideoConfig(GRPOConfig):
             "media_cache_mb",
             "report_every",
             "report_groups",
+            "max_nonfinite_skips",
+            "reward_timeout",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")

@@ -43,12 +43,13 @@ class Crediting(GRPOTrainer):
     def _update_serves_credit(self, output: dict[str, Any]) -> bool:
         """Whether the forward of the update is the rollout policy's and sees whole groups, so that credit can wait for it.
 
-        Tokens that leave the loss altogether do so before it begins.
+        Tokens that leave the loss altogether do so before it begins. With dropout its values are not those of any view.
         """
         return (
             self.sighted_reads is not None
             and self._prepares_prompts
             and "old_per_token_logps" not in output
+            and not self._drops_out
             and not self.loss_counts_weighted_tokens_only
             and self.args.per_device_train_batch_size % self.num_generations == 0
         )
@@ -56,7 +57,7 @@ class Crediting(GRPOTrainer):
     def _old_policy_forward(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> SightedForward | None:
         """The forward in which TRL scored the policy that sampled, where it made one."""
         scored = self._rollout.scored
-        if scored is None or "old_per_token_logps" not in output:
+        if scored is None or self._drops_out or "old_per_token_logps" not in output:
             return None
         return SightedForward({id(group): rows for rows, group in groups}, *scored)
 

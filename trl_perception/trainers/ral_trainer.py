@@ -10,10 +10,11 @@ from trl.trainer.utils import use_adapter
 
 from ..objectives import Penalty, jensen_shannon, ral_penalty
 from ..signals import AttentionTap
+from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
-from .rollout import Group
+from .rollout import Group, signal_of_rows
 
 
 class RALTrainer(GRPOVideoTrainer):
@@ -58,6 +59,8 @@ class RALTrainer(GRPOVideoTrainer):
                 "attn_reference='ref' needs a reference model, and TRL keeps one only for beta > 0 or with an adapter. Set "
                 "beta above 0, or pass a peft_config."
             )
+        if self.args.attn_reference == "ref":
+            require_untouched_base(self.model, "attn_reference='ref'")
 
     def rollout_signals(self, group: Group) -> dict[str, Tensor]:
         options = self.args
@@ -82,7 +85,7 @@ class RALTrainer(GRPOVideoTrainer):
         policy = policy_of(layers, mask, width, visual, self.args)
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             inputs["reference_policy"] = list(policy.detach())
-        reference = padded(inputs["reference_policy"], policy)
+        reference = padded(signal_of_rows(inputs, "reference_policy"), policy)
         counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
         self.note(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
         self.note(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")

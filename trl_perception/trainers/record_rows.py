@@ -31,11 +31,38 @@ class Draft:
     """
 
     def __init__(self, group: Group, start: int):
-        self.group, self.start = group, start
+        self.group: Group | None = group
+        self.start = start
         self.lengths = group.attention_mask.sum(dim=1).tolist()
         self.mask = group.completion_mask.cpu()
+        self._row: Mapping[str, Any] | None = None
         self._of_group: dict[tuple[str, str], dict] = {}
         self._of_completion: list[dict[tuple[str, str], dict]] = [{} for _ in self.lengths]
+
+    def state(self, step: int, tokenizer: PreTrainedTokenizerBase, reward_weights: Tensor) -> dict[str, Any]:
+        """The draft as JSON, for a checkpoint between two updates on its rollout."""
+        row = self.row(step, tokenizer, reward_weights)
+        return {"start": self.start, "mask": self.mask.int().tolist(), "row": row}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "Draft":
+        """A draft that was kept. It has no group any more: later notes come by the rows of a micro-batch."""
+        draft, row = cls.__new__(cls), state["row"]
+        draft.group, draft.start, draft._row = None, state["start"], row
+        draft.mask = torch.tensor(state["mask"], dtype=torch.bool)
+        draft.lengths = [completion["length"] for completion in row["completions"]]
+        draft._of_group = _by_name(row["signals"])
+        draft._of_completion = [_by_name(completion["signals"]) for completion in row["completions"]]
+        for noted, completion in zip(draft._of_completion, row["completions"], strict=True):
+            if completion["token_weights"] is not None:
+                weights = {
+                    "name": "token_weights",
+                    "kind": "token",
+                    "values": completion["token_weights"],
+                    "tokens": None,
+                }
+                noted["token_weights", "token"] = weights
+        return draft
 
     def note_frames(self, name: str, values: Tensor) -> None:
         """Keep (F,) values of the whole group."""
@@ -64,6 +91,9 @@ class Draft:
 
     def row(self, step: int, tokenizer: PreTrainedTokenizerBase, reward_weights: Tensor) -> dict[str, Any]:
         """The group as a row of [`trl_perception.reports.rollouts.SCHEMA`]."""
+        if self._row is not None:
+            completions = [{**c, **self._noted(i)} for i, c in enumerate(self._row["completions"])]
+            return {**self._row, "signals": list(self._of_group.values()), "completions": completions}
         prompt = self.group.prompt
         row = prompt.row
         return {
@@ -84,8 +114,6 @@ class Draft:
         length = self.lengths[i]
         ids = self.group.completion_ids[i, :length].tolist()
         rewards = [float(values[i]) for values in self.group.rewards.values()]
-        signals = dict(self._of_completion[i])
-        weights = signals.pop(("token_weights", "token"), None)
         return {
             "text": _cut(tokenizer.decode(ids, skip_special_tokens=True)),
             "tokens": [tokenizer.decode([token]) for token in ids[:MOST_TOKENS]],
@@ -95,9 +123,13 @@ class Draft:
             "rewards": [None if np.isnan(reward) else reward for reward in rewards],
             "reward": float(np.nansum(np.array(rewards) * reward_weights.cpu().numpy())),
             "advantage": float(self.group.advantages[i]),
-            "token_weights": weights and weights["values"],
-            "signals": list(signals.values()),
+            **self._noted(i),
         }
+
+    def _noted(self, i: int) -> dict[str, Any]:
+        signals = dict(self._of_completion[i])
+        weights = signals.pop(("token_weights", "token"), None)
+        return {"token_weights": weights and weights["values"], "signals": list(signals.values())}
 
 
 def settings_of(config: GRPOVideoConfig, model: nn.Module) -> dict[str, str]:
@@ -106,6 +138,10 @@ def settings_of(config: GRPOVideoConfig, model: nn.Module) -> dict[str, str]:
     names = [*PLAIN_SETTINGS, *(f.name for f in fields(config) if f.name not in known)]
     path = getattr(getattr(model, "config", None), "_name_or_path", "")
     return {"model": os.path.basename(path.rstrip("/")) or path, **{name: str(getattr(config, name)) for name in names}}
+
+
+def _by_name(signals: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict]:
+    return {(signal["name"], signal["kind"]): signal for signal in signals}
 
 
 def _signal(name: str, kind: str, values: Tensor, tokens: Sequence[int] | None = None) -> dict[str, Any]:

@@ -48,15 +48,36 @@ class RolloutRecords(TrainerCallback):
         self.folder: Path | None = None
         self._last: int | None = None
         self._drafts: list[Draft] = []
+        self._resumed: dict[str, Any] | None = None
         self._reads = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
         self._layers = min(ATTENTION_LAYERS, _full_attention_layers(trainer.model)) if self._reads else 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        made = [str(new_attempt(args.output_dir, state.global_step)) if state.is_world_process_zero else None]
-        self.folder, self._last = Path(broadcast_object_list(made)[0]), None
+        resumed, self._resumed = self._resumed or {"last": None, "open": False, "drafts": []}, None
+        self._last = resumed["last"]
+        self._drafts = [Draft.of_state(draft) for draft in resumed["drafts"]]
+        # A record that goes on takes the place of what the run that died may have made of it.
+        after = self._last if resumed["open"] else state.global_step
+        made = [str(new_attempt(args.output_dir, after)) if state.is_world_process_zero else None]
+        self.folder = Path(broadcast_object_list(made)[0])
 
     def on_train_end(self, args, state, control, **kwargs):
         self.close()
+
+    def state(self, rollout_is_open: bool) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON.
+
+        Args:
+            rollout_is_open: whether updates, and with them notes, are still to come on the rollout in hand.
+        """
+        trainer = self.trainer
+        goes_on = rollout_is_open and self._last is not None and self._last == trainer._sampled_at_step
+        drafts = [draft.state(self._last + 1, trainer._tokenizer, trainer.reward_weights) for draft in self._drafts]
+        return {"last": self._last, "open": goes_on, "drafts": drafts if goes_on else []}
+
+    def resume(self, state: Mapping[str, Any], *, with_open: bool) -> None:
+        """Go on from a checkpoint's state when training begins, with or without the record that was open."""
+        self._resumed = dict(state) if with_open else {**state, "open": False, "drafts": []}
 
     def open(self, groups: Sequence[tuple[slice, Group]]) -> None:
         """A rollout begins. Every process calls it, with its complete groups and the rows that they have in it.
@@ -79,13 +100,13 @@ class RolloutRecords(TrainerCallback):
     ) -> None:
         """See [`GRPOVideoTrainer.note`]."""
         if isinstance(of, Group):
-            places = [(d, i, i) for d in self._drafts if d.group is of for i in range(len(of.completion_ids))]
+            places = [(d, i, i) for d in self._drafts if d.group is of for i in range(len(d.lengths))]
         else:
             places = [
                 (draft, row - draft.start, i)
                 for i, row in enumerate(of["row"].tolist())
                 for draft in self._drafts
-                if draft.start <= row < draft.start + len(draft.group.completion_ids)
+                if draft.start <= row < draft.start + len(draft.lengths)
             ]
         if not places:
             return

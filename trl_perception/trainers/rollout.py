@@ -107,6 +107,11 @@ def complete_groups(
         yield rows, group
 
 
+def signal_of_rows(inputs: Mapping[str, Any], name: str) -> list[Tensor | None]:
+    """A rollout's signal for each row of a micro-batch; None for rows, or for all of them, whose groups are left out."""
+    return inputs.get(name) or [None] * len(inputs["completion_ids"])
+
+
 def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[dict[str, Any]]:
     """The same micro-batches with the rows of each group side by side again.
 

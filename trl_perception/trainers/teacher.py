@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
@@ -11,6 +11,7 @@ from trl.trainer.utils import create_model_from_path
 from ..assets import model_path
 from ..signals import base_model
 from .attn_distill_config import AttnDistillConfig
+from .quantising import quantization_of_teacher
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 SAME_IDS = ("image_token_id", "video_token_id")
@@ -32,12 +33,11 @@ def load_teacher(config: AttnDistillConfig, student: PreTrainedModel, tokenizer:
         )
     kwargs = {"revision": revision, "trust_remote_code": config.trust_remote_code, "dtype": student.dtype}
     kwargs.update(config.teacher_model_init_kwargs or {})
-    if config.teacher_load_in_4bit or config.teacher_load_in_8bit:
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=config.teacher_load_in_4bit,
-            load_in_8bit=config.teacher_load_in_8bit,
-            bnb_4bit_compute_dtype=student.dtype,
-        )
+    quantised = quantization_of_teacher(
+        load_in_4bit=config.teacher_load_in_4bit, load_in_8bit=config.teacher_load_in_8bit, dtype=student.dtype
+    )
+    if quantised is not None:
+        kwargs["quantization_config"] = quantised
     return create_model_from_path(path, **kwargs)
 
 

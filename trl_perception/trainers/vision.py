@@ -15,7 +15,7 @@ def part_of(name: str) -> str | None:
 def freeze_vision(model: nn.Module, *, tower: bool, merger: bool) -> None:
     """Take the vision encoder (`tower`) and the projector to language embeddings (`merger`) out of training.
 
-    Adapters inside a frozen part are frozen with it.
+    Adapters are kept out of frozen parts beforehand (see `adapters.py`).
     Errors: ValueError where the model has no such part.
     """
     found = {"tower": 0, "merger": 0}

@@ -1,0 +1,111 @@
+"""Rewards in training: what goes wrong in one process stops all of them, and what is not finite follows `on_nonfinite`."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+
+from ..media.prompts import sample_name
+from ..rewards import RewardError
+from ..rewards.checked import checked
+
+
+class Scoring(GRPOTrainer):
+    """TRL's calls of reward functions for [`GRPOVideoTrainer`].
+
+    Metrics: `nonfinite/rewards`, completions of a rollout with a NaN or infinite reward, under `on_nonfinite="skip"`.
+    """
+
+    def __init__(self, *args: Any, reward_funcs: Callable | str | list | None = None, **kwargs: Any):
+        options = kwargs["args"]
+        self._reward_faults: list[Exception] = []
+        self._unscorable: Tensor | None = None  # (B of all processes,) of the rollout in hand, where any is
+        if reward_funcs is not None:
+            reward_funcs = [
+                checked(
+                    reward,
+                    timeout=options.reward_timeout,
+                    keep_nonfinite=options.on_nonfinite == "skip",
+                    faults=self._reward_faults,
+                )
+                if callable(reward) and not isinstance(reward, nn.Module)
+                else reward
+                for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
+            ]
+        super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        """Rewards (B of all processes,K); NaN for the groups that are left out."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._stop_together()
+        of_models = torch.tensor([isinstance(reward, nn.Module) for reward in self.reward_funcs], device=rewards.device)
+        # NaN of a function is a reward that does not apply; a model's always does.
+        bad = (rewards.isinf() | (rewards.isnan() & of_models)) & ~self._rollout.left_out.bool().unsqueeze(1)
+        self._unscorable = None
+        if self.args.on_nonfinite == "skip":
+            self._metrics[self._mode]["nonfinite/rewards"].append(bad.any(1).sum().item())
+        if bad.any():
+            self._leave_out(rewards, bad, inputs)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self._unscorable is not None:
+            keeps = 1 - self._own(inputs).long().unsqueeze(1)
+            output["tool_mask"] = output.get("tool_mask", 1) * keeps.expand_as(output["completion_ids"])
+            output["row_scale"] = self._rollout.row_scale
+            counted = (output["completion_mask"] * output["tool_mask"]).sum()
+            output["num_items_in_batch"] = self.accelerator.gather(counted).sum()
+        return output
+
+    def _stop_together(self) -> None:
+        """Every process learns whether any had a fault; the others are told which."""
+        faults, self._reward_faults[:] = list(self._reward_faults), []
+        failed = self._over_processes(float(len(faults))).nonzero()[:, 0].tolist()
+        if faults:
+            raise faults[0]
+        if failed:
+            raise RewardError(
+                f"A reward function failed on process(es) {', '.join(map(str, failed))}, whose error says how; this process "
+                "stops with them."
+            )
+
+    def _leave_out(self, rewards: Tensor, bad: Tensor, inputs: list[dict[str, Any]]) -> None:
+        """Groups with a reward that is not finite: an error, or no part in statistics and loss.
+
+        A whole group goes: completions are compared within it, and one of them is unknown.
+        """
+        rollout, count = self._rollout, self.num_generations if self.model.training else self.num_generations_eval
+        start = self.accelerator.process_index * len(inputs)
+        own = [
+            f"{name} for {sample_name(row, index)}"
+            for index, row in enumerate(inputs)
+            for reward, name in enumerate(self.reward_func_names)
+            if bad[start + index, reward]
+        ]
+        found = ", ".join(own[:5])
+        more = f" and {len(own) - 5} more" if len(own) > 5 else ""
+        found = f"rewards that are not finite: {found}{more}" if own else "rewards on another process are not finite"
+        if self.args.on_nonfinite == "error":
+            raise ValueError(f"{found}. A finite number is wanted; on_nonfinite='skip' leaves such groups out.")
+        if own:
+            warnings.warn(f"Left out (on_nonfinite='skip'): the groups of {found}", stacklevel=2)
+        groups = bad.any(1).view(-1, count).any(1)
+        self._unscorable = groups.repeat_interleave(count)
+        rewards[self._unscorable] = torch.nan
+        rollout.left_out = torch.maximum(rollout.left_out, self._unscorable.to(rollout.left_out))
+        left = {
+            id(p): replace(p, left_out=found)
+            for p, gone in zip(rollout.prompts, self._own(inputs), strict=True)
+            if gone
+        }
+        rollout.prompts = [left.get(id(prompt), prompt) for prompt in rollout.prompts]
+
+    def _own(self, inputs: list[dict[str, Any]]) -> Tensor:
+        """This process's part of the rows that are left out."""
+        start = self.accelerator.process_index * len(inputs)
+        return self._unscorable[start : start + len(inputs)]
