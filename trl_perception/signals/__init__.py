@@ -2,17 +2,20 @@
 
 from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
 from .group_forward import group_forward, shared_runs, token_ratio, why_not_packed
-from .head import Head, base_model, divergence, head_of, log_probs
+from .head import Head, base_model, divergence, head_is_sharded, head_of, log_probs, whole_head
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
+from .tower import OneTowerRun
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
 from .vision import adapted_modules, encode, media_kwargs, pixels_of, why_not_frozen
+from .whole import keep_head_whole, whole_parameters
 
 __all__ = [
     "AttentionTap",
     "Head",
     "HiddenTap",
     "LayerAttention",
+    "OneTowerRun",
     "TokenStates",
     "View",
     "adapted_modules",
@@ -24,7 +27,9 @@ __all__ = [
     "encode",
     "frames_shuffled",
     "group_forward",
+    "head_is_sharded",
     "head_of",
+    "keep_head_whole",
     "log_probs",
     "media_kwargs",
     "paused",
@@ -37,6 +42,8 @@ __all__ = [
     "shuffled",
     "sighted",
     "token_ratio",
+    "whole_head",
+    "whole_parameters",
     "why_not_frozen",
     "why_not_packed",
     "why_not_prefilled",

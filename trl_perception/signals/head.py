@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 
 class Head(NamedTuple):
@@ -33,6 +34,23 @@ def head_of(model: nn.Module) -> Head:
     return Head(weight, bias, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
+def head_is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold shares of a model's head (FSDP2, ZeRO-3), so that all of them must ask for it together."""
+    weight = base_model(model).get_output_embeddings().weight
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
+@torch.no_grad()
+def whole_head(model: nn.Module) -> Head:
+    """A copy of a sharded head, whole and without gradient. Every process asks for it."""
+    head = head_of(model)
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        weight, bias = (None if part is None else part.detach().clone() for part in (head.weight, head.bias))
+        copy = Head(weight, bias, head.softcap)
+        _mark_as_gathered(copy, head)
+    return copy
+
+
 def log_probs(head: Head, states: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature): states (M,D) -> (M,N) float32, for the few positions that need it all."""
     logits = nn.functional.linear(states.to(head.weight.dtype), head.weight, head.bias).float()
@@ -49,16 +67,13 @@ def divergence(
     mix 0: KL(teacher || student); 1: KL(student || teacher); between: generalised JSD, as TRL's DistillationTrainer.
     Vocabularies of different size are cut to the smaller one: what lies beyond is padding.
 
+    Errors: ValueError where a head that ZeRO-3 shards would have to be cut.
     Args:
         student_states: (...,D) hidden states before the head; teacher_states: (...,E).
     Returns: (...) float32, nats.
     """
-    if len(student.weight) != len(teacher.weight):
-        size = min(len(student.weight), len(teacher.weight))
-        student, teacher = (
-            head._replace(weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
-            for head in (student, teacher)
-        )
+    sizes = [getattr(head.weight, "ds_shape", head.weight.shape)[0] for head in (student, teacher)]
+    student, teacher = (_cut(head, size, min(sizes)) for head, size in zip((student, teacher), sizes, strict=True))
     values, _ = ChunkedDivergenceFunction.apply(
         student_states.reshape(-1, student_states.size(-1)),
         student.weight,
@@ -74,3 +89,23 @@ def divergence(
         teacher.softcap,
     )
     return values.view(student_states.shape[:-1])
+
+
+def _cut(head: Head, size: int, smaller: int) -> Head:
+    if size == smaller:
+        return head
+    if hasattr(head.weight, "ds_id"):
+        raise ValueError(
+            f"The student's head has {size} tokens and the teacher's {smaller}, and ZeRO-3 shards the one that would have to "
+            "be cut. Use ZeRO-2 or FSDP2 (recipes/accelerate_configs), or a student whose head is not larger."
+        )
+    copy = head._replace(weight=head.weight[:smaller], bias=None if head.bias is None else head.bias[:smaller])
+    _mark_as_gathered(copy, head)
+    return copy
+
+
+def _mark_as_gathered(copy: Head, head: Head) -> None:
+    """TRL's kernels ask each weight under ZeRO-3 whether it is to be gathered; a copy of a gathered one is not."""
+    for ours, theirs in ((copy.weight, head.weight), (copy.bias, head.bias)):
+        if hasattr(theirs, "ds_status"):
+            ours.ds_status = theirs.ds_status

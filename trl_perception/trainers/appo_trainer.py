@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..media.frames import token_frames
 from ..objectives import TokenWeights, appo_token_weights, select_frames
-from ..signals import head_of, log_probs, pooled_rows
+from ..signals import log_probs, pooled_rows
 from .appo_config import APPOConfig
 from .base import GRPOVideoTrainer
 from .reading import SightedReads
@@ -62,7 +62,7 @@ class APPOTrainer(GRPOVideoTrainer):
             return pooled_rows(layers, predictors, mask, frames)
 
         reading = self.read(group, attention=to_frames, layers=self.args.attention_layers, states=True)
-        head = head_of(self.model)
+        head = self.head_of(self.model)
 
         def log_probs_at(g_index: Tensor, t_index: Tensor) -> Tensor:
             return log_probs(head, reading.states[g_index, t_index], self.temperature)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
-from ..signals import AttentionTap, HiddenTap, TokenStates, divergence, head_of
+from ..signals import AttentionTap, HiddenTap, TokenStates, base_model, divergence, head_is_sharded, head_of, whole_head
 from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
@@ -55,6 +55,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             check_teacher(teacher_model, policy, self._tokenizer)
             add_fused_lm_head(teacher_model, temperature=self.temperature)
             self.teacher = prepare_teacher(teacher_model, self)
+            self._share_with_the_others(self.teacher)
             self.keeps_pixels = True
         elif not hasattr(policy, "peft_config"):
             raise ValueError(
@@ -114,25 +115,22 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     def _gkd(self, states: TokenStates, inputs: dict[str, Any], counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
-        taught = signal_of_rows(inputs, "teacher_states")
-        rows = [i for i, known in enumerate(taught) if known is not None]
         predictors = states.at(slice(-width - 1, -1))
-        values = 0 * predictors[..., 0].float()  # (B,T), in the graph also where no row was read by the teacher
-        if rows:
-            with self._teaching():
-                teacher = head_of(self.model if self.teacher is None else self.teacher)
-            values = values.index_add(
-                0,
-                torch.tensor(rows, device=values.device),
-                divergence(
-                    head_of(self.model),
-                    predictors[rows],
-                    teacher,
-                    torch.stack([taught[i] for i in rows]),
-                    mix=options.gkd_mix,
-                    temperature=options.gkd_temperature,
-                ),
-            )
+        model = self.model if self.teacher is None else self.teacher
+        with self._teaching():
+            teacher = whole_head(model) if head_is_sharded(model) else head_of(model)
+        # Rows that the teacher did not read are not counted. They are run all the same, for with sharded parameters the
+        # heads are asked for by all processes.
+        unread = predictors.new_zeros(width, base_model(model).config.get_text_config().hidden_size)
+        read = signal_of_rows(inputs, "teacher_states")
+        values = divergence(
+            head_of(self.model),
+            predictors,
+            teacher,
+            torch.stack([unread if states_of_row is None else states_of_row for states_of_row in read]),
+            mix=options.gkd_mix,
+            temperature=options.gkd_temperature,
+        )
         self.note(inputs, "divergence_from_teacher", values)
         gkd = torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})

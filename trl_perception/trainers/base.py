@@ -59,6 +59,7 @@ from .refusals import require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
+from .sharding import Sharding
 from .telling import Telling
 from .vision import freeze_vision
 
@@ -68,7 +69,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling, Checkpoints):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Telling, Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -168,6 +169,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling, Checkpo
         require_quantised_training(self.model, args)
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
+        self._meet_the_others()
         if args.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
         if args.report_every:
@@ -269,6 +271,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Telling, Checkpo
 
         def score_rows(forward: Callable, input_ids: Tensor, attention_mask: Tensor) -> tuple:
             width = group.completion_ids.size(1)
+            self._in_step.before_forward(policy)
             return GRPOTrainer._get_per_token_logps_and_entropies(
                 self, forward, input_ids, attention_mask, width, compute_entropy=entropy
             )

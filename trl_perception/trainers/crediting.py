@@ -23,7 +23,7 @@ class Crediting(GRPOTrainer):
 
     def _apply_token_weights(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
-        with torch.no_grad():
+        with torch.no_grad(), self._in_step.section():
             credited = [(rows, group, self.token_weights(group)) for rows, group in groups]
         self._show([(group, credit) for _, group, credit in credited])
         credited = [(rows, group, credit) for rows, group, credit in credited if credit is not None]
@@ -83,7 +83,7 @@ class Crediting(GRPOTrainer):
 
     def _attach_signals(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Put the rows' signals into the output: a list a name, so that rows of different shape travel together."""
-        with torch.no_grad():
+        with torch.no_grad(), self._in_step.section():
             for rows, group in groups:
                 for name, values in self.rollout_signals(group).items():
                     output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..objectives import TokenWeights, pgpo_token_weights, visual_dependency
-from ..signals import View, blind, divergence, head_of
+from ..signals import View, blind, divergence
 from .base import GRPOVideoTrainer
 from .pgpo_config import PGPOConfig
 from .reading import SightedReads
@@ -76,5 +76,5 @@ class PGPOTrainer(GRPOVideoTrainer):
     def _exact_dependency(self, group: Group) -> Tensor:
         """KL(sighted || blind) over the vocabulary: (G,T)."""
         with_media, without = (self.read(group, view, states=True).states for view in (None, self._blind(group)))
-        head = head_of(self.model)
+        head = self.head_of(self.model)
         return divergence(head, with_media, head, without, mix=1.0, temperature=self.temperature)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs, media_columns
 
+REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
+
 
 @dataclass
 class Rollout:

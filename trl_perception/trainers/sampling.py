@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from ..signals import encode, prefill_once
+from ..signals import encode, prefill_once, whole_parameters
 from .refusals import refuse_videos
-from .rollout import Rollout, unprepared
+from .rollout import REPEATED, Rollout, unprepared
 
 
 class Sampling(GRPOTrainer):
@@ -49,7 +49,29 @@ class Sampling(GRPOTrainer):
         prompts = [prompt for prompt in prompts for _ in range(step)]
         left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
         self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
+        if not self.model.training and (counted := self._rows_that_count(len(prompts))) is not None:
+            prompts[counted:] = [replace(prompt, left_out=REPEATED) for prompt in prompts[counted:]]
+            left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
         return Rollout(inputs, prompts, left_out)
+
+    def _rows_that_count(self, rows: int) -> int | None:
+        """How many of this process's rows in an evaluation's last batch are not repetitions; None in every other batch.
+
+        Where the rows do not divide by the processes, accelerate fills the last batches with the first rows once more.
+        """
+        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes == 1 or not state.end_of_dataloader:
+            return None
+        prompts = state.active_dataloader.total_dataset_length or 0  # 0 of a stream, whose length nobody knows
+        in_last = prompts * self.num_generations_eval % (rows * processes)
+        if not in_last:
+            return None
+        return min(max(in_last - rows * self.accelerator.process_index, 0), rows)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
+        """TRL's, with the loss of the batch on all processes: which part has the rows that count differs."""
+        loss, *others = super().prediction_step(*args, **kwargs)
+        return self.accelerator.gather(loss).mean(), *others
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
@@ -61,6 +83,10 @@ class Sampling(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         shares = self._prefills and len(prompt_ids) % num_generations == 0
         with ExitStack() as stack:
+            if not self.use_vllm:
+                stack.enter_context(whole_parameters(self.model))
+            for tower in self._tower_runs:
+                stack.enter_context(tower.pause())
             if self._prepares_prompts or shares:
                 repeats = num_generations if shares else 1
                 stack.enter_context(prefill_once(self.model, self._visual_inputs, repeats))
@@ -68,7 +94,7 @@ class Sampling(GRPOTrainer):
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
         for row, prompt in enumerate(self._rollout.prompts):
-            if prompt.left_out:
+            if prompt.left_out and prompt.left_out != REPEATED:
                 completion_ids[row] = [self._tokenizer.eos_token_id]
                 if logprobs is not None:
                     logprobs[row] = [0.0]

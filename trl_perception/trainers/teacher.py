@@ -65,6 +65,7 @@ def prepare_teacher(teacher: PreTrainedModel, trainer: GRPOTrainer) -> nn.Module
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(teacher, trainer.accelerator)
     if trainer.is_fsdp_enabled:
+        trainer._require_weights_everywhere("the teacher")
         return prepare_fsdp(teacher, trainer.accelerator)
     return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
 

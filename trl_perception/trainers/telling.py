@@ -92,12 +92,14 @@ class Telling(GRPOTrainer):
         return "train" if self.model.training else "eval"
 
     def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
-        """Log the mean of each metric over all processes' dictionaries. Every process calls it equally often."""
+        """Log each metric's mean over all dictionaries of all processes since the last entry of the log.
+
+        Every process calls it equally often. Each dictionary counts once, in whichever process and call it came.
+        """
         local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
-        gathered = [of_one for of_one in gather_object(local) if of_one]
-        for key in sorted({key for of_one in gathered for key in of_one}):
-            values = [of_one[key] for of_one in gathered if key in of_one]
-            self._metrics[self._mode][key].append(sum(values) / len(values))
+        for of_one in gather_object(local):
+            for key, value in of_one.items():
+                self._metrics[self._mode][key].append(value)
 
     def _log_frames(self, rollout: Rollout) -> None:
         """Images, and the frames of videos, for the completions table of the trackers."""
