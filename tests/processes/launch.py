@@ -1,0 +1,88 @@
+"""Several processes of one program, and a watchdog: what hangs is a failure that says where each process stood."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class LaunchError(AssertionError):
+    """Processes that failed or hung, with what they printed and the stacks of those that were still there."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(
+    job: dict, folder: Path, processes: int, *, seconds: float, config: dict | None = None, patience: int = 60
+) -> list[dict]:
+    """What each process of `tests.processes.worker` made of a job, by rank.
+
+    Args:
+        job: what to do, see the worker. folder: an empty folder for its files.
+        seconds: how long the whole may take. patience: seconds that a process waits for the others in one collective.
+        config: an accelerate configuration; then `accelerate launch` starts the processes, else `torchrun` does.
+    Errors: LaunchError, with the stacks of all processes where they did not end by themselves.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "job.json").write_text(json.dumps({**job, "patience": patience}))
+    work = ["-m", "tests.processes.worker", str(folder)]
+    port = str(free_port())
+    if config is None:
+        starter = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+    else:
+        path = folder / "accelerate.yaml"
+        path.write_text(json.dumps(config))  # JSON is YAML
+        starter = ["accelerate.commands.launch", "--config_file", str(path), "--num_processes", str(processes)]
+        starter += ["--main_process_port", port]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    with (folder / "output.txt").open("w") as output:
+        run = subprocess.Popen(
+            [sys.executable, "-m", *starter, *work],
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            run.wait(timeout=seconds)
+            ending = f"exit status {run.returncode}"
+        except subprocess.TimeoutExpired:
+            ending = f"still running after {seconds:g} seconds"
+            _ask_for_stacks(folder)
+        finally:
+            _end(run.pid)
+            run.wait()
+    if ending != "exit status 0":
+        raise LaunchError(f"{processes} processes: {ending}.\n{_last_words(folder)}")
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
+
+
+def _ask_for_stacks(folder: Path) -> None:
+    """The workers write their stacks on SIGUSR1 (faulthandler), whatever they wait for."""
+    for path in folder.glob("pid-*"):
+        if Path("/proc", path.read_text()).exists():
+            os.kill(int(path.read_text()), signal.SIGUSR1)
+    time.sleep(1)
+
+
+def _end(group: int) -> None:
+    """Nothing of the group that was started here stays behind."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _last_words(folder: Path) -> str:
+    words = []
+    for path in sorted(folder.glob("stacks-*")):
+        stacks = path.read_text().strip()
+        words.append(f"--- {path.name}: {'where it stood' if stacks else 'ended by itself'}\n{stacks[-6000:]}")
+    return "\n".join([*words, "--- output", (folder / "output.txt").read_text()[-6000:]])

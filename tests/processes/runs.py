@@ -1,0 +1,131 @@
+"""What the workers run: short trainings whose completions depend on nothing but their prompt and place in the group."""
+
+import gc
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+
+from trl_perception.trainers import TRAINERS
+from trl_perception.trainers.rollout import REPEATED
+
+LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own
+LETTERS = range(40, 64)  # token ids of single characters
+CONFIG = {
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+TIMES = ("time", "_runtime", "per_second", "epoch", "num_tokens", "total_flos")
+
+
+class Scripted:
+    """Mixed into a trainer: it samples as ever, and what it sampled is replaced by the script."""
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        sampled, logprobs = super()._generate_single_turn(
+            prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+        )
+        written = [script(ids, row % num_generations) for row, ids in enumerate(prompt_ids)]
+        left_out = [prompt.left_out and prompt.left_out != REPEATED for prompt in self._rollout.prompts]
+        return [was if out else ids for was, out, ids in zip(sampled, left_out, written, strict=True)], logprobs
+
+
+def script(prompt_ids: list[int], index: int) -> list[int]:
+    digest = hashlib.sha256(repr(prompt_ids).encode()).digest()
+    length = LENGTHS[(digest[0] + index) % len(LENGTHS)]
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[1:7], "big") + index)
+    return [LETTERS[i] for i in torch.randint(len(LETTERS), (length,), generator=generator).tolist()]
+
+
+def variety(prompts, completions, **columns):
+    """The number of different letters, but the same for all where the prompt says flat."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [
+        0.0 if "flat" in str(prompt) else float(len(set(text))) for prompt, text in zip(prompts, texts, strict=True)
+    ]
+
+
+def accuracy_reward(prompts, completions, **columns):
+    """Half of the completions, by their text; none where the prompt says flat."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [float("flat" not in str(p) and sum(map(ord, t)) % 2) for p, t in zip(prompts, texts, strict=True)]
+
+
+def trained(folder: Path, job: dict, run: dict) -> dict:
+    """What a trainer logged, but for times."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=job["patience"]))
+    method = TRAINERS[run["trainer"]]
+    config = {
+        **CONFIG,
+        "output_dir": str(folder / run["name"]),
+        "use_cpu": True,
+        **run.get("config", {}),
+    }
+    args, kwargs = method.config_class(**config), {}
+    _be_what_the_job_says(job)
+    if "lora" in run:
+        from peft import LoraConfig
+
+        kwargs["peft_config"] = LoraConfig(**run["lora"])
+    trainer = type(f"Scripted{method.__name__}", (Scripted, method), {})(
+        model=run.get("model", "tiny"),
+        reward_funcs=[accuracy_reward, variety],
+        args=args,
+        train_dataset=Dataset.from_list(run["rows"]),
+        eval_dataset=Dataset.from_list(run["eval_rows"]) if "eval_rows" in run else None,
+        **kwargs,
+    )
+    if run.get("turns") is False:  # the control: each process makes its own forwards, whatever the others do
+        trainer._in_step.active = False
+    gc.freeze()  # the trainer's full collections need not walk through all that was imported
+    trainer.train()
+    gc.unfreeze()
+    kind, held = trainer.accelerator.distributed_type.value, share_of_parameters(trainer.model)
+    logged = [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in trainer.state.log_history]
+    print(f"{run['name']}: {len(logged)} entries", flush=True)
+    return {"logged": logged, "as": kind, "held": held}
+
+
+def _be_what_the_job_says(job: dict) -> None:
+    """accelerate leaves FSDP out on a CPU without a word; where the job asks for it, the CPU passes for a device with it."""
+    state = PartialState()
+    if job.get("sharding") == "fsdp2" and state.distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def share_of_parameters(model: torch.nn.Module) -> float:
+    """How much of the model this process holds between forwards, in [0, 1]."""
+    held = whole = 0
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_numel"):
+            held, whole = held + parameter.ds_tensor.numel(), whole + parameter.ds_numel
+        else:
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            held, whole = held + local.numel(), whole + parameter.numel()
+    return held / whole
+
+
+def refused(folder: Path, job: dict, run: dict) -> str:
+    """What the trainer says instead of training."""
+    try:
+        trained(folder, job, run)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,164 @@
+"""Several processes give what one gives at the same batch, for every trainer and every way to share the work."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.processes import runs
+from tests.processes.launch import LaunchError, launch
+
+METHODS = {
+    "grpo": ("grpo", {}),
+    "appo": ("appo", {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"}),
+    "pgpo": ("pgpo", {}),
+    "ktr": ("ktr", {}),
+    "ral": ("ral", {"num_iterations": 2}),
+    "attn_distill": ("attn_distill", {"teacher_model_name_or_path": "tiny_teacher", "grpo_weight": 1.0}),
+}
+MORE = {
+    **METHODS,
+    "attn_distill": ("attn_distill", {**METHODS["attn_distill"][1], "gkd_weight": 0.5}),
+    "ral, reference": ("ral", {"num_iterations": 2, "attn_reference": "ref", "attn_keys": "visual", "beta": 0.01}),
+    "pgpo, exact": ("pgpo", {"dependency": "kl", "num_iterations": 2}),
+}
+MORE["ktr, as in the recipes"] = ("ktr", {"gradient_checkpointing": True, "freeze_vision_tower": True})
+MORE["ral, checkpointed"] = ("ral", {**METHODS["ral"][1], "gradient_checkpointing": True, "group_forward": "off"})
+# Averages of TRL over micro-batches, whatever the number of tokens in each, and lengths of repeated rows.
+NOT_COMPARED = ("entropy", "clip_ratio", "eval_completions")
+SKIP = {"on_bad_media": "skip"}
+LEFT_OUT = {
+    "ktr, one left out": ("ktr", SKIP),
+    "ral, one left out": ("ral", {**METHODS["ral"][1], **SKIP}),
+    "attn_distill, one left out": ("attn_distill", {**MORE["attn_distill"][1], **SKIP}),
+}
+# Three prompts of two completions: in two processes with four rows each, two rows are left over.
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2}
+
+ACCELERATE = {"compute_environment": "LOCAL_MACHINE", "mixed_precision": "no", "num_machines": 1}
+DDP = {**ACCELERATE, "distributed_type": "MULTI_GPU", "use_cpu": True}  # of "MULTI_CPU" one process is started
+SHARDED = {
+    "fsdp2": {
+        **ACCELERATE,
+        "distributed_type": "FSDP",
+        "use_cpu": True,
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_cpu_ram_efficient_loading": False,
+            "fsdp_reshard_after_forward": True,
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+        },
+    },
+    **{
+        f"zero{stage}": {
+            **ACCELERATE,
+            "distributed_type": "DEEPSPEED",
+            "deepspeed_config": {
+                "zero_stage": stage,
+                "offload_optimizer_device": "none",
+                "offload_param_device": "none",
+                "zero3_init_flag": stage == 3,
+            },
+        }
+        for stage in (2, 3)
+    },
+}
+
+
+def job(rows, processes, methods, **config):
+    """A rollout of four groups, one a micro-batch: one process accumulates what several share."""
+    accumulation = {"gradient_accumulation_steps": 4 // processes}
+    return [
+        {
+            "kind": "runs.trained",
+            "name": name,
+            "trainer": trainer,
+            "rows": rows,
+            "config": {"max_steps": 2, **accumulation, **options, **config},
+        }
+        for name, (trainer, options) in methods.items()
+    ]
+
+
+def jobs(kinds, processes, methods, left_out=None):
+    """All methods on prompts of all kinds, the first of them with an evaluation, and some with a prompt left out."""
+    whole = job([kinds[name] for name in ("video", "text", "flat", "both")], processes, methods)
+    whole[0]["eval_rows"] = [kinds[name] for name in ("video", "text", "both")]
+    whole[0]["config"].update(EVALUATED, per_device_eval_batch_size=max(8 // processes, 2))
+    return whole + job([kinds[name] for name in ("video", "broken", "text", "both")], processes, left_out or {})
+
+
+def alone(kinds, folder: Path, methods, left_out=None) -> dict[str, list[dict]]:
+    """What one process logs."""
+    return {run["name"]: runs.trained(folder, {}, run)["logged"] for run in jobs(kinds, 1, methods, left_out)}
+
+
+def difference(one: list[dict], other: list[dict]) -> list[str]:
+    """Where two logs differ by more than 1e-4, in words."""
+    found = [] if len(one) == len(other) else [f"{len(one)} and {len(other)} entries"]
+    for step, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        for key in sorted(mine.keys() | theirs.keys()):
+            if any(part in key for part in NOT_COMPARED):
+                continue
+            a, b = mine.get(key), theirs.get(key)
+            if a is None or b is None or a != pytest.approx(b, rel=1e-4, abs=1e-4, nan_ok=True):
+                found.append(f"step {step} {key}: {a} and {b}")
+    return found
+
+
+def compared(single: dict[str, list[dict]], together: list[dict]) -> None:
+    """Losses, gradient norms, rewards and the methods' own metrics, step by step."""
+    differences = {name: difference(single[name], run["logged"]) for name, run in together[0].items()}
+    assert not any(differences.values()), "\n".join(
+        f"{n}: {line}" for n, lines in differences.items() for line in lines
+    )
+    for name in together[0]:
+        steps = [entry for entry in single[name] if "grad_norm" in entry]
+        assert len(steps) == 2
+        assert all(entry["grad_norm"] > 1e-3 for entry in steps)
+
+
+@pytest.fixture(scope="session")
+def one_process(kinds, tmp_path_factory):
+    return alone(kinds, tmp_path_factory.mktemp("alone"), MORE, LEFT_OUT)
+
+
+def test_two_processes_give_what_one_gives(kinds, tmp_path):
+    single = alone(kinds, tmp_path / "1", METHODS)
+    together = launch({"runs": jobs(kinds, 2, METHODS)}, tmp_path / "2", 2, seconds=250, config=DDP)
+    compared(single, together)
+    assert {result["as"] for result in together[0].values()} == {"MULTI_CPU"}
+    evaluated = [entry for entry in together[0]["grpo"]["logged"] if "eval_reward" in entry]
+    assert len(evaluated) == 2
+
+
+@pytest.mark.slow
+def test_four_processes_give_what_one_gives(kinds, one_process, tmp_path):
+    methods = {name: MORE[name] for name in ("grpo", "ktr", "ral", "attn_distill")}
+    compared(one_process, launch({"runs": jobs(kinds, 4, methods)}, tmp_path, 4, seconds=280, config=DDP))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_sharded_processes_give_what_one_gives(kinds, one_process, tmp_path, sharding):
+    """Each process holds half of the parameters (ZeRO-2: all), and reads other forwards than its neighbour."""
+    if sharding != "fsdp2":
+        pytest.importorskip("deepspeed")
+    parts = (
+        ({name: MORE[name] for name in METHODS}, {}) if sharding == "zero2" else (MORE, LEFT_OUT)
+    )  # of ZeRO-2 nothing but gradients is shared
+    work = {"runs": jobs(kinds, 2, *parts), "sharding": sharding}
+    together = launch(work, tmp_path, 2, seconds=280, config=SHARDED[sharding])
+    assert {result["as"] for result in together[0].values()} == {"FSDP" if sharding == "fsdp2" else "DEEPSPEED"}
+    held = [result["held"] for of_one in together for result in of_one.values()]
+    assert all(share == 1 if sharding == "zero2" else 0.4 < share < 0.6 for share in held)
+    compared(one_process, together)
+
+
+@pytest.mark.slow
+def test_without_turns_the_same_run_does_not_end(kinds, tmp_path):
+    """The control of the one before: a text and a video at once, which Video-KTR reads twice more."""
+    (run,) = job([kinds["video"], kinds["text"]], 2, {"ktr": METHODS["ktr"]}, gradient_accumulation_steps=1)
+    work = {"runs": [{**run, "turns": False}], "sharding": "fsdp2"}
+    with pytest.raises(LaunchError, match=r"stacks-0: where it stood|stacks-1: where it stood"):
+        launch(work, tmp_path, 2, seconds=100, config=SHARDED["fsdp2"], patience=10)

@@ -1,0 +1,26 @@
+"""A hang is a failure that shows where each process stood."""
+
+import pytest
+
+from tests.processes.launch import LaunchError, launch
+
+
+def test_a_process_that_waits_is_found_by_the_clock(tmp_path):
+    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 300}]}
+    with pytest.raises(LaunchError) as failure:
+        launch(job, tmp_path, 2, seconds=15, patience=200)
+    told = str(failure.value)
+    assert "still running after 15 seconds" in told
+    first, second = (told.split(f"--- stacks-{rank}")[1].split("---")[0] for rank in range(2))
+    assert "barrier" in first
+    assert "sleep_instead" in second
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_is_found_by_the_others(tmp_path):
+    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 300}]}
+    with pytest.raises(LaunchError) as failure:
+        launch(job, tmp_path, 2, seconds=120, patience=5)
+    told = str(failure.value)
+    assert "exit status 1" in told
+    assert "sleep_instead" in told.split("--- stacks-1")[1].split("---")[0]
