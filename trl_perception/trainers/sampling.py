@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -62,8 +63,10 @@ class Sampling(GRPOTrainer):
         state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
         if processes == 1 or not state.end_of_dataloader:
             return None
-        prompts = state.active_dataloader.total_dataset_length or 0  # 0 of a stream, whose length nobody knows
-        in_last = prompts * self.num_generations_eval % (rows * processes)
+        dataset = state.active_dataloader.dataset
+        if not isinstance(dataset, Dataset):  # a stream, whose length nobody knows
+            return None
+        in_last = len(dataset) * self.num_generations_eval % (rows * processes)
         if not in_last:
             return None
         return min(max(in_last - rows * self.accelerator.process_index, 0), rows)
