@@ -2,7 +2,9 @@
 
 import gc
 import hashlib
+import math
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 
+from trl_perception.objectives import Penalty
 from trl_perception.trainers import TRAINERS
+from trl_perception.trainers.nonfinite import NonFiniteError
 from trl_perception.trainers.rollout import REPEATED
 
 LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own
@@ -44,6 +48,15 @@ class Scripted:
         written = [script(ids, row % num_generations) for row, ids in enumerate(prompt_ids)]
         left_out = [prompt.left_out and prompt.left_out != REPEATED for prompt in self._rollout.prompts]
         return [was if out else ids for was, out, ids in zip(sampled, left_out, written, strict=True)], logprobs
+
+
+class Failing(Scripted):
+    """In the second step the loss of the last process alone is not finite."""
+
+    def penalty(self, inputs):
+        last = self.accelerator.process_index == self.accelerator.num_processes - 1
+        bad = last and self.state.global_step == 1
+        return Penalty(torch.tensor(math.nan if bad else 0.0, device=self.accelerator.device), {})
 
 
 def script(prompt_ids: list[int], index: int) -> list[int]:
@@ -84,7 +97,8 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         from peft import LoraConfig
 
         kwargs["peft_config"] = LoraConfig(**run["lora"])
-    trainer = type(f"Scripted{method.__name__}", (Scripted, method), {})(
+    conduct = Failing if run.get("fails") else Scripted
+    trainer = type(f"{conduct.__name__}{method.__name__}", (conduct, method), {})(
         model=run.get("model", "tiny"),
         reward_funcs=[accuracy_reward, variety],
         args=args,
@@ -95,12 +109,13 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
     if run.get("turns") is False:  # the control: each process makes its own forwards, whatever the others do
         trainer._in_step.active = False
     gc.freeze()  # the trainer's full collections need not walk through all that was imported
-    trainer.train()
+    trainer.train(resume_from_checkpoint=run.get("resume"))
     gc.unfreeze()
     kind, held = trainer.accelerator.distributed_type.value, share_of_parameters(trainer.model)
     logged = [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in trainer.state.log_history]
     print(f"{run['name']}: {len(logged)} entries", flush=True)
-    return {"logged": logged, "as": kind, "held": held}
+    weights = sum(part.double().abs().sum().item() for part in own_parts(trainer.model))
+    return {"logged": logged, "as": kind, "held": held, "weights": weights}
 
 
 def _be_what_the_job_says(job: dict) -> None:
@@ -110,16 +125,19 @@ def _be_what_the_job_says(job: dict) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def own_parts(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What this process holds of each parameter between forwards."""
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            yield parameter.ds_tensor.detach()
+        else:
+            yield (parameter.to_local() if isinstance(parameter, DTensor) else parameter).detach()
+
+
 def share_of_parameters(model: torch.nn.Module) -> float:
     """How much of the model this process holds between forwards, in [0, 1]."""
-    held = whole = 0
-    for parameter in model.parameters():
-        if hasattr(parameter, "ds_numel"):
-            held, whole = held + parameter.ds_tensor.numel(), whole + parameter.ds_numel
-        else:
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            held, whole = held + local.numel(), whole + parameter.numel()
-    return held / whole
+    whole = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    return sum(part.numel() for part in own_parts(model)) / whole
 
 
 def refused(folder: Path, job: dict, run: dict) -> str:
@@ -129,3 +147,16 @@ def refused(folder: Path, job: dict, run: dict) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def stopped(folder: Path, job: dict, run: dict) -> dict:
+    """What the trainer says where its loss is not finite, and which weights it leaves."""
+    try:
+        trained(folder, job, run)
+    except NonFiniteError as error:
+        torch.distributed.barrier()  # the first process writes the weights
+        return {
+            "said": str(error),
+            "weights": sorted(path.name for path in (error.folder / "weights").glob("*.safetensors")),
+        }
+    return {"said": "", "weights": []}

@@ -162,3 +162,43 @@ def test_without_turns_the_same_run_does_not_end(kinds, tmp_path):
     work = {"runs": [{**run, "turns": False}], "sharding": "fsdp2"}
     with pytest.raises(LaunchError, match=r"stacks-0: where it stood|stacks-1: where it stood"):
         launch(work, tmp_path, 2, seconds=100, config=SHARDED["fsdp2"], patience=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_a_sharded_run_goes_on_from_its_checkpoint(kinds, tmp_path, sharding):
+    """In the middle of a rollout: after the first of two updates on it."""
+    if sharding != "fsdp2":
+        pytest.importorskip("deepspeed")
+    rows = [kinds[name] for name in ("video", "text", "flat", "both")]
+    config = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    (run,) = job(rows, 2, {"ral": METHODS["ral"]}, **config)
+    resumed = {**run, "name": "resumed", "resume": str(tmp_path / "run" / "ral" / "checkpoint-1")}
+    whole, rest = (
+        launch({"runs": [one], "sharding": sharding}, tmp_path / folder, 2, seconds=200, config=SHARDED[sharding])
+        for folder, one in (("run", run), ("rest", resumed))
+    )
+    for (before,), (after,) in zip(
+        (ranks.values() for ranks in whole), (ranks.values() for ranks in rest), strict=True
+    ):
+        assert [entry["step"] for entry in after["logged"]] == [1, 2, 3, 3]
+        assert difference(before["logged"][1:3], after["logged"][1:3]) == []
+        # Two steps move each of some 1e6 weights by about the learning rate, 1e-3.
+        assert after["weights"] == pytest.approx(before["weights"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_a_fault_of_one_process_stops_all_that_share_a_model(kinds, tmp_path, sharding):
+    """DeepSpeed's engine has taken its step by then: weights from before it are not to be had."""
+    if sharding != "fsdp2":
+        pytest.importorskip("deepspeed")
+    rows = [kinds[name] for name in ("video", "text", "flat", "both")]
+    (run,) = job(rows, 2, {"grpo": METHODS["grpo"]})
+    work = {"runs": [{**run, "kind": "runs.stopped", "fails": True}], "sharding": sharding}
+    ranks = [result["grpo"] for result in launch(work, tmp_path, 2, seconds=200, config=SHARDED[sharding])]
+    for found in ranks:
+        assert "step 1: the loss is not finite on process(es) 1 of 2" in found["said"]
+        assert found["weights"] == (["model.safetensors"] if sharding == "fsdp2" else [])
+    assert "penalty" not in ranks[0]["said"]
+    assert "penalty (nan)" in ranks[1]["said"]
