@@ -30,7 +30,9 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
+# With models in 4 and 8 bit, and under DeepSpeed, which compiles an operation of its own once.
 test-slow: install
+	$(BIN)/uv pip install -q --system-certs --python $(BIN)/python -e '.[dev,quant,deepspeed]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
 
 quality: install

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import get_token
 
-from .trainers.card_facts import Origin
+from .trainers.telling.card_facts import Origin
 
 HIDDEN = "***"
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")

@@ -24,7 +24,7 @@ from .reports.html import write_report
 from .rewards import get_reward
 from .trainers import TRAINERS, GRPOVideoTrainer
 from .trainers.adapters import adapter_of, require_mergeable
-from .trainers.disk import told_when_full
+from .trainers.checkpoints import told_when_full
 from .trainers.quantising import describe_quantised, quantization_of
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from trl_perception.objectives import Penalty
 from trl_perception.trainers import TRAINERS
-from trl_perception.trainers.nonfinite import NonFiniteError
+from trl_perception.trainers.faults.nonfinite import NonFiniteError
 from trl_perception.trainers.rollout import REPEATED
 
 LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own

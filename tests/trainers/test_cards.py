@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig
 
 from trl_perception.trainers import TRAINERS
-from trl_perception.trainers.card_facts import Origin, before_and_after, parts_trained
+from trl_perception.trainers.telling.card_facts import Origin, before_and_after, parts_trained
 
 ORIGIN = Origin(
     recipe="trainer: grpo\nmodel_name_or_path: org/base\n",

@@ -15,7 +15,7 @@ from tests.helpers import history, letter_variety
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer, from_pretrained
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers import NonFiniteError, replay
-from trl_perception.trainers.at_fault import dump_micro_batch
+from trl_perception.trainers.faults.at_fault import dump_micro_batch
 
 
 class BadWeights(GRPOVideoTrainer):

@@ -15,6 +15,7 @@ from trl_perception.trainers import quantising as module
 from trl_perception.trainers.adapters import require_mergeable
 from trl_perception.trainers.quantising import describe_quantised, quantization_of_teacher
 
+pytestmark = pytest.mark.slow  # `make test-slow` installs what they need
 pytest.importorskip("bitsandbytes")
 
 BITS = {"4bit": {"load_in_4bit": True, "load_in_8bit": False}, "8bit": {"load_in_4bit": False, "load_in_8bit": True}}
@@ -44,12 +45,9 @@ def quantised(make_trainer, rows, name, bits, lora=None, **config):
     return make_trainer(rows, TRAINERS[name], reward=[accuracy_reward, spread_reward], extra=extra, **settings)
 
 
-FIRST = [("pgpo", "4bit"), ("ral", "8bit")]
-
-
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [*FIRST, *(pytest.param(n, b, marks=pytest.mark.slow) for n in TRAINERS for b in BITS if (n, b) not in FIRST)],
+    [(name, bits) for name in TRAINERS for bits in BITS],
 )
 def test_an_adapter_trains_on_a_quantised_base(rows, make_trainer, name, bits):
     trainer = quantised(make_trainer, rows["mixed"], name, bits)
@@ -67,7 +65,7 @@ def test_an_adapter_trains_on_a_quantised_base(rows, make_trainer, name, bits):
         assert describe_quantised(trainer.model).startswith("28 language layers in 4 bit; vision tower, merger")
 
 
-@pytest.mark.parametrize("bits", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bits", BITS)
 def test_a_teacher_is_quantised_and_still_teaches(rows, make_trainer, bits):
     config = {f"teacher_{key}": value for key, value in BITS[bits].items()}
     config.update({"teacher_model_name_or_path": default_path(make_trainer), "max_steps": 1})
@@ -79,7 +77,6 @@ def test_a_teacher_is_quantised_and_still_teaches(rows, make_trainer, bits):
     assert 0 < looked[0] < 0.1
 
 
-@pytest.mark.slow
 def test_a_quantised_run_resumes_in_its_type(rows, make_trainer, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "generation_kwargs": {"do_sample": False}}
     whole, again = (quantised(make_trainer, rows["video"] * 4, "grpo", "4bit", **settings) for _ in range(2))

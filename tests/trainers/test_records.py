@@ -24,8 +24,8 @@ from trl_perception import (
 from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.reports.rollouts import SCHEMA, read_groups
-from trl_perception.trainers import record_rows
-from trl_perception.trainers.record_rows import Draft, rounded
+from trl_perception.trainers.telling import record_rows
+from trl_perception.trainers.telling.record_rows import Draft, rounded
 
 ROOT = Path(__file__).parent.parent.parent
 EVERY = {"entropy": {"token"}, "frame_attention": {"frame", "token_frame"}}

@@ -25,9 +25,9 @@ from trl_perception.media import VisualInputs
 from trl_perception.reports.rollouts import read_groups
 from trl_perception.train import parse, recipe_path
 from trl_perception.trainers import checkpoints
-from trl_perception.trainers.checkpoint_folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
-from trl_perception.trainers.disk import DiskFullError
-from trl_perception.trainers.run_facts import digest_of
+from trl_perception.trainers.checkpoints.disk import DiskFullError
+from trl_perception.trainers.checkpoints.folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
+from trl_perception.trainers.checkpoints.run_facts import digest_of
 from trl_perception.trainers.stored import restore, store
 
 ROOT = Path(__file__).parents[2]

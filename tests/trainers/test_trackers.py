@@ -13,7 +13,14 @@ import torch
 from trl_perception.media import PreparedPrompt
 from trl_perception.trainers import GRPOVideoTrainer, PGPOTrainer
 from trl_perception.trainers.rollout import Group
-from trl_perception.trainers.trackers import GROUPS_SHOWN, Credited, prompt_text, shaded, weights_markdown, weights_page
+from trl_perception.trainers.telling.trackers import (
+    GROUPS_SHOWN,
+    Credited,
+    prompt_text,
+    shaded,
+    weights_markdown,
+    weights_page,
+)
 
 
 class Spans(HTMLParser):

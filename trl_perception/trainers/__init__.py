@@ -6,14 +6,13 @@ from .attn_distill_config import AttnDistillConfig
 from .attn_distill_trainer import AttnDistillTrainer
 from .base import GRPOVideoTrainer
 from .base_config import GRPOVideoConfig
+from .faults import NonFiniteError, Replay, replay
 from .ktr_config import KTRConfig
 from .ktr_trainer import KTRTrainer
-from .nonfinite import NonFiniteError
 from .pgpo_config import PGPOConfig
 from .pgpo_trainer import PGPOTrainer
 from .ral_config import RALConfig
 from .ral_trainer import RALTrainer
-from .replay import Replay, replay
 from .rollout import Group
 
 TRAINERS = {

@@ -49,10 +49,9 @@ from .adapters import (
 from .base_config import GRPOVideoConfig
 from .checkpoints import Checkpoints
 from .crediting import Crediting
-from .dump import samples
 from .dynamic_sampling import refill, refuse_dynamic_sampling
+from .faults import NonFinite, samples
 from .forwards import Forwards
-from .nonfinite import NonFinite
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
 from .refusals import require_prompts

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..media import media_columns
-from ..media.prompts import sample_name
-from .rollout import Rollout
-from .stored import readable, restore, store
+from ...media import media_columns
+from ...media.prompts import sample_name
+from ..rollout import Rollout
+from ..stored import readable, restore, store
 
 
 def samples(rollout: Rollout, reward_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from trl import GRPOTrainer
 
-from ..objectives import TokenWeights
+from ...objectives import TokenWeights
+from ..rollout import Group, Rollout
 from .card import complete_card
 from .card_facts import Origin
 from .records import RolloutRecords
-from .rollout import Group, Rollout
 from .trackers import GROUPS_SHOWN, Credited, in_words, track
 
 

@@ -11,15 +11,15 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..media.frames import token_frames
-from ..reports.rollouts import new_attempt, thin, write_groups
-from ..signals import pooled_rows
-from ..signals.attention import decoder_of, self_attentions, window_of
+from ...media.frames import token_frames
+from ...reports.rollouts import new_attempt, thin, write_groups
+from ...signals import pooled_rows
+from ...signals.attention import decoder_of, self_attentions, window_of
+from ..rollout import Group
 from .record_rows import Draft, settings_of
-from .rollout import Group
 
 if TYPE_CHECKING:
-    from .base import GRPOVideoTrainer
+    from ..base import GRPOVideoTrainer
 
 logger = get_logger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from .rollout import Group
+from ..rollout import Group
 
 # Groups of a logged rollout that are shown; TRL's completions table has them all.
 GROUPS_SHOWN = 4

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..reports import reward_gain
-from .vision import part_of
+from ...reports import reward_gain
+from ..vision import part_of
 
 PARTS = {"tower": "vision tower", "merger": "merger", None: "language model"}
 # Metrics of TRL that say how a run went, and the prefixes of those that do not: any other prefix is a method's own.

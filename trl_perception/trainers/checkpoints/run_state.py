@@ -9,12 +9,12 @@ import torch
 from accelerate.logging import get_logger
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from ..stored import restore, store
+from ..telling.trackers import in_words
 from .run_facts import facts_of, why_other
-from .stored import restore, store
-from .trackers import in_words
 
 if TYPE_CHECKING:
-    from .base import GRPOVideoTrainer
+    from ..base import GRPOVideoTrainer
 
 logger = get_logger(__name__)
 

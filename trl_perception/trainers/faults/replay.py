@@ -13,7 +13,7 @@ from torch import Tensor
 from .dump import random_state, read_dump, set_random_state
 
 if TYPE_CHECKING:
-    from .base import GRPOVideoTrainer
+    from ..base import GRPOVideoTrainer
 
 
 @dataclass(frozen=True)

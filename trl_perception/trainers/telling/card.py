@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from trl import GRPOTrainer
 
-from .. import __version__
-from ..reports import reward_gain
+from ... import __version__
+from ...reports import reward_gain
 from .card_facts import before_and_after, hardware, parts_trained
 
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .dump import write_dump
 
 if TYPE_CHECKING:
-    from .base import GRPOVideoTrainer
+    from ..base import GRPOVideoTrainer
 
 NAMES_SHOWN = 5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .base_config import GRPOVideoConfig
+from ..base_config import GRPOVideoConfig
 
 # They decide which rows a step sees and how a rollout is cut into updates.
 SETTINGS = (

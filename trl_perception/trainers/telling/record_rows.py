@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..media import PreparedPrompt, media_blocks, media_columns
-from ..media.errors import describe
-from .base_config import GRPOVideoConfig
-from .rollout import Group
+from ...media import PreparedPrompt, media_blocks, media_columns
+from ...media.errors import describe
+from ..base_config import GRPOVideoConfig
+from ..rollout import Group
 
 # What bounds a row: 8 completions at every bound, with weights and five signals, take some 0.33 MB on disk.
 MOST_TOKENS = 1024  # of a completion

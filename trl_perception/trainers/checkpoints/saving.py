@@ -13,8 +13,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
-from .checkpoint_folder import UNFINISHED, clear_unfinished, finish, to_resume
 from .disk import DiskFullError, told_when_full
+from .folder import UNFINISHED, clear_unfinished, finish, to_resume
 from .run_state import go_on, read_state, reference_moves, write_state
 
 logger = get_logger(__name__)
