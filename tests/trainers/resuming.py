@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset
 
 from tests.helpers import letter_variety
-from trl_perception.trainers import TRAINERS, checkpoints
+from trl_perception.trainers import TRAINERS
+from trl_perception.trainers.checkpoints import saving
 
 PLAIN = {
     "per_device_train_batch_size": 4,
@@ -87,9 +88,9 @@ def arm(trainer, at, count):
     elif at == "half a file":
         torch.save = half_a_file(torch.save)
     elif at == "all but the name":
-        before(checkpoints, "finish")
+        before(saving, "finish")
     elif at == "named":
-        before(checkpoints, "rotate_checkpoints")
+        before(saving, "rotate_checkpoints")
     else:
         raise ValueError(at)
 

@@ -24,7 +24,7 @@ from tests.trainers.resuming import build, log_of
 from trl_perception.media import VisualInputs
 from trl_perception.reports.rollouts import read_groups
 from trl_perception.train import parse, recipe_path
-from trl_perception.trainers import checkpoints
+from trl_perception.trainers.checkpoints import saving
 from trl_perception.trainers.checkpoints.disk import DiskFullError
 from trl_perception.trainers.checkpoints.folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
 from trl_perception.trainers.checkpoints.run_facts import digest_of
@@ -195,7 +195,7 @@ def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, c
     )[1]
     trainer.train(resume_from_checkpoint=True)
     assert first[0] == last
-    said = [record.message for record in caplog.records if record.name.endswith("checkpoints")]
+    said = [record.message for record in caplog.records if record.name.endswith("saving")]
     assert len(said) == (last == 2)
     assert all(line.endswith(f"Removed checkpoint-4 of {folder}, which was not finished.") for line in said)
     assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-8"]
@@ -368,7 +368,7 @@ def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path, monkeypa
     shutil.rmtree(folder / "checkpoint-4")
     trainer = build("grpo", four, {**SAVED, "output_dir": str(folder)})
     sizes = {path.name: path.stat().st_size for path in (saved / "checkpoint-4").iterdir()}
-    owner, name = (checkpoints, "write_state") if full_at.startswith("rank") else (trainer, "_save_checkpoint")
+    owner, name = (saving, "write_state") if full_at.startswith("rank") else (trainer, "_save_checkpoint")
     plain, limits = getattr(owner, name), resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(*args):
