@@ -126,8 +126,8 @@ class Checkpoints(GRPOTrainer):
     def _load_whole(self, folder: str) -> None:
         """Load weights by the names under which they are saved, which are the family's first ones.
 
-        transformers' trainer looks for the names that the modules have now, finds none of Qwen2.5-VL's, and goes on with
-        the weights that the run began with.
+        transformers' trainer looks for the names that the modules have now, finds of Qwen2.5-VL's only the head, and goes on
+        with the other weights as the run began with them.
         """
         kinds = {parameter.dtype for parameter in self.model.parameters()}
         saved = type(self.model).from_pretrained(folder, dtype=kinds.pop() if len(kinds) == 1 else torch.float32)
