@@ -2,8 +2,8 @@
 
 from trl_perception.rewards.accuracy import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward
 from trl_perception.rewards.boxes import box_iou, box_iou_reward, parse_box
-from trl_perception.rewards.calls import RewardError
 from trl_perception.rewards.choice import choice_letter
+from trl_perception.rewards.errors import RewardError
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
 from trl_perception.rewards.registry import REWARD_FACTORIES, REWARDS, get_reward
 from trl_perception.rewards.shaping import LengthWindow, repetition, soft_overlong

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
+from .errors import RewardError
+
 ID_COLUMNS = ("id", "problem_id", "question_id")
-
-
-class RewardError(RuntimeError):
-    """A reward function raised, or did not return in time. What it raised is the cause of this error."""
 
 
 class Caught:
