@@ -117,8 +117,9 @@ def test_many_threads_ask_one_process():
 def test_a_question_without_reply_in_time_is_answered_with_false(monkeypatch):
     process = MathProcess()
     assert process.ask("3", "3") is True
+    os.killpg(process._worker.pid, signal.SIGSTOP)  # it cannot reply, however fast the machine is
     with monkeypatch.context() as patch:
-        patch.setattr(math_process, "REPLY_SECONDS", 0)
+        patch.setattr(math_process, "REPLY_SECONDS", 0.1)
         assert process.ask("3", "3") is False
     assert process.ask("3", "3") is True
     process.close()
