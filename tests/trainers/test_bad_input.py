@@ -165,6 +165,29 @@ def test_everything_skipped_trains_on_nothing(make_trainer, broken):
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("shuffled", "which"), [(True, "others each time"), (False, "always the last ones")])
+def test_what_an_epoch_leaves_out_is_said(make_trainer, caplog, shuffled, which):
+    # 5 prompts; a rollout takes 8 / 4 = 2 of them: 2 rollouts an epoch, 1 prompt left
+    rows = [{"prompt": message(f"Say {word}.")} for word in ("a", "b", "c", "d", "e")]
+    options = {"per_device_train_batch_size": 8, "shuffle_dataset": shuffled, "max_steps": -1, "num_train_epochs": 1}
+    trainer = make_trainer(rows, **options)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    (said,) = [record.message for record in caplog.records if "An epoch leaves out" in record.message]
+    assert f"An epoch leaves out 1 of 5 prompts ({which}" in said
+
+
+def test_rows_that_come_out_even_are_not_mentioned(make_trainer, caplog):
+    make_trainer([{"prompt": message(f"Say {word}.")} for word in "abcd"], max_steps=1).train()
+    assert "An epoch leaves out" not in caplog.text
+
+
+def test_fewer_rows_than_a_rollout_takes_are_refused(make_trainer):
+    rows = [{"prompt": message("Say a.")}]
+    with pytest.raises(ValueError, match="have 1 prompts and a rollout takes 2: nothing would be trained"):
+        make_trainer(rows, per_device_train_batch_size=8).train()
+
+
 def test_videos_are_refused_where_their_prompts_are_not_ours(make_trainer, clips):
     def own_rollout(prompts, trainer):
         raise AssertionError("never reached")

@@ -1,4 +1,4 @@
-"""What a trainer refuses before it samples: rows without prompts, and videos that would be lost on the way."""
+"""What a trainer refuses or says before it samples: rows without prompts, rows too few, videos that would be lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +21,28 @@ def require_prompts(dataset: Any) -> None:
             f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
             "'prompt'."
         )
+
+
+def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | None:
+    """TRL's sampler makes whole rollouts and leaves out the rest of an epoch; this says so. None where nothing is left.
+
+    Args:
+        rows: of the data set. prompts: of a rollout, over all processes. shuffled: whether each epoch has its own order.
+    Errors: ValueError where the rows make no rollout at all.
+    """
+    change = "per_device_train_batch_size or steps_per_generation"
+    if rows < prompts:
+        raise ValueError(
+            f"The training data have {rows} prompts and a rollout takes {prompts}: nothing would be trained. Lower {change}, "
+            "raise num_generations, or give more rows."
+        )
+    if not (rest := rows % prompts):
+        return None
+    which = "others each time" if shuffled else "always the last ones, since shuffle_dataset is False"
+    return (
+        f"An epoch leaves out {rest} of {rows:,} prompts ({which}): a rollout takes {prompts} of them. Change {change} so that "
+        "rollouts come out even, if that matters."
+    )
 
 
 def refuse_videos(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:

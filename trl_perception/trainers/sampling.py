@@ -6,19 +6,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
 from ..signals import encode, prefill_once, whole_parameters
-from .refusals import refuse_videos
+from .refusals import left_out_of_an_epoch, refuse_videos
 from .rollout import REPEATED, Rollout, unprepared
+
+logger = get_logger(__name__)
 
 
 class Sampling(GRPOTrainer):
     """TRL's rollout for [`GRPOVideoTrainer`], which has the preparer, the forwards and `_seeing`."""
 
     keeps_pixels = False
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        rows = self.train_dataset if dataset is None else dataset
+        prompts = self.args.generation_batch_size // self.num_generations
+        if rest := left_out_of_an_epoch(len(rows), prompts, shuffled=self.shuffle_dataset):
+            logger.warning(rest)
+        return super()._get_train_sampler(dataset)
 
     def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, dict[str, Any]]:
         self._rollout = rollout = self._prepare_rollout(inputs)
