@@ -1,5 +1,7 @@
 """Small things that several tests need."""
 
+import socket
+
 from PIL import Image
 
 
@@ -20,3 +22,10 @@ def history(trainer, *keys):
 def poster(path):
     """The picture at `path`."""
     return Image.open(path).convert("RGB")
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -3,23 +3,18 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.helpers import free_port
 
 ROOT = Path(__file__).parents[2]
 
 
 class LaunchError(AssertionError):
     """Processes that failed or hung, with what they printed and the stacks of those that were still there."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def launch(

@@ -152,7 +152,7 @@ def test_what_cannot_be_refilled_is_refused(make_trainer, rows):
 @pytest.mark.slow
 def test_two_processes_sample_the_same_rounds(tmp_path):
     """Each lacks other numbers of groups; both make the same calls, and the run ends."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = {
         "config": "grpo/tiny",
         "output_dir": tmp_path / "run",

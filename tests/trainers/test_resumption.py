@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
+from tests.helpers import free_port
 from tests.trainers.resuming import build, log_of
 from trl_perception.media import VisualInputs
 from trl_perception.reports.rollouts import read_groups
@@ -560,24 +561,24 @@ def test_two_processes_go_on_exactly(name, four, tmp_path):
             **job,
             "config": {**config, "output_dir": folders["never"]},
             "log": str(tmp_path / "never.json"),
-            "port": 29811,
+            "port": free_port(),
         },
         {
             **job,
             "config": {**config, "output_dir": folders["killed"]},
             "kill": {"at": "update", "count": 6},
-            "port": 29812,
+            "port": free_port(),
         },
         {
             **job,
             "config": {**config, "output_dir": folders["killed"]},
             "log": str(tmp_path / "again.json"),
-            "port": 29813,
+            "port": free_port(),
         },
     ]
     jobs[2]["resume"] = True
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29810", "-m"]
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "-m"]
     run = subprocess.run(
         [sys.executable, "-m", *launch, "tests.trainers.resuming", str(tmp_path / "jobs.json")],
         cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=400, check=False,
