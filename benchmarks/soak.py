@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,7 +54,7 @@ class Watch(TrainerCallback):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.rss.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
         self.files.append(len(os.listdir("/proc/self/fd")))
-        self.threads.append(threading.active_count())
+        self.threads.append(len(os.listdir("/proc/self/task")))  # FFmpeg's and torch's too
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "reward" in logs:
