@@ -23,9 +23,8 @@ def adapter_of(model: ModelConfig) -> PeftConfig | None:
     """The adapter that a recipe asks for (`use_peft`, `lora_...`); a single name in `lora_target_modules` is a name."""
     config = get_peft_config(model)
     if config is not None and isinstance(config.target_modules, str) and config.target_modules.isidentifier():
-        config.target_modules = {
-            config.target_modules
-        }  # TRL unpacks a list of one, and PEFT takes a string as a pattern
+        # TRL unpacks a list of one, and PEFT takes a string as a pattern.
+        config.target_modules = {config.target_modules}
     return config
 
 
