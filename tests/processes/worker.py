@@ -15,8 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def watched(folder: Path, rank: int) -> None:
-    """Stacks of all threads go into a file when the watchdog asks, or when the launcher ends this process."""
+    """Stacks of all threads go into a file when the watchdog asks, the launcher ends this process, or it crashes."""
     stacks = (folder / f"stacks-{rank}").open("w")
+    faulthandler.enable(file=stacks)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     faulthandler.register(signal.SIGTERM, file=stacks, all_threads=True, chain=True)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
