@@ -166,7 +166,7 @@ def test_turns_are_what_lets_it_end(kinds, tmp_path):
     work = {"runs": [run], "sharding": "fsdp2"}
     assert len(launch(work, tmp_path / "turns", 2, seconds=200, config=SHARDED["fsdp2"])) == 2
     work = {"runs": [{**run, "turns": False}], "sharding": "fsdp2"}
-    with pytest.raises(LaunchError, match="all_gather|reduce_scatter"):
+    with pytest.raises(LaunchError, match=r"all_gather|reduce_scatter"):
         launch(work, tmp_path / "none", 2, seconds=200, config=SHARDED["fsdp2"], patience=10)
 
 
