@@ -1,6 +1,6 @@
 """Run by test_nonfinite_processes.py in each of several processes: faults that one process alone has.
 
-    python -m torch.distributed.run --nproc_per_node 2 -m tests.trainers.faulty_processes FOLDER
+    python -m torch.distributed.run --nproc_per_node 2 -m tests.trainers.faults.faulty_processes FOLDER
 
 Every scenario must end on all processes; what each saw goes to FOLDER/process-N.json.
 """

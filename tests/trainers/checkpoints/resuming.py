@@ -1,4 +1,4 @@
-"""Runs that are killed: `python -m tests.trainers.resuming JOBS.json` runs each job in a process of its own.
+"""Runs that are killed: `python -m tests.trainers.checkpoints.resuming JOBS.json` runs each job in a process of its own.
 
 A job is {"trainer", "rows", "config"} and, where they apply, {"kill": {"at": MOMENT, "count": n}}: process 0 ends itself with
 SIGKILL when the moment has come n times; {"resume": True}; {"log": PATH}: where process 0 writes what was logged; {"port"}: of a
@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.helpers import letter_variety
 from trl_perception.trainers import TRAINERS
 from trl_perception.trainers.checkpoints import saving
 
+ROOT = Path(__file__).parents[3]
 PLAIN = {
     "per_device_train_batch_size": 4,
     "num_generations": 4,
@@ -33,6 +35,14 @@ PLAIN = {
     "use_cpu": True,
     "bf16": False,
 }
+# Checkpoints after 2 and 4 steps, in the middle of rollouts of 3.
+SAVED = {
+    "num_iterations": 3,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "max_steps": 5,
+    "save_steps": 2,
+}
 UNCOMPARED = ("step_time", "runtime", "train_loss", "total_flos", "samples_per_second", "steps_per_second")
 
 
@@ -44,10 +54,24 @@ def build(trainer, rows, config, **extra):
     return cls("tiny", letter_variety, args, rows, eval_dataset=some, **extra)
 
 
+def resumed(folder, rows, checkpoint=True, **config):
+    trainer = build("grpo", rows, {**SAVED, "save_strategy": "no", "output_dir": str(folder), **config})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
 def log_of(trainer):
     """What was logged at each step, but for times and what is said of one call of `train()`."""
     history = trainer.state.log_history
     return [{k: v for k, v in entry.items() if not k.endswith(UNCOMPARED)} for entry in history]
+
+
+def started(command, seconds=300):
+    """A command that runs jobs, ended: without a network, one thread a process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def die():

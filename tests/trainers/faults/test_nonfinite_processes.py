@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def seen(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("faulty")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*command, "-m", "tests.trainers.faulty_processes", str(folder)],
+        [*command, "-m", "tests.trainers.faults.faulty_processes", str(folder)],
         cwd=ROOT,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
