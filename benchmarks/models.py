@@ -55,7 +55,13 @@ def random_model(
     pad, eos = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
     text = SIZES[size]["text"]
     config = Qwen2_5_VLConfig(
-        text_config={**text, "max_position_embeddings": 32768, "max_window_layers": text["num_hidden_layers"]},
+        text_config={
+            **text,
+            "max_position_embeddings": 32768,
+            "max_window_layers": text["num_hidden_layers"],
+            "bos_token_id": None,
+            "eos_token_id": eos,
+        },
         vision_config={
             **SIZES[size]["vision"],
             "patch_size": 14,
