@@ -171,6 +171,24 @@ def test_pooled_rows_by_hand_and_against_the_map():
     torch.testing.assert_close(pooled, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_rows_inside_a_forward_in_mixed_precision_are_those_outside_it():
+    model, inputs = tiny("sdpa"), batch()
+    frames = torch.full((20,), -1)
+    frames[8:10], frames[10:13] = 0, 1
+
+    def both(layers, mask):
+        return attention_rows(layers[-1], ROWS, mask), pooled_rows(layers, ROWS, mask, frames)
+
+    with torch.no_grad(), AttentionTap(model, lambda *caught: (caught, both(*caught))) as tap:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**inputs)
+        ((caught, inside),) = tap.take()
+        outside = both(*caught)
+    for found, expected in zip(inside, outside, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+
+
 def test_results_come_one_for_each_forward_and_are_forgotten():
     model, inputs = tiny("sdpa"), batch()
     with torch.no_grad(), AttentionTap(model, last_rows) as tap:

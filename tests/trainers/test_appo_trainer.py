@@ -123,6 +123,17 @@ def test_an_accuracy_reward_that_cannot_be_told_is_refused(rows, make_trainer, r
         make_trainer(rows["video"], cls=APPOTrainer, reward=rewards, accuracy_reward=named)
 
 
+def accuracy_on_text_alone(completions, videos, images, **columns):
+    return [None if seen else float(i % 2) for i, seen in enumerate(map(any, zip(videos, images, strict=True)))]
+
+
+def test_an_accuracy_that_does_not_apply_to_a_row_with_media_is_refused(rows, make_trainer):
+    settings = {"reward": [accuracy_on_text_alone, spread_reward], "max_steps": 1}
+    trained(make_trainer(rows["text"], cls=APPOTrainer, **settings))
+    with pytest.raises(ValueError, match=r"the reward 'accuracy_on_text_alone' returned None.*accuracy_reward"):
+        trained(make_trainer(rows["video"], cls=APPOTrainer, **settings))
+
+
 def test_alpha_0_is_grpo(rows, make_trainer):
     assert_neutral(make_trainer, rows["mixed"], APPOTrainer, {"alpha": 0.0}, {"alpha": 0.7, "tokens_per_frame": 3})
 

@@ -106,10 +106,11 @@ def test_each_option_changes_the_loss_as_it_says(rows, make_trainer, name):
     assert (looked > 1e-3) == (expected.get("gamma") != 0.0)
 
 
-def test_a_model_has_nothing_to_learn_from_its_copy(rows, make_trainer):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_model_has_nothing_to_learn_from_its_copy(rows, make_trainer, bf16):
     student = shaken(default_path(make_trainer))
     extra = {"teacher_model": copy.deepcopy(student)}
-    settings = {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-3}
+    settings = {"num_iterations": 2, "max_steps": 2, "learning_rate": 1e-3, "bf16": bf16}
     trainer = trained(build(make_trainer, rows["video"], AttnDistillTrainer, model=student, extra=extra, **settings))
     said, looked = history(trainer, "attn_distill/gkd", "attn_distill/jsd")
     assert abs(said[0]) < 1e-9

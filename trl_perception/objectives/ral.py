@@ -45,7 +45,7 @@ def ral_penalty(
 
     Args:
         policy: (B,T,S) attention policy now, rows summing to 1 (see `attention_policy`), anything on padding.
-        old_policy: (B,T,S) the same at rollout time, detached here; rows of zeros take no part in the sum.
+        old_policy: (B,T,S) the same at rollout time, detached here; a row of zeros in both adds zero.
         advantages: (B,) group advantage of each completion, detached here; anything for a completion without tokens.
         completion_mask: (B,T) bool, True on completion tokens.
         weight: lambda >= 0; 0 equals GRPO.

@@ -254,17 +254,19 @@ def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None, p
     keys = layer.keys()
     positions = torch.arange(layer.width, device=keys.device)
     chunks = []
-    for at in positions[rows].split(ROWS_PER_CHUNK):
-        visible = positions[None, :] <= at[:, None]
-        if layer.sliding_window:
-            visible &= positions[None, :] > at[:, None] - layer.sliding_window
-        mask = visible[None] if allowed is None else visible[None] & allowed.bool()[:, None, :]
-        query = layer.queries(at)
-        if query.requires_grad or keys.requires_grad:
-            part = checkpoint(_head_mean, query, keys, mask, layer.scaling, layer.softcap, use_reentrant=False)
-        else:
-            part = _head_mean(query, keys, mask, layer.scaling, layer.softcap)
-        chunks.append(part if pool is None else part @ pool)
+    # A reduction inside the forward of a model in mixed precision would make bfloat16 of scores and pooled rows.
+    with torch.autocast(keys.device.type, enabled=False):
+        for at in positions[rows].split(ROWS_PER_CHUNK):
+            visible = positions[None, :] <= at[:, None]
+            if layer.sliding_window:
+                visible &= positions[None, :] > at[:, None] - layer.sliding_window
+            mask = visible[None] if allowed is None else visible[None] & allowed.bool()[:, None, :]
+            query = layer.queries(at)
+            if query.requires_grad or keys.requires_grad:
+                part = checkpoint(_head_mean, query, keys, mask, layer.scaling, layer.softcap, use_reentrant=False)
+            else:
+                part = _head_mean(query, keys, mask, layer.scaling, layer.softcap)
+            chunks.append(part if pool is None else part @ pool)
     return torch.cat(chunks, dim=1)
 
 

@@ -24,6 +24,7 @@ class APPOTrainer(GRPOVideoTrainer):
     A prompt without media, and a group for which no frame is selected, keep weight 1.
 
     Metrics: `appo/...` of [`appo_token_weights`].
+    Errors: ValueError where the accuracy reward cannot be told from the others, or does not apply to a row with media.
     """
 
     _tag_names = ["trl", "appo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
@@ -53,6 +54,7 @@ class APPOTrainer(GRPOVideoTrainer):
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
             return None
+        accuracy = self._accuracy_of(group)
         width = group.completion_ids.size(1)
         frames = token_frames(group.visual).to(group.completion_ids.device)
         frames = torch.cat([frames, frames.new_full((width,), -1)])
@@ -68,7 +70,7 @@ class APPOTrainer(GRPOVideoTrainer):
             return log_probs(head, reading.states[g_index, t_index], self.temperature)
 
         options = self.args
-        seen = reading.attention, group.rewards[self.accuracy_name], group.completion_mask
+        seen = reading.attention, accuracy, group.completion_mask
         choice = {
             "top_tokens": options.top_tokens,
             "top_frames": options.top_frames,
@@ -86,6 +88,15 @@ class APPOTrainer(GRPOVideoTrainer):
             divergence=options.divergence,
             normalizer=options.normalizer,
         )
+
+    def _accuracy_of(self, group: Group) -> Tensor:
+        accuracy = group.rewards[self.accuracy_name]
+        if accuracy.isnan().any():
+            raise ValueError(
+                f"{group.visual.sample}: the reward {self.accuracy_name!r} returned None, and APPO needs it to tell successes "
+                "from failures. Let it score every row with media, or set accuracy_reward to a reward that does."
+            )
+        return accuracy
 
     def _name_of_accuracy(self) -> str:
         names, wanted = self.reward_func_names, self.args.accuracy_reward
