@@ -131,12 +131,29 @@ def rows_of_one_layer(
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each optimisation step, its rollout included."""
+    """Seconds of each optimisation step, its rollout included, and of the hooks within it (their forwards, no backward)."""
+
+    HOOKS = ("token_weights", "rollout_signals", "penalty")
 
     def __init__(self, device: str):
-        self.device, self.times, self.begun = device, [], 0.0
+        self.device, self.times, self.of_hooks, self.begun = device, [], [], 0.0
+
+    def watch(self, trainer) -> None:
+        trainer.add_callback(self)
+        for name in self.HOOKS:
+            setattr(trainer, name, self._timed(getattr(trainer, name)))
+
+    def _timed(self, hook):
+        def timed(*args):
+            begun = now(self.device)
+            result = hook(*args)
+            self.of_hooks[-1] += now(self.device) - begun
+            return result
+
+        return timed
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self.of_hooks.append(0.0)
         self.begun = now(self.device)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -146,6 +163,11 @@ class StepTimes(TrainerCallback):
     def typical(self) -> float:
         """Median, the first step aside."""
         return statistics.median(self.times[1:])
+
+    @property
+    def in_hooks(self) -> float:
+        """Share of the time that the hooks took, the first step aside."""
+        return sum(self.of_hooks[1:]) / sum(self.times[1:])
 
 
 def methods(
@@ -183,9 +205,9 @@ def methods(
             model=model, processing_class=processor, reward_funcs=variety, args=config, train_dataset=rows
         )
         times = StepTimes(device)
-        trainer.add_callback(times)
+        times.watch(trainer)
         trainer.train()
-        return times.typical
+        return times.typical, times.in_hooks
 
     # Each method takes turns with its baseline, so that a machine which slows down slows both.
     plans = {"grpo": ("grpo", {}), **{name: (name, options) for name, options in METHODS.items()}}
@@ -194,16 +216,24 @@ def methods(
     baseline = {"ral": "grpo, two iterations"}
     wanted = {name: plans[name] for name in [*dict.fromkeys(baseline.get(name, "grpo") for name in names), *names]}
     times: dict[str, list[float]] = {name: [] for name in wanted}
+    shares: dict[str, list[float]] = {name: [] for name in wanted}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             for name, (trainer, options) in wanted.items():
-                times[name].append(step_time(trainer, folder, **options))
-        plain = step_time("grpo", folder, **PLAIN) if "grpo" in times else None
+                seconds, share = step_time(trainer, folder, **options)
+                times[name].append(seconds)
+                shares[name].append(share)
+        plain = step_time("grpo", folder, **PLAIN)[0] if "grpo" in times else None
     result = {}
     for name in names:
         base = times[baseline.get(name, "grpo")]
         over = [ours / theirs - 1 for ours, theirs in zip(times[name], base, strict=True)]
-        result[name] = {"seconds": statistics.median(times[name]), "over_grpo": statistics.median(over), "each": over}
+        result[name] = {
+            "seconds": statistics.median(times[name]),
+            "over_grpo": statistics.median(over),
+            "each": over,
+            "in_hooks": statistics.median(shares[name]),
+        }
     if plain:
         base = statistics.median(times["grpo"])
         result["grpo"] = {"seconds": base, "plain_seconds": plain, "speedup": plain / base}
@@ -220,7 +250,7 @@ def short_prompts(steps: int) -> dict[str, float]:
                 *parse(["--config", "grpo/tiny", "--max_steps", str(steps + 1), "--output_dir", folder, *flags])
             )
             watch = StepTimes("cpu")
-            trainer.add_callback(watch)
+            watch.watch(trainer)
             trainer.train()
             times[name] = watch.typical
     return {"speedup": times["plain"] / times["auto"], "slow_s": times["plain"], "fast_s": times["auto"]}
