@@ -6,6 +6,7 @@ import torch
 from tests.helpers import history
 from trl_perception import GRPOVideoTrainer
 from trl_perception.objectives import Penalty, TokenWeights
+from trl_perception.trainers.reading import SightedReads
 
 
 class FirstTokens(GRPOVideoTrainer):
@@ -138,3 +139,31 @@ def test_hooks_work_on_plain_text_models(rows, make_trainer):
     (group,) = trainer.groups
     assert tokenizer.decode(group.prompt_ids) in ("Say red.", "Say a longer blue.")
     assert group.prompt.visual.visual_tokens == 0
+
+
+class SightedFirstTokens(FirstTokens):
+    sighted_reads = SightedReads()  # so that credit waits for the update
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_trainer, slices):
+    # two passes over `slices` micro-batches make one step: no optimisation lies between, and the update serves the credit
+    outcomes = []
+    for cls in (FirstTokens, SightedFirstTokens):
+        schedule = {
+            "steps_per_generation": slices,
+            "num_iterations": 2,
+            "gradient_accumulation_steps": 2 * slices,
+            "max_steps": 2,
+        }
+        trainer = make_trainer(rows["video"], cls=cls, **schedule)
+        trainer.train()
+        assert len(trainer.groups) == 2 * slices  # a group a micro-batch
+        for batch in trainer.batches:
+            assert batch["advantages"].shape == batch["completion_ids"].shape
+            assert (batch["advantages"][:, 2:] == 0).all()
+            # (r - mean) / (std + 1e-4) of four is below 1.5; times a weight of 3, once
+            assert batch["advantages"].abs().max() < 4.5
+        outcomes.append(history(trainer, "loss", "grad_norm"))
+    for before, within in zip(*outcomes, strict=True):
+        assert within == pytest.approx(before, rel=1e-4, abs=1e-6)
