@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from tests.helpers import history
 from trl_perception import GRPOVideoTrainer
+from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers.reading import SightedReads
 
@@ -121,10 +123,6 @@ def test_a_penalty_of_zero_changes_nothing(rows, make_trainer):
 
 def test_hooks_work_on_plain_text_models(rows, make_trainer):
     """A tokenizer instead of a processor: TRL prepares the prompts, groups and weights stay ours."""
-    from transformers import AutoProcessor
-
-    from trl_perception.assets import model_path
-
     tokenizer = AutoProcessor.from_pretrained(model_path("tiny")).tokenizer
     tokenizer.padding_side = "left"
     text = [{"prompt": "Say red."}, {"prompt": "Say a longer blue."}]
@@ -167,3 +165,30 @@ def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_tra
         outcomes.append(history(trainer, "loss", "grad_norm"))
     for before, within in zip(*outcomes, strict=True):
         assert within == pytest.approx(before, rel=1e-4, abs=1e-6)
+
+
+class Wordy(GRPOVideoTrainer):
+    """Writes another prompt for each completion, as an environment may; keeps what was sampled of which."""
+
+    def _tokenize_prompts(self, prompts):
+        ids, *others = super()._tokenize_prompts(prompts)
+        return [[*of_row, *[20 + row] * row] for row, of_row in enumerate(ids)], *others
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        sampled = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self.sampled = dict(zip(map(tuple, prompt_ids), sampled[0], strict=True))
+        return sampled
+
+
+def test_prompts_that_differ_within_a_group_are_each_read(make_trainer):
+    sampled = []
+    for shared in (True, False):
+        greedy = {"generation_kwargs": {"do_sample": False}, "shared_prefill": shared, "max_steps": 1}
+        text = [{"prompt": "Say red."}]
+        tokenizer = AutoProcessor.from_pretrained(model_path("tiny"), padding_side="left").tokenizer
+        letters = {"reward": lambda completions, **columns: [float(len(set(c))) for c in completions]}
+        trainer = make_trainer(text, cls=Wordy, extra={"processing_class": tokenizer}, **letters, **greedy)
+        trainer.train()
+        sampled.append(trainer.sampled)
+    assert sampled[0] == sampled[1]
+    assert len(set(map(tuple, sampled[1].values()))) > 1
