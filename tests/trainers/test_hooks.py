@@ -139,6 +139,19 @@ def test_hooks_work_on_plain_text_models(rows, make_trainer):
     assert group.prompt.visual.visual_tokens == 0
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "sapo", "cispo"])
+def test_weights_that_a_sequence_ratio_would_average_away_are_refused(rows, make_trainer, loss_type):
+    # s = exp(mean_t (log p_t - log q_t)): the gradient of sum_t A w_t s is A (sum_t w_t) grad s, whatever single weights are
+    settings = {"importance_sampling_level": "sequence", "loss_type": loss_type, "max_steps": 1}
+    trainer = make_trainer(rows["text"], cls=FirstTokens, **settings)
+    if loss_type == "cispo":  # s itself has no gradient there: sum_t A w_t s log p_t
+        trainer.train()
+        return
+    with pytest.raises(ValueError, match=f"loss_type '{loss_type}': .* averages the token weights of FirstTokens away"):
+        trainer.train()
+    assert trainer.groups == []
+
+
 class SightedFirstTokens(FirstTokens):
     sighted_reads = SightedReads()  # so that credit waits for the update
 

@@ -80,3 +80,17 @@ def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None
                 f"The prompt has a video, and videos are not supported with {obstacle}. Use a Qwen-VL processor without "
                 "tools, environments and rollout_func, or leave videos out."
             )
+
+
+def refuse_averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> None:
+    """Where a completion has one ratio, the gradient of each of its tokens is the mean over their credit: weights of mean 1
+    do nothing, and no token is told from another. Losses of log-probabilities weigh tokens beside that ratio.
+
+    Errors: ValueError naming both settings.
+    """
+    if importance_sampling_level == "sequence" and loss_type not in ("cispo", "vespo"):
+        raise ValueError(
+            f"importance_sampling_level is 'sequence' and loss_type {loss_type!r}: a completion's tokens share one ratio, which "
+            f"averages the token weights of {trainer} away. Set importance_sampling_level='token', or loss_type 'cispo' or "
+            "'vespo'."
+        )
