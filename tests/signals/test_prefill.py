@@ -132,3 +132,4 @@ def test_other_caches_are_left_to_transformers(model):
     assert why_not_prefilled(model, config()) is None
     assert "another cache" in why_not_prefilled(model, config(cache_implementation="static"))
     assert "another cache" in why_not_prefilled(model, config(use_cache=False))
+    assert "beams" in why_not_prefilled(model, config(num_beams=2))

@@ -6,9 +6,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from tests.helpers import history, letter_variety, message
 from trl_perception import GRPOVideoTrainer
+from trl_perception.assets import model_path
 
 
 @pytest.fixture(scope="module")
@@ -194,4 +196,16 @@ def test_videos_are_refused_where_their_prompts_are_not_ours(make_trainer, clips
 
     trainer = make_trainer([row(clips[0])], max_steps=1, extra={"rollout_func": own_rollout})
     with pytest.raises(ValueError, match="videos are not supported with tools, environments or a rollout_func"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("place", ["column", "message"])
+def test_images_are_refused_where_a_tokenizer_alone_reads_the_prompts(make_trainer, pictures, place):
+    tokenizer = AutoProcessor.from_pretrained(model_path("tiny"), padding_side="left").tokenizer
+    rows = {
+        "column": {"prompt": message("Colour?", "image"), "images": pictures[:1]},
+        "message": {"prompt": [{"role": "user", "content": [{"type": "image", "image": pictures[0]}]}]},
+    }
+    trainer = make_trainer([rows[place]], max_steps=1, extra={"processing_class": tokenizer})
+    with pytest.raises(ValueError, match=r"has an image, and the processing_class is a \w+, which reads text alone"):
         trainer.train()

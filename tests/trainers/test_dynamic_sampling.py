@@ -141,6 +141,8 @@ def test_a_sample_that_is_left_out_is_replaced(make_trainer, rows):
 def test_what_cannot_be_refilled_is_refused(make_trainer, rows):
     with pytest.raises(ValueError, match="scale_rewards='batch'"):
         make_trainer(rows["text"], dynamic_sampling=True, scale_rewards="batch")
+    with pytest.raises(ValueError, match="multi_objective_aggregation='normalize_then_sum'"):
+        make_trainer(rows["text"], dynamic_sampling=True, multi_objective_aggregation="normalize_then_sum")
     with pytest.raises(ValueError, match="dynamic_sampling_rounds is 0"):
         make_trainer(rows["text"], dynamic_sampling_rounds=0)
     streamed = Dataset.from_list(rows["text"]).to_iterable_dataset()

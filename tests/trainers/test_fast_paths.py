@@ -209,6 +209,10 @@ def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplo
     assert "'eager'" in lines[0].getMessage()
     with pytest.raises(ValueError, match=r"group_forward='on' is not possible: attn_implementation is 'eager'"):
         make_trainer(rows["video"], group_forward="on", **eager)
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    assert make_trainer(rows["video"], **compiled)._forwards.mode == "off"
+    with pytest.raises(ValueError, match=r"not possible: torch_compile cannot trace"):
+        make_trainer(rows["video"], group_forward="on", **compiled)
     with pytest.raises(ValueError, match="'auto', 'on' or 'off'"):
         make_trainer(rows["video"], group_forward="yes")
 

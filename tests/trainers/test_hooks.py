@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from tests.helpers import history
 from trl_perception import GRPOVideoTrainer
+from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
+from trl_perception.trainers.reading import SightedReads
 
 
 class FirstTokens(GRPOVideoTrainer):
@@ -120,10 +123,6 @@ def test_a_penalty_of_zero_changes_nothing(rows, make_trainer):
 
 def test_hooks_work_on_plain_text_models(rows, make_trainer):
     """A tokenizer instead of a processor: TRL prepares the prompts, groups and weights stay ours."""
-    from transformers import AutoProcessor
-
-    from trl_perception.assets import model_path
-
     tokenizer = AutoProcessor.from_pretrained(model_path("tiny")).tokenizer
     tokenizer.padding_side = "left"
     text = [{"prompt": "Say red."}, {"prompt": "Say a longer blue."}]
@@ -138,3 +137,71 @@ def test_hooks_work_on_plain_text_models(rows, make_trainer):
     (group,) = trainer.groups
     assert tokenizer.decode(group.prompt_ids) in ("Say red.", "Say a longer blue.")
     assert group.prompt.visual.visual_tokens == 0
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "sapo", "cispo"])
+def test_weights_that_a_sequence_ratio_would_average_away_are_refused(rows, make_trainer, loss_type):
+    # s = exp(mean_t (log p_t - log q_t)): the gradient of sum_t A w_t s is A (sum_t w_t) grad s, whatever single weights are
+    settings = {"importance_sampling_level": "sequence", "loss_type": loss_type, "max_steps": 1}
+    trainer = make_trainer(rows["text"], cls=FirstTokens, **settings)
+    if loss_type == "cispo":  # s itself has no gradient there: sum_t A w_t s log p_t
+        trainer.train()
+        return
+    with pytest.raises(ValueError, match=f"loss_type '{loss_type}': .* averages the token weights of FirstTokens away"):
+        trainer.train()
+    assert trainer.groups == []
+
+
+class SightedFirstTokens(FirstTokens):
+    sighted_reads = SightedReads()  # so that credit waits for the update
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_trainer, slices):
+    # two passes over `slices` micro-batches make one step: no optimisation lies between, and the update serves the credit
+    outcomes = []
+    for cls in (FirstTokens, SightedFirstTokens):
+        schedule = {
+            "steps_per_generation": slices,
+            "num_iterations": 2,
+            "gradient_accumulation_steps": 2 * slices,
+            "max_steps": 2,
+        }
+        trainer = make_trainer(rows["video"], cls=cls, **schedule)
+        trainer.train()
+        assert len(trainer.groups) == 2 * slices  # a group a micro-batch
+        for batch in trainer.batches:
+            assert batch["advantages"].shape == batch["completion_ids"].shape
+            assert (batch["advantages"][:, 2:] == 0).all()
+            # (r - mean) / (std + 1e-4) of four is below 1.5; times a weight of 3, once
+            assert batch["advantages"].abs().max() < 4.5
+        outcomes.append(history(trainer, "loss", "grad_norm"))
+    for before, within in zip(*outcomes, strict=True):
+        assert within == pytest.approx(before, rel=1e-4, abs=1e-6)
+
+
+class Wordy(GRPOVideoTrainer):
+    """Writes another prompt for each completion, as an environment may; keeps what was sampled of which."""
+
+    def _tokenize_prompts(self, prompts):
+        ids, *others = super()._tokenize_prompts(prompts)
+        return [[*of_row, *[20 + row] * row] for row, of_row in enumerate(ids)], *others
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        sampled = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self.sampled = dict(zip(map(tuple, prompt_ids), sampled[0], strict=True))
+        return sampled
+
+
+def test_prompts_that_differ_within_a_group_are_each_read(make_trainer):
+    sampled = []
+    for shared in (True, False):
+        greedy = {"generation_kwargs": {"do_sample": False}, "shared_prefill": shared, "max_steps": 1}
+        text = [{"prompt": "Say red."}]
+        tokenizer = AutoProcessor.from_pretrained(model_path("tiny"), padding_side="left").tokenizer
+        letters = {"reward": lambda completions, **columns: [float(len(set(c))) for c in completions]}
+        trainer = make_trainer(text, cls=Wordy, extra={"processing_class": tokenizer}, **letters, **greedy)
+        trainer.train()
+        sampled.append(trainer.sampled)
+    assert sampled[0] == sampled[1]
+    assert len(set(map(tuple, sampled[1].values()))) > 1

@@ -1,13 +1,17 @@
 """Settings of TRL and ours that must work with media: freezing, adapters, evaluation, logs, video features."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value, Video
 from peft import LoraConfig
+from transformers import AutoProcessor, Qwen2Config, Qwen2ForSequenceClassification
 
 from tests.helpers import history, message
 from trl_perception import GRPOVideoConfig
+from trl_perception.assets import model_path
 
 
 def trained_parts(trainer) -> dict[str, bool]:
@@ -167,3 +171,87 @@ def test_an_engine_never_samples_blind(rows, make_trainer):
 def test_continuous_batching_is_refused_with_media_as_in_trl(rows, make_trainer):
     with pytest.raises(ValueError, match="use_transformers_continuous_batching"):
         make_trainer(rows["video"], use_transformers_continuous_batching=True)
+
+
+def test_rewards_get_prompts_of_text_as_in_trl(rows, make_trainer):
+    seen = []
+
+    def keeps(prompts, completions, **columns):
+        seen.append(prompts[0])
+        return [0.0] * len(prompts)
+
+    given = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say red."}]
+    make_trainer([{"prompt": given}], reward=keeps, max_steps=1).train()
+    assert seen.pop() == given
+    # with a column for media every prompt is blocks, as TRL makes them
+    make_trainer([{"prompt": given, "images": []}], reward=keeps, max_steps=1).train()
+    assert [message["content"] for message in seen.pop()] == [
+        [{"type": "text", "text": message["content"]}] for message in given
+    ]
+
+
+def test_a_reward_model_reads_text_with_a_template_for_strings(make_trainer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=540, num_key_value_heads=2, num_labels=1, pad_token_id=0, **sizes)
+    judge = Qwen2ForSequenceClassification(config)
+    judge.config._name_or_path = "mine/judge"
+    tokenizer = AutoProcessor.from_pretrained(model_path("tiny")).tokenizer
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    trainer = make_trainer(
+        [{"prompt": [{"role": "user", "content": "Say red."}]}],
+        reward=judge,
+        extra={"reward_processing_classes": tokenizer},
+        max_steps=1,
+    )
+    trainer.train()
+    ((mean,),) = history(trainer, "rewards/judge/mean")
+    assert math.isfinite(mean)
+
+
+def with_video_feature(clips):
+    """Rows whose clips would be decoded on access, by a backend that need not be there."""
+    content = [{"type": Value("string"), "text": Value("string")}]
+    features = Features({"prompt": [{"role": Value("string"), "content": content}], "videos": List(Video())})
+    prompts = [message("Colour of scene 1?", "video")] * len(clips)
+    return Dataset.from_dict({"prompt": prompts, "videos": [[clip] for clip in clips]}, features=features)
+
+
+def test_data_sets_that_are_handed_to_an_evaluation_are_read_as_those_of_the_run(clips, rows, make_trainer):
+    settings = {"num_generations_eval": 2, "per_device_eval_batch_size": 4, "max_completion_length": 2}
+    trainer = make_trainer(rows["video"], **settings)
+    featured = with_video_feature(clips[:2])
+    assert trainer.evaluate(featured)["eval_media/skipped"] == 0
+    assert trainer.evaluate({"a": featured})["eval_a_loss"] == pytest.approx(0, abs=1e-6)
+    assert trainer.predict(featured).metrics["test_loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_prediction_samples_groups_of_one_prompt_from_a_stream_too(rows, make_trainer):
+    seen = []
+
+    def keeps(prompts, completions, **columns):
+        seen.extend(str(prompt) for prompt in prompts)
+        return [float(len(seen))] * len(prompts)
+
+    trainer = make_trainer(
+        rows["video"],
+        reward=keeps,
+        extra={"eval_dataset": Dataset.from_list(rows["video"][:1])},
+        num_generations_eval=2,
+        per_device_eval_batch_size=4,
+        max_completion_length=2,
+    )
+    trainer.predict(Dataset.from_list(rows["video"]).to_iterable_dataset())
+    assert len(seen) == 8  # four prompts, two completions each
+    assert seen[::2] == seen[1::2]
+    assert len(set(seen)) == 4
+    # rewards of the prediction are 4 and 8; the evaluation samples one more pair, at 10, and tells of that alone
+    assert trainer.evaluate()["eval_reward"] == 10
+
+
+def test_generation_with_beams_and_without_suppressed_tokens(rows, make_trainer):
+    beams = {"num_beams": 2, "do_sample": False, "suppress_tokens": None}
+    trainer = make_trainer(rows["mixed"], generation_kwargs=beams, max_steps=1)
+    trainer.train()
+    assert history(trainer, "completions/max_length") == [[8]]
+    assert trainer.generation_config.suppress_tokens == sorted(trainer._prompt_preparer.placeholder_ids.values())

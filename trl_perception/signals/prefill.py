@@ -63,6 +63,8 @@ def why_not_prefilled(model: nn.Module, generation_config: GenerationConfig) -> 
         return "some decoder layers attend to a sliding window"
     if generation_config.cache_implementation or generation_config.use_cache is False:
         return "generation_kwargs ask for another cache"
+    if (generation_config.num_beams or 1) > 1:
+        return "generation_kwargs ask for beams, which repeat the prompt themselves"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return f"{model.active_peft_config.peft_type} puts virtual tokens before each row"
     return None

@@ -76,6 +76,8 @@ def frame_mass(policy: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
         policy: (B,T,S), left-padded as `inputs` are.
     """
     width, masses = inputs["prompt_ids"].size(1), []
+    if "visual_inputs" not in inputs:  # prompts that TRL prepared, of a text model for one
+        return [row[:, :0] for row in policy]
     for row, visual in zip(policy, inputs["visual_inputs"], strict=True):
         frames = token_frames(visual).to(row.device)
         member = torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype)

@@ -54,7 +54,7 @@ from .faults import NonFinite, samples
 from .forwards import Forwards
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
-from .refusals import require_prompts
+from .refusals import refuse_averaged_credit, require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
@@ -122,7 +122,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if not isinstance(args, self.config_class):
             wanted = self.config_class.__name__
             raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
-        if "environment_factory" not in kwargs:  # an environment may write the prompts
+        if kwargs.get("environment_factory") is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
         frozen = {"tower": args.freeze_vision_tower, "merger": args.freeze_merger}
@@ -177,9 +177,11 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def _share_what_can_be_shared(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
         options, trl_prepares = self.args, self._is_vlm and not self._prepares_prompts
-        refusal = (
-            "TRL prepares these prompts (tools, an environment or a processor without grids)" if trl_prepares else None
-        )
+        refusal = None
+        if trl_prepares:
+            refusal = "TRL prepares these prompts (tools, an environment or a processor without grids)"
+        elif options.torch_compile:
+            refusal = "torch_compile cannot trace a packed row's mask"
         self._forwards = Forwards(self.model, options, refusal)
         elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
         self._prefills = options.shared_prefill and not elsewhere
@@ -293,6 +295,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def policy_is_the_one_that_sampled(self) -> bool:
         """Whether no optimisation step was taken since the completions in hand were sampled."""
         return self.state.global_step == self._sampled_at_step
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
+        if weighs and not self.loss_counts_weighted_tokens_only:
+            refuse_averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+        return super().train(*args, **kwargs)
 
     # Rollout: TRL's, on prompts prepared here
 
@@ -414,6 +422,6 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
 
     def _suppress_placeholders(self) -> None:
         """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
-        ids = {*self.generation_kwargs.get("suppress_tokens", ()), *self._prompt_preparer.placeholder_ids.values()}
+        ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)

@@ -70,12 +70,16 @@ class Crediting(GRPOTrainer):
             self._sighted = None
 
     def _give_credit(self, inputs: dict[str, Any], logps: Tensor, entropies: Tensor | None) -> None:
-        """Apply token weights inside the forward of an update, between the policy's pass and the loss made of it."""
+        """Apply token weights inside the forward of an update, between the policy's pass and the loss made of it.
+
+        The groups are then taken out of `inputs`: a micro-batch that comes again within the step has its credit.
+        """
         caught = {name: tap.take()[-1] for name, tap in self._credit_taps.items()}
         if "attention" in caught:
             caught["attention"] = detached(*caught["attention"])
         starts = range(0, len(logps), self.num_generations)
-        groups = [(slice(start, start + self.num_generations), inputs["group"][start]) for start in starts]
+        of_rows = inputs.pop("group")
+        groups = [(slice(start, start + self.num_generations), of_rows[start]) for start in starts]
         groups = [(rows, group) for rows, group in groups if group is not None]
         rows_of = {id(group): rows for rows, group in groups}
         with self._sighted_through(SightedForward(rows_of, logps.detach(), entropies.detach(), **caught)):

@@ -1,7 +1,9 @@
-"""What a trainer refuses or says before it samples: rows without prompts, rows too few, videos that would be lost."""
+"""What a trainer refuses or says before it samples: rows without prompts, rows too few, media that would be lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from transformers import ProcessorMixin
 
 from ..media import has_visual_grids, media_columns
 
@@ -45,10 +47,11 @@ def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | No
     )
 
 
-def refuse_videos(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
-    """Where TRL prepares the prompts itself, a video would be lost between rollout and update.
+def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
+    """Where TRL prepares the prompts itself, a video would be lost between rollout and update, and with a tokenizer alone
+    an image as well.
 
-    Errors: ValueError for the first row with a video, naming what stands in its way.
+    Errors: ValueError for the first row with such a medium, naming what stands in its way.
     """
     for row in rows:
         prompt = row.get("prompt")
@@ -58,7 +61,16 @@ def refuse_videos(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
             if isinstance(message.get("content"), list)
             for block in message["content"]
         ]
-        if media_columns(row)["video"] or any(block.get("type") == "video" for block in blocks):
+        media = {
+            kind: columns or any(block.get("type") == kind for block in blocks)
+            for kind, columns in media_columns(row).items()
+        }
+        if media["image"] and not isinstance(processor, ProcessorMixin):
+            raise ValueError(
+                f"The prompt has an image, and the processing_class is a {type(processor).__name__}, which reads text alone. "
+                "Pass the model's processor (AutoProcessor.from_pretrained), or leave images out."
+            )
+        if media["video"]:
             obstacle = (
                 "tools, environments or a rollout_func"
                 if has_visual_grids(processor)
@@ -68,3 +80,17 @@ def refuse_videos(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
                 f"The prompt has a video, and videos are not supported with {obstacle}. Use a Qwen-VL processor without "
                 "tools, environments and rollout_func, or leave videos out."
             )
+
+
+def refuse_averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> None:
+    """Where a completion has one ratio, the gradient of each of its tokens is the mean over their credit: weights of mean 1
+    do nothing, and no token is told from another. Losses of log-probabilities weigh tokens beside that ratio.
+
+    Errors: ValueError naming both settings.
+    """
+    if importance_sampling_level == "sequence" and loss_type not in ("cispo", "vespo"):
+        raise ValueError(
+            f"importance_sampling_level is 'sequence' and loss_type {loss_type!r}: a completion's tokens share one ratio, which "
+            f"averages the token weights of {trainer} away. Set importance_sampling_level='token', or loss_type 'cispo' or "
+            "'vespo'."
+        )

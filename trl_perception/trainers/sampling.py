@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from trl import GRPOTrainer
 
+from ..data.columns import undecoded_videos
+from ..media import MEDIA_COLUMNS, PreparedPrompt
 from ..signals import encode, prefill_once, whole_parameters
-from .refusals import left_out_of_an_epoch, refuse_videos
+from .refusals import left_out_of_an_epoch, refuse_media_lost
 from .rollout import REPEATED, Rollout, unprepared
 
 logger = get_logger(__name__)
@@ -30,6 +33,20 @@ class Sampling(GRPOTrainer):
             logger.warning(rest)
         return super()._get_train_sampler(dataset)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        given = isinstance(eval_dataset, Dataset | IterableDataset)
+        return super().get_eval_dataloader(undecoded_videos(eval_dataset) if given else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """A stream's prompts come once for each completion, as in evaluations; transformers hands them on one by one."""
+        if isinstance(test_dataset, IterableDataset):
+            return self.get_eval_dataloader(test_dataset)
+        return super().get_test_dataloader(undecoded_videos(test_dataset))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._metrics["eval"].clear()  # of a prediction, which logs none, or of an evaluation that stopped
+        return super().evaluation_loop(*args, **kwargs)
+
     def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, dict[str, Any]]:
         self._rollout = rollout = self._prepare_rollout(inputs)
         with self._seeing([prompt.visual for prompt in rollout.prompts]):
@@ -41,7 +58,7 @@ class Sampling(GRPOTrainer):
         """Prepare each distinct prompt once; the rows of a group share the result."""
         device = self.accelerator.device
         if not self._prepares_prompts:
-            refuse_videos(inputs, self.processing_class)
+            refuse_media_lost(inputs, self.processing_class)
             return Rollout(inputs, [unprepared(row) for row in inputs], torch.zeros(len(inputs), device=device))
         repeats = self.num_generations if self.model.training else self.num_generations_eval
         step = repeats if len(inputs) % repeats == 0 else 1
@@ -94,7 +111,7 @@ class Sampling(GRPOTrainer):
         return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-        shares = self._prefills and len(prompt_ids) % num_generations == 0
+        shares = self._prefills and _are_groups(prompt_ids, num_generations)
         with ExitStack() as stack:
             if not self.use_vllm:
                 stack.enter_context(whole_parameters(self.model))
@@ -131,7 +148,7 @@ class Sampling(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         rollout = self._rollout
         if self._prepares_prompts:
-            inputs, prompts = rollout.rows, [prompt.messages for prompt in rollout.prompts]
+            inputs, prompts = rollout.rows, [_for_rewards(prompt) for prompt in rollout.prompts]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._prepares_prompts:
             rewards[rollout.left_out.bool()] = torch.nan
@@ -149,3 +166,17 @@ class Sampling(GRPOTrainer):
 
     def _over_processes(self, *values: float) -> Tensor:
         return self.accelerator.gather(torch.tensor(values, device=self.accelerator.device))
+
+
+def _are_groups(prompt_ids: list, size: int) -> bool:
+    """Whether every `size` neighbours are one prompt; an environment may write another for each of them."""
+    firsts = [prompt_ids[index - index % size] for index in range(len(prompt_ids))]
+    return len(prompt_ids) % size == 0 and prompt_ids == firsts
+
+
+def _for_rewards(prompt: PreparedPrompt) -> Any:
+    """A prompt as rewards get it: media in place; strings of a data set without media as they were given, as in TRL."""
+    given = prompt.row["prompt"]
+    if prompt.left_out or isinstance(given, str) or any(column in prompt.row for column in MEDIA_COLUMNS):
+        return prompt.messages
+    return prompt.messages if any(isinstance(message.get("content"), list) for message in given if message) else given

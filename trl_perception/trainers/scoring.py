@@ -1,7 +1,7 @@
 """Rewards in training: what goes wrong in one process stops all of them, and what is not finite follows `on_nonfinite`."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class Scoring(GRPOTrainer):
                 for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
             ]
         super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
+        self.reward_func_names = distinct(self.reward_func_names)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         """Rewards (B of all processes,K); NaN for the groups that are left out."""
@@ -109,3 +110,15 @@ class Scoring(GRPOTrainer):
         """This process's part of the rows that are left out."""
         start = self.accelerator.process_index * len(inputs)
         return self._unscorable[start : start + len(inputs)]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The same names, where one comes again with a number behind it: metrics, groups and records go by them."""
+    told: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in told:
+            number += 1
+            own = f"{name}_{number}"
+        told.append(own)
+    return told

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from tests.helpers import history
+from tests.helpers import history, letter_variety
 from trl_perception import (
     APPOTrainer,
     AttnDistillTrainer,
@@ -339,3 +340,37 @@ def test_two_processes_share_the_groups(tmp_path):
     (attempt,) = (tmp_path / "run" / "rollouts").iterdir()
     found = {path.name: pq.read_table(path).num_rows for path in attempt.iterdir()}
     assert found == {f"step-00000{s}-process-0{p}.parquet": rows for s in (1, 3) for p, rows in ((0, 2), (1, 1))}
+
+
+@pytest.mark.parametrize("cls", [RALTrainer, AttnDistillTrainer], ids=lambda cls: cls.__name__)
+def test_a_text_model_is_recorded_too(cls, make_trainer):
+    tokenizer = AutoProcessor.from_pretrained(model_path("tiny"), padding_side="left").tokenizer
+    trainer = make_trainer(
+        [{"prompt": "Say red."}],
+        cls=cls,
+        reward=lambda completions, **columns: [float(len(set(c))) for c in completions],
+        extra={"processing_class": tokenizer},
+        report_every=1,
+        max_steps=2,
+        **METHODS[cls][0],
+    )
+    for group in recorded(trainer):
+        for completion in group["completions"]:
+            found = signals(completion)
+            assert "entropy" in found
+            assert "frame_attention" not in found
+
+
+def test_rewards_of_one_name_are_told_apart(watched, make_trainer):
+    def scaled(completions, factor, **columns):
+        return [factor * row for row in range(len(completions))]
+
+    rewards = [partial(scaled, factor=1.0), partial(scaled, factor=10.0), letter_variety]
+    weights = [1.0, 0.5, 0.0]
+    trainer = make_trainer(watched, reward=rewards, reward_weights=weights, report_every=1, max_steps=1)
+    (group,) = recorded(trainer)
+    assert group["reward_names"] == ["scaled", "scaled_2", "letter_variety"]
+    # completion i: 1 * i + 0.5 * 10 * i + 0 = 6 i
+    assert [completion["reward"] for completion in group["completions"]] == [0, 6, 12, 18]
+    # 0, 1, 2, 3 and ten times that
+    assert history(trainer, "rewards/scaled/mean", "rewards/scaled_2/mean") == [[1.5], [15.0]]
