@@ -54,7 +54,7 @@ from .faults import NonFinite, samples
 from .forwards import Forwards
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
-from .refusals import refuse_averaged_credit, require_prompts
+from .refusals import averaged_credit, require_prompts
 from .rollout import Group, Rollout, complete_groups, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
@@ -299,7 +299,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def train(self, *args: Any, **kwargs: Any) -> Any:
         weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
         if weighs and not self.loss_counts_weighted_tokens_only:
-            refuse_averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+            if said:
+                logger.warning(said)
         return super().train(*args, **kwargs)
 
     # Rollout: TRL's, on prompts prepared here

@@ -82,15 +82,15 @@ def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None
             )
 
 
-def refuse_averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> None:
-    """Where a completion has one ratio, the gradient of each of its tokens is the mean over their credit: weights of mean 1
-    do nothing, and no token is told from another. Losses of log-probabilities weigh tokens beside that ratio.
-
-    Errors: ValueError naming both settings.
+def averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> str | None:
+    """What is to be said where a completion has one ratio: the gradient of each of its tokens is the mean over their credit,
+    so that weights of mean 1 do nothing, and no token is told from another. Losses of log-probabilities weigh tokens beside
+    that ratio.
     """
-    if importance_sampling_level == "sequence" and loss_type not in ("cispo", "vespo"):
-        raise ValueError(
-            f"importance_sampling_level is 'sequence' and loss_type {loss_type!r}: a completion's tokens share one ratio, which "
-            f"averages the token weights of {trainer} away. Set importance_sampling_level='token', or loss_type 'cispo' or "
-            "'vespo'."
-        )
+    if importance_sampling_level != "sequence" or loss_type in ("cispo", "vespo"):
+        return None
+    return (
+        f"importance_sampling_level is 'sequence' and loss_type {loss_type!r}: a completion's tokens share one ratio, and of the "
+        f"token weights of {trainer} the gradient has their mean over the completion alone. For credit to tokens set "
+        "importance_sampling_level='token', or loss_type 'cispo' or 'vespo'."
+    )
