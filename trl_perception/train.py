@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
+from .assets.checkpoint import base_of
 from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
@@ -179,6 +180,11 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     if not model.model_name_or_path:
         raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
     path = model_path(model.model_name_or_path)
+    if base_of(path)[1] is not None:
+        raise ValueError(
+            f"{path} holds an adapter, and training begins from whole weights. Set model_name_or_path to the merged model of that "
+            "run (merge_adapter: true), or resume_from_checkpoint to one of its checkpoints."
+        )
     options = {
         "config": script.dataset_config,
         "synthetic": script.synthetic,
