@@ -58,6 +58,20 @@ def test_media_in_messages_and_frames_are_found_beside_the_file(tmp_path):
     assert text["text"] == "a.mp4"  # text is no path
 
 
+def test_a_folder_has_a_file_for_each_split_and_media_beside(rows, tmp_path):
+    """`datasets` alone takes such a folder for one of videos."""
+    for name in ("b.mp4", "c.mp4"):
+        (tmp_path / "clips" / name).write_bytes(b"x")
+    rows.rename(tmp_path / "train.jsonl")
+    (tmp_path / "test.jsonl").write_text('{"prompt": "!", "videos": ["clips/b.mp4"]}\n')
+    for split, prompt, clip in (("train", "?", "a.mp4"), ("test", "!", "b.mp4")):
+        (row,) = load_rows(str(tmp_path), split)
+        assert (row["prompt"], row["videos"][0]) == (prompt, str(tmp_path / "clips" / clip))
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"has test\.json and test\.jsonl\. Keep one"):
+        load_rows(str(tmp_path), "test")
+
+
 def test_a_path_in_place_of_a_list_stays_one(rows):
     """Taken letter by letter it would be as many videos as it has letters."""
     rows.write_text(json.dumps({"prompt": "?", "videos": "clips/a.mp4"}) + "\n")

@@ -61,7 +61,7 @@ def load_rows(
 
     Args:
         name: `"synthetic"`, a local JSON, JSONL or parquet file, a folder (written by `trl-perception prepare`, saved
-            by `datasets`, or of such files), or a data set on the Hub.
+            by `datasets`, or of such files, `SPLIT.jsonl`), or a data set on the Hub.
         split: the split. A single local file is one split, whatever its name.
         config: configuration name of a Hub data set.
         synthetic: arguments of `make_synthetic_dataset` for `"synthetic"`.
@@ -90,6 +90,11 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
     if path.is_dir() and (shards := prepared_shards(path, split)):
         rows = load_dataset("parquet", data_files=shards, split="train")
         return _require_first_medium(_with_absolute_paths(rows, path), path)
+    # `datasets` goes by the kind of most files, and media beside the rows are more.
+    if files := [file for file in (path / f"{split}{suffix}" for suffix in LOADERS) if file.is_file()]:
+        if len(files) > 1:
+            raise ValueError(f"{path} has {' and '.join(file.name for file in files)}. Keep one of them, or name it.")
+        return _with_absolute_paths(_rows_of(files[0]), path)
     if path.is_dir():
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
         rows = load_from_disk(str(path)) if saved else load_dataset(str(path))
