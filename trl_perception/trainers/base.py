@@ -347,6 +347,13 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
+        if not isinstance(penalty, Penalty) or penalty.loss.dim() != 0:
+            found = (
+                f"a loss of shape {tuple(penalty.loss.shape)}"
+                if isinstance(penalty, Penalty)
+                else type(penalty).__name__
+            )
+            raise TypeError(f"penalty returned {found}; Penalty(loss, metrics) with a scalar is wanted, or None.")
         self._record([penalty.metrics])
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
