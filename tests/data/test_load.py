@@ -72,6 +72,14 @@ def test_a_folder_has_a_file_for_each_split_and_media_beside(rows, tmp_path):
         load_rows(str(tmp_path), "test")
 
 
+def test_a_folder_that_gives_no_rows_names_the_file_wanted(tmp_path):
+    (tmp_path / "notes.txt.part").touch()
+    with pytest.raises(
+        ValueError, match=r"\(found: notes\.txt\.part\) gives no split 'train' .*Put train\.jsonl into it"
+    ):
+        load_rows(str(tmp_path), "train")
+
+
 def test_a_path_in_place_of_a_list_stays_one(rows):
     """Taken letter by letter it would be as many videos as it has letters."""
     rows.write_text(json.dumps({"prompt": "?", "videos": "clips/a.mp4"}) + "\n")

@@ -97,7 +97,7 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
         return _with_absolute_paths(_rows_of(files[0]), path)
     if path.is_dir():
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
-        rows = load_from_disk(str(path)) if saved else load_dataset(str(path))
+        rows = load_from_disk(str(path)) if saved else _loaded(path, split)
         if isinstance(rows, DatasetDict):
             rows = _split_of(rows, split, name)
         return _with_absolute_paths(rows, path)
@@ -109,6 +109,18 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
         raise FileNotFoundError(
             f"Dataset {name} is no local file or folder (looked from {Path.cwd()}), and the Hub does not give it ({error}). "
             "Correct the name, or see to the connection."
+        ) from error
+
+
+def _loaded(folder: Path, split: str) -> DatasetDict:
+    """The splits of a folder as `datasets` finds them. Errors: ValueError where it finds none."""
+    try:
+        return load_dataset(str(folder))
+    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        raise ValueError(
+            f"{folder} (found: {found}) gives no split {split!r} ({error}). Put {split}.jsonl into it, or set dataset_train_split or "
+            "dataset_test_split."
         ) from error
 
 
