@@ -42,6 +42,8 @@ def test_the_recipe_as_used_has_the_command_lines_values():
         "--save_strategy",
         "no",
         "--no_shared_prefill",
+        "--resume_from_checkpoint",  # who runs the recipe again has none
+        "true",
     ]
     used = used_settings(args, recipe_path("grpo/tiny"), parsed_of(args))
     written = yaml.safe_load(recipe_path("grpo/tiny").read_text())

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from jinja2.exceptions import SecurityError
 
@@ -148,7 +147,7 @@ def test_a_chat_template_cannot_reach_python(trace, tmp_path, clips):
 def test_a_recipe_makes_no_objects(tag, trace, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: grpo\nrun_name: " + tag.format(trace) + "\n")
-    with pytest.raises(yaml.constructor.ConstructorError):
+    with pytest.raises(ValueError, match="could not determine a constructor"):
         parse(["--config", str(recipe)])
     assert not trace.exists()
 

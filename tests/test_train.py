@@ -7,6 +7,7 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_perception.cli.ask import ask
+from trl_perception.cli.evaluate import settings_of_recipe
 from trl_perception.train import build, main, parse, recipe_path
 from trl_perception.trainers import TRAINERS
 
@@ -68,6 +69,82 @@ def test_the_command_line_wins_over_the_recipe():
 def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         build(*parse(["--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU, *arguments]))
+
+
+def written(tmp_path, *lines):
+    """A recipe of these lines behind the tiny one's."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("\n".join([(RECIPES / "grpo" / "tiny.yaml").read_text(), *lines, ""]))
+    return str(recipe)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("max_steps: 2.5", r"max_steps is 2\.5 in the recipe, of type float; int is wanted"),
+        ("max_steps: [3]", r"max_steps is \[3\] in the recipe, of type list; int is wanted"),
+        ("learning_rate: null", "learning_rate is None .*float is wanted"),
+        ("video_fps: true", "video_fps is True .*float is wanted"),
+        ("freeze_vision_tower: 3", "freeze_vision_tower is 3 .*bool is wanted"),
+        ("reward_weights: 1.0", r"reward_weights is 1\.0 .*list\[float\]"),
+        ('reward_weights: "1.0"', r"reward_weights is '1\.0' .*list\[float\]"),
+        ("reward_weights: [a, b]", r"reward_weights is \['a', 'b'\] .*list\[float\]"),
+        ("synthetic: {sizes: 8}", "synthetic has the key 'sizes'; did you mean 'size'"),
+        ('synthetic: "{size: 8}"', "synthetic is '{size: 8}', no JSON"),
+        ("synthetic: [8]", r"synthetic is \[8\]; a mapping is wanted"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_key(line, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        parse(["--config", written(tmp_path, line), *ON_CPU])
+
+
+def test_what_argparse_converts_or_a_field_allows_is_taken(tmp_path):
+    lines = ("learning_rate: 5e-4", "reward_weights: [1]", "reward_funcs: accuracy", "video_max_pixels: null")
+    lora = ("use_peft: true", "lora_target_modules: all-linear", "resume_from_checkpoint: true")
+    script, config, model = parse(["--config", written(tmp_path, *lines, *lora), *ON_CPU])
+    assert (config.learning_rate, config.reward_weights, config.video_max_pixels) == (5e-4, [1], None)
+    assert script.reward_funcs == ["accuracy"]
+    assert model.lora_target_modules == "all-linear"
+
+
+def test_a_wrong_value_on_the_command_line_is_said_without_every_key(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--config", "grpo/tiny", "--max_steps", "abc"])
+    said = capsys.readouterr().err
+    assert "argument --max_steps/--max-steps: invalid int value: 'abc'" in said
+    assert said.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainer: grpo\n  model: [", "mine.yaml is no YAML: mapping values"),
+        ("", "mine.yaml holds nothing; lines of"),
+        ("- grpo\n", "mine.yaml holds a list; lines of"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(text, words, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    for read in (lambda: parse(["--config", str(recipe)]), lambda: settings_of_recipe(str(recipe))):
+        with pytest.raises(ValueError, match=words):
+            read()
+
+
+def test_the_recipe_may_follow_an_equals_sign_and_must_follow(tmp_path):
+    assert parse([f"--config={written(tmp_path, 'max_steps: 7')}", *ON_CPU])[1].max_steps == 7
+    for missing in (["--config"], ["--config="]):
+        with pytest.raises(ValueError, match="--config names no recipe"):
+            parse(missing)
+
+
+def test_evaluation_on_the_rows_that_are_trained_on_is_refused(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "?", "solution": "a", "problem_type": "free-form"}\n' * 16)
+    arguments = ["--dataset_name", str(rows), "--eval_strategy", "steps"]
+    with pytest.raises(ValueError, match="is one file: evaluation would be on the rows that are trained on"):
+        build(*parse(["--config", written(tmp_path), *ON_CPU, *arguments]))
 
 
 @pytest.mark.parametrize("name", ["grpo/tiny", "grpo/tiny.yaml", "recipes/grpo/tiny.yaml"])

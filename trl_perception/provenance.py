@@ -39,7 +39,8 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
 def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> dict[str, Any]:
     """What the recipe and the command line set, the command line winning; a recipe of its own.
 
-    Tokens are left out, and with them the recipe's `env`, where keys of all kinds are kept.
+    Tokens are left out, and with them the recipe's `env`, where keys of all kinds are kept; and `resume_from_checkpoint`, for
+    who runs the recipe again has none.
     """
     settings = {} if recipe is None else yaml.safe_load(recipe.read_text())
     for key, values in given(args).items():
@@ -47,7 +48,8 @@ def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, An
         value = parsed[name]
         plain = isinstance(value, (bool, int, float, dict)) or (isinstance(value, list) and len(value) == len(values))
         settings[name] = value if plain else " ".join(values)
-    settings.pop("env", None)
+    for key in ("env", "resume_from_checkpoint"):
+        settings.pop(key, None)
     return _without_tokens(settings)
 
 

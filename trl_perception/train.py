@@ -1,12 +1,12 @@
 """Train from a recipe: `accelerate launch -m trl_perception.train --config recipes/grpo/tiny.yaml`."""
 
 import difflib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from peft import PeftModel
@@ -15,7 +15,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
-from .data.load import load_rows
+from .assets.checkpoint import base_of
+from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
 from .provenance import origin_of
@@ -80,8 +81,9 @@ class TrainArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.synthetic, str):
-            self.synthetic = json.loads(self.synthetic)
+        self.synthetic = synthetic_options(self.synthetic)
+        if isinstance(self.reward_funcs, str):  # one name in a recipe, without brackets
+            self.reward_funcs = [self.reward_funcs]
         if not self.dataset_name:
             raise ValueError("No dataset. Set dataset_name: 'synthetic', a local file or folder, or a Hub data set.")
         if not self.reward_funcs:
@@ -100,17 +102,28 @@ class RewardProgress(ProgressCallback):
 def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig, ModelConfig]:
     """Arguments of a run from `--config recipe.yaml` and the command line, which wins.
 
-    Errors: ValueError for an unknown trainer or key, with the nearest known name.
+    Errors: ValueError for an unknown trainer or key, with the nearest known name, for a recipe that is no YAML mapping, and
+        for a value of another type than its key's.
     """
-    args = list(sys.argv[1:] if args is None else args)
-    if "--config" in args[:-1]:
+    args = _config_apart(sys.argv[1:] if args is None else args)
+    recipe = {}
+    if "--config" in args:
         at = args.index("--config") + 1
         args[at] = str(recipe_path(args[at]))
-    name = _trainer_name(args)
+        recipe = read_recipe(args[at])
+    name = _trainer_name(args, recipe)
     if name not in TRAINERS:
         raise ValueError(f"Unknown trainer {name!r}.{_nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
     types = (TrainArguments, TRAINERS[name].config_class, ModelConfig)
-    parser = TrlParser(types, allow_abbrev=False)
+    _require_types(recipe, types)
+    parser = TrlParser(
+        types,
+        prog="trl-perception train",
+        # Its own usage is every key: hundreds of lines before the one that says what is wrong.
+        usage="%(prog)s --config RECIPE [--KEY VALUE ...]",
+        description="RECIPE is a YAML file, or one that ships with the package, such as grpo/tiny. Its keys are these:",
+        allow_abbrev=False,
+    )
     *parsed, from_recipe, from_command = parser.parse_args_and_config(
         args, return_remaining_strings=True, separate_remaining_strings=True
     )
@@ -141,6 +154,19 @@ def recipe_path(name: str) -> Path:
     return shipped[wanted]
 
 
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe, by file or name (see [`recipe_path`]). Errors: ValueError for what is no YAML mapping."""
+    path = recipe_path(name)
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {path} is no YAML: {error}. Correct it there.") from error
+    if not isinstance(recipe, dict):
+        found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
+        raise ValueError(f"The recipe {path} holds {found}; lines of `key: value` are wanted.")
+    return recipe
+
+
 def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
     """The trainer that a recipe describes."""
     if script.merge_adapter and not model.use_peft:
@@ -154,6 +180,11 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     if not model.model_name_or_path:
         raise ValueError("No model. Set model_name_or_path: 'tiny', a path, or a model on the Hub.")
     path = model_path(model.model_name_or_path)
+    if base_of(path)[1] is not None:
+        raise ValueError(
+            f"{path} holds an adapter, and training begins from whole weights. Set model_name_or_path to the merged model of that "
+            "run (merge_adapter: true), or resume_from_checkpoint to one of its checkpoints."
+        )
     options = {
         "config": script.dataset_config,
         "synthetic": script.synthetic,
@@ -164,6 +195,11 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
         train_rows = train_rows.select(range(min(script.dataset_limit, len(train_rows))))
     eval_rows = None
     if config.eval_strategy != "no":
+        if Path(script.dataset_name).expanduser().is_file():
+            raise ValueError(
+                f"eval_strategy is on, and {script.dataset_name} is one file: evaluation would be on the rows that are trained "
+                "on. Give dataset_name a folder with two splits, or leave eval_strategy out."
+            )
         eval_rows = load_rows(script.dataset_name, script.dataset_test_split, **options)
     trainer = TRAINERS[script.trainer](
         model=path,
@@ -192,9 +228,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Errors: SystemExit with one message where the Hub does not take the run: before anything is done where no repository
     can be made, after everything is saved where the upload fails.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    args = _config_apart(sys.argv[1:] if args is None else args)
     script, config, model = parse(args)
-    recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args[:-1] else None
+    recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args else None
     origin = origin_of(args, recipe, {**vars(model), **vars(config), **vars(script)})
     if config.push_to_hub and config.process_index == 0:
         try:
@@ -246,17 +282,57 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(str(failed)) from failed
 
 
-def _trainer_name(args: list[str]) -> str:
+def _config_apart(args: Sequence[str]) -> list[str]:
+    """The arguments with `--config=RECIPE` as two of them. Errors: ValueError for a `--config` without a recipe."""
+    apart = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    if apart and apart[-1] in ("--config", ""):
+        raise ValueError(
+            "--config names no recipe. Give a file, or one that ships with the package, such as grpo/tiny."
+        )
+    return apart
+
+
+def _require_types(recipe: dict[str, Any], types: Sequence[type]) -> None:
+    """Refuse numbers, lists and mappings of a recipe where something else is wanted: argparse converts text alone.
+
+    Errors: ValueError with the value found and the type wanted.
+    """
+    for of_type in types:
+        hints = get_type_hints(of_type)
+        for setting in (setting for setting in fields(of_type) if setting.name in recipe):
+            value, hint = recipe[setting.name], hints[setting.name]
+            if value != setting.default and not _fits(value, hint):
+                wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+                raise ValueError(
+                    f"{setting.name} is {value!r} in the recipe, of type {type(value).__name__}; {wanted} is wanted."
+                )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a recipe's value suits a field. Text is argparse's to convert; kinds that are not known here are not judged."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    kind, (part, *_) = get_origin(hint) or hint, get_args(hint) or (Any,)
+    if kind is NoneType:
+        return value is None
+    if kind is list:
+        if isinstance(value, str):
+            return part is str
+        numbers = part in (int, float)
+        return isinstance(value, list) and all(_fits(v, part) and not (numbers and isinstance(v, str)) for v in value)
+    if isinstance(value, str) or kind not in (int, float, bool, dict):
+        return True
+    return isinstance(value, (int, kind) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _trainer_name(args: list[str], recipe: dict[str, Any]) -> str:
     """The trainer of the command line or else of the recipe, before the rest can be parsed."""
     for index, arg in enumerate(args):
         if arg == "--trainer" and index + 1 < len(args):
             return args[index + 1]
         if arg.startswith("--trainer="):
             return arg.partition("=")[2]
-    if "--config" in args[:-1]:
-        recipe = yaml.safe_load(Path(args[args.index("--config") + 1]).read_text())
-        return recipe.get("trainer", "grpo") if isinstance(recipe, dict) else "grpo"
-    return "grpo"
+    return recipe.get("trainer", "grpo")
 
 
 def _nearest(name: str, known: Any) -> str:

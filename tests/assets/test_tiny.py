@@ -55,6 +55,12 @@ def test_model_path_passes_other_names_through(tmp_path):
     assert model_path("..") == ".."
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "runs/nowhere/checkpoint-5"])
+def test_what_can_only_be_a_folder_and_is_none_is_refused(name):
+    with pytest.raises(FileNotFoundError, match=f"The model {name} is no folder"):
+        model_path(name)
+
+
 def test_ids_agree_between_tokenizer_config_and_generation(tiny):
     model, processor = tiny
     ids = dict(zip(SPECIAL_TOKENS, processor.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))

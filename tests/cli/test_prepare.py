@@ -91,6 +91,13 @@ def test_a_malformed_record_names_the_way_on(exported, tmp_path):
     assert len(load_rows(str(tmp_path / "rows"), "train")) == 9
 
 
+def test_a_file_that_is_none_has_no_such_way_on(exported, tmp_path):
+    (tmp_path / "export" / "Video-R1-260k.json").write_text("{")
+    for more in ([], ["--malformed", "drop"]):
+        with pytest.raises(SystemExit, match=r"is not JSON.* Fetch the file again\.$"):
+            main(command(exported, tmp_path, *more))
+
+
 def test_an_unknown_data_set_names_the_nearest(tmp_path):
     with pytest.raises(SystemExit, match="did you mean 'next-gqa'"):
         main(["prepare", "nextgqa", "--source", str(tmp_path), "--output", str(tmp_path / "rows")])

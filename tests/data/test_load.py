@@ -7,6 +7,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, Video
 
 from trl_perception.data.columns import undecoded_videos
 from trl_perception.data.load import load_rows
+from trl_perception.media import media_columns
 
 
 @pytest.fixture
@@ -40,6 +41,75 @@ def test_local_rows_find_their_media(rows, kind, tmp_path):
     assert row["solution"] == "clips/a.mp4"  # text is no path
 
 
+def test_media_in_messages_and_frames_are_found_beside_the_file(tmp_path):
+    for name in ("a.mp4", "1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"x")
+    content = [
+        {"type": "video", "video": "a.mp4"},
+        {"type": "image", "url": "1.png"},
+        {"type": "text", "text": "a.mp4"},
+    ]
+    row = {"prompt": [{"role": "user", "content": content}], "videos": [["1.png", "2.png"]]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = load_rows(str(tmp_path / "rows.jsonl"), "train")
+    assert found["videos"] == [[str(tmp_path / "1.png"), str(tmp_path / "2.png")]]
+    video, image, text = found["prompt"][0]["content"]
+    assert (video["video"], image["url"]) == (str(tmp_path / "a.mp4"), str(tmp_path / "1.png"))
+    assert text["text"] == "a.mp4"  # text is no path
+
+
+def test_a_folder_has_a_file_for_each_split_and_media_beside(rows, tmp_path):
+    """`datasets` alone takes such a folder for one of videos."""
+    for name in ("b.mp4", "c.mp4"):
+        (tmp_path / "clips" / name).write_bytes(b"x")
+    rows.rename(tmp_path / "train.jsonl")
+    (tmp_path / "test.jsonl").write_text('{"prompt": "!", "videos": ["clips/b.mp4"]}\n')
+    for split, prompt, clip in (("train", "?", "a.mp4"), ("test", "!", "b.mp4")):
+        (row,) = load_rows(str(tmp_path), split)
+        assert (row["prompt"], row["videos"][0]) == (prompt, str(tmp_path / "clips" / clip))
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"has test\.json and test\.jsonl\. Keep one"):
+        load_rows(str(tmp_path), "test")
+
+
+def test_a_folder_that_gives_no_rows_names_the_file_wanted(tmp_path):
+    (tmp_path / "notes.txt.part").touch()
+    with pytest.raises(
+        ValueError, match=r"\(found: notes\.txt\.part\) gives no split 'train' .*Put train\.jsonl into it"
+    ):
+        load_rows(str(tmp_path), "train")
+
+
+def test_a_path_in_place_of_a_list_stays_one(rows):
+    """Taken letter by letter it would be as many videos as it has letters."""
+    rows.write_text(json.dumps({"prompt": "?", "videos": "clips/a.mp4"}) + "\n")
+    (row,) = load_rows(str(rows), "train")
+    with pytest.raises(ValueError, match=r"Column 'videos' holds str, a list is wanted\. Use 'video'"):
+        media_columns(row)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"rows\.jsonl has no rows"),
+        ("[]", r"rows\.jsonl has no rows"),
+        ('{"prompt": \n', r"rows\.jsonl cannot be read as rows: JSON parse error.*One JSON object a line"),
+    ],
+)
+def test_a_file_without_rows_is_refused(rows, text, words):
+    rows.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_rows(str(rows), "train")
+
+
+def test_synthetic_without_a_size_is_refused(tmp_path):
+    for options in (None, {"seed": 1, "output_dir": str(tmp_path)}):
+        with pytest.raises(ValueError, match="synthetic says no size"):
+            load_rows("synthetic", "train", synthetic=options)
+    with pytest.raises(ValueError, match="size is 0; a number of rows, 1 or more"):
+        load_rows("synthetic", "train", synthetic={"size": 0, "output_dir": str(tmp_path)})
+
+
 def test_synthetic_rows_are_made_once_and_splits_differ(tmp_path):
     options = {"size": 4, "output_dir": str(tmp_path)}
     train = load_rows("synthetic", "train", synthetic=options)
@@ -52,6 +122,10 @@ def test_synthetic_rows_are_made_once_and_splits_differ(tmp_path):
 def test_what_does_not_exist_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl does not exist"):
         load_rows("./nowhere.jsonl", "train")
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere/rows is no local file or folder .* and the Hub does not give it"
+    ):
+        load_rows("nowhere/rows", "train")
     (tmp_path / "rows.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match=r"is a \.csv file; one of \.json, \.jsonl, \.parquet"):
         load_rows(str(tmp_path / "rows.csv"), "train")

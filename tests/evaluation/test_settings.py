@@ -44,6 +44,7 @@ def test_a_comparison_needs_no_model():
         (["--samples", "4"], "4 samples at temperature 0 would be the same completion 4 times"),
         (["--top-p", "0.9"], "top_p and top_k are for sampling"),
         (["--temperature", "-1"], "temperature -1.0"),
+        (["--dtype", "float31"], "dtype is .float31.; one of auto"),
         (["--on-bad-media", "ignore"], "on_bad_media is 'ignore'"),
         (["--rewards", "format"], r"right_by is 'accuracy', which is not among the rewards \(format\)"),
         (["--batch-size", "0"], "batch_size is 0"),

@@ -252,6 +252,35 @@ def test_what_does_not_go_with_media_is_refused(rows, make_trainer):
     run(make_trainer, rows["video"], "grpo", lora(bias="all"), beta=0.0)  # nobody reads the base
 
 
+def test_an_adapter_without_layers_names_the_setting(rows, make_trainer):
+    with pytest.raises(ValueError, match=r"The adapter names no layers.* Set lora_target_modules"):
+        run(make_trainer, rows["video"], "grpo", LoraConfig(r=2))
+
+
+def test_an_adapter_is_no_model_to_begin_with(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "tiny"}')
+    arguments = ["--config", "grpo/tiny", "--model_name_or_path", str(tmp_path), "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="holds an adapter, and training begins from whole weights"):
+        train.build(*train.parse(arguments))
+
+
+def test_whole_weights_and_an_adapter_do_not_share_a_folder(rows, make_trainer, tmp_path):
+    """A loader takes an adapter that it finds: the weights of a later run beside it would be there and not be used."""
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    adapter = run(make_trainer, rows["video"], "grpo", lora(), **settings)
+    adapter.train()
+    adapter.save_model()
+    whole = make_trainer(rows["video"], **settings)
+    with pytest.raises(ValueError, match=r"holds the adapter of another run .* Set output_dir to another folder"):
+        whole.train()
+    whole = make_trainer(rows["video"], output_dir=str(tmp_path / "whole"), **settings)
+    with pytest.raises(ValueError, match=r"saved with an adapter, and this run trains whole weights\. Set use_peft"):
+        whole.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    whole.train()
+    with pytest.raises(ValueError, match=r"saved with whole weights, and this run trains an adapter\. Set use_peft"):
+        adapter.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+
+
 def test_other_adapters_on_layers_train(rows, make_trainer):
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
     trainer = make_trainer(rows["video"], extra={"peft_config": config}, beta=0.1, max_steps=2, learning_rate=0.05)

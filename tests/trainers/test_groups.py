@@ -60,6 +60,21 @@ def test_a_batch_that_splits_groups_between_processes_is_refused(tmp_path, monke
     GRPOVideoConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=4, use_cpu=True, bf16=False)
 
 
-def test_generations_that_do_not_divide_the_batch_are_refused(tmp_path):
+@pytest.mark.parametrize("schedule", [{}, {"gradient_accumulation_steps": 3}, {"steps_per_generation": 1}])
+def test_generations_that_do_not_divide_the_batch_are_refused(tmp_path, schedule):
+    """6, 18 and 6 completions at a time, groups of 4. TRL's own refusal names generation_batch_size, which nobody set."""
+    with pytest.raises(
+        ValueError, match=r"samples (6|18) completions .*multiple of num_generations \(4\).*Set per_device"
+    ):
+        GRPOVideoConfig(
+            str(tmp_path), per_device_train_batch_size=6, num_generations=4, use_cpu=True, bf16=False, **schedule
+        )
     with pytest.raises(ValueError, match=r"generation_batch_size \(6\) must be divisible by num_generations \(4\)"):
-        GRPOVideoConfig(str(tmp_path), per_device_train_batch_size=6, num_generations=4, use_cpu=True, bf16=False)
+        GRPOVideoConfig(
+            str(tmp_path),
+            per_device_train_batch_size=6,
+            generation_batch_size=6,
+            num_generations=4,
+            use_cpu=True,
+            bf16=False,
+        )

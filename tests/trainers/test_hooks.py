@@ -88,6 +88,40 @@ def test_weights_of_one_change_nothing_and_others_do(rows, make_trainer):
     assert first[1] != pytest.approx(plain[1], rel=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("made_of", "error", "words"),
+    [
+        (lambda ones: ones, TypeError, r"returned a Tensor; TokenWeights\(weights \(4, \d\), metrics\) is wanted"),
+        (lambda ones: TokenWeights(ones[0]), ValueError, r"weights of shape \(\d,\); \(4, \d\) is wanted"),
+        (lambda ones: TokenWeights(ones[:, :1]), ValueError, r"weights of shape \(4, 1\); \(4, \d\) is wanted"),
+        (lambda ones: TokenWeights(-0.5 * ones), ValueError, "returned -0.5; weights of at least 0 are wanted"),
+    ],
+)
+def test_weights_that_would_be_misread_are_refused(rows, make_trainer, made_of, error, words):
+    class Wrong(GRPOVideoTrainer):
+        def token_weights(self, group):
+            return made_of(torch.ones_like(group.completion_ids, dtype=torch.float32))
+
+    with pytest.raises(error, match=words):
+        make_trainer(rows["text"], cls=Wrong, max_steps=1).train()
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.zeros(()), "returned Tensor; Penalty"),
+        (Penalty(torch.zeros(3)), r"returned a loss of shape \(3,\); Penalty"),
+    ],
+)
+def test_a_penalty_that_is_no_scalar_is_refused(rows, make_trainer, returned, words):
+    class Wrong(GRPOVideoTrainer):
+        def penalty(self, inputs):
+            return returned
+
+    with pytest.raises(TypeError, match=words):
+        make_trainer(rows["text"], cls=Wrong, max_steps=1).train()
+
+
 def test_penalty_enters_once_a_step_whatever_the_accumulation(rows, make_trainer):
     """With a learning rate and advantages of zero, the gradient is the penalty's: |w|, at any accumulation."""
     for accumulation in (1, 4):

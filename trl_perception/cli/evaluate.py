@@ -12,14 +12,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
 from ..evaluation import EvaluationSettings, compare, evaluate
 from ..evaluation.compare import comparison_json, different_settings
 from ..evaluation.store import PREDICTIONS, SUMMARY, write_text
 from ..evaluation.tables import comparison_table, figures_table
-from ..train import recipe_path
+from ..train import read_recipe
 
 FROM_RECIPE = {
     "dataset_name": "data",
@@ -52,6 +51,7 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, EvaluationSettings 
     parser = HfArgumentParser(
         EvaluationSettings,
         prog="trl-perception evaluate",
+        usage="%(prog)s --model MODEL --data DATA --output FOLDER [--OPTION VALUE ...]",
         description=__doc__,
         formatter_class=_Help,
         allow_abbrev=False,
@@ -78,8 +78,7 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, EvaluationSettings 
 
 def settings_of_recipe(name: str) -> dict[str, Any]:
     """What a training recipe says about an evaluation, by the names of `EvaluationSettings`."""
-    recipe = yaml.safe_load(recipe_path(name).read_text())
-    return {FROM_RECIPE[key]: value for key, value in recipe.items() if key in FROM_RECIPE}
+    return {FROM_RECIPE[key]: value for key, value in read_recipe(name).items() if key in FROM_RECIPE}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,9 +5,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
-
-from ..data.adapters import ADAPTERS, RecordError, Source, get_adapter
+from ..data.adapters import ADAPTERS, Source, get_adapter
 from ..data.preparation import CHECKS, PrepareOptions, as_text, prepare
 from ..data.preparation.options import MALFORMED
 from ..data.templates import TEMPLATES
@@ -40,8 +38,7 @@ def main(argv: list[str] | None = None) -> None:
             restart=given.restart,
         )
     except (ValueError, FileNotFoundError) as error:
-        hint = " --malformed drop leaves such records out." if isinstance(error, RecordError) else ""
-        raise SystemExit(f"{error}{hint}") from error
+        raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from the last finished shard.\n")
         raise SystemExit(130) from None
@@ -112,9 +109,9 @@ def read_options(given: argparse.Namespace) -> PrepareOptions:
 
 def recipe_settings(name: str) -> dict[str, float]:
     """The `video_...`, `image_...` and `media_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
-    from ..train import recipe_path  # brings TRL: only where it is asked for
+    from ..train import read_recipe  # brings TRL: only where it is asked for
 
-    values = yaml.safe_load(recipe_path(name).read_text())
+    values = read_recipe(name)
     return {key: values[key] for key in RECIPE_KEYS if values.get(key) is not None}
 
 

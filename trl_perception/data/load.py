@@ -1,12 +1,16 @@
 """Datasets by name: from the Hub, from a local file or folder, or synthetic."""
 
+import difflib
 import hashlib
+import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from .preparation import prepared_shards
 from .synthetic import VERSION, make_synthetic_dataset
@@ -15,11 +19,34 @@ from .templates import apply_template
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MEDIA_LISTS = ("images", "videos")
 MEDIA_SINGLE = ("image", "video")
+MEDIA_KEYS = (*MEDIA_SINGLE, "url", "path")  # of a block in a message
 
 
 def cache_dir() -> Path:
     """Where synthetic data are kept: $TRL_PERCEPTION_CACHE, or `~/.cache/trl_perception`."""
     return Path(os.environ.get("TRL_PERCEPTION_CACHE", "~/.cache/trl_perception")).expanduser()
+
+
+def synthetic_options(given: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
+    """The setting `synthetic`, a mapping or JSON, as arguments of `make_synthetic_dataset`.
+
+    Errors: ValueError for what is neither, and for a key that is no argument, with the nearest one.
+    """
+    found = given
+    if isinstance(given, str):
+        try:
+            found = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"""synthetic is {given!r}, no JSON ({error}). Write '{{"size": 128}}'.""") from error
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"synthetic is {given!r}; a mapping is wanted, such as {{size: 128, seed: 1}}.")
+    known = inspect.signature(make_synthetic_dataset).parameters.keys() - {"split"}
+    for key in found.keys() - known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"synthetic has the key {key!r}; did you mean {nearest!r}? Known: {', '.join(sorted(known))}.")
+    return dict(found)
 
 
 def load_rows(
@@ -34,7 +61,7 @@ def load_rows(
 
     Args:
         name: `"synthetic"`, a local JSON, JSONL or parquet file, a folder (written by `trl-perception prepare`, saved
-            by `datasets`, or of such files), or a data set on the Hub.
+            by `datasets`, or of such files, `SPLIT.jsonl`), or a data set on the Hub.
         split: the split. A single local file is one split, whatever its name.
         config: configuration name of a Hub data set.
         synthetic: arguments of `make_synthetic_dataset` for `"synthetic"`.
@@ -42,14 +69,16 @@ def load_rows(
 
     Relative media paths in local files count from the file's folder.
     Errors: FileNotFoundError for a path that does not exist, or media of a prepared folder that were moved; ValueError
-        for a file of an unknown kind, an unfinished preparation, or rows that carry another template.
+        for a file of an unknown kind or without rows, an unfinished preparation, or rows that carry another template.
     """
     return apply_template(_load(name, split, config, synthetic), prompt_template)
 
 
 def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] | None) -> Dataset:
     if name == "synthetic":
-        options = dict(synthetic or {})
+        options = synthetic_options(synthetic) or {}
+        if "size" not in options:
+            raise ValueError("The dataset is 'synthetic', and synthetic says no size. Set synthetic: {size: 128}.")
         made_of = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()[:12]
         folder = Path(options.pop("output_dir", cache_dir() / "synthetic" / made_of))
         return make_synthetic_dataset(folder / split, split=split, **options)
@@ -57,20 +86,60 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
     if path.is_file():
         if path.suffix not in LOADERS:
             raise ValueError(f"{path} is a {path.suffix or 'nameless'} file; one of {', '.join(LOADERS)} is wanted.")
-        rows = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
-        return _with_absolute_paths(rows, path.parent)
+        return _with_absolute_paths(_rows_of(path), path.parent)
     if path.is_dir() and (shards := prepared_shards(path, split)):
         rows = load_dataset("parquet", data_files=shards, split="train")
         return _require_first_medium(_with_absolute_paths(rows, path), path)
+    # `datasets` goes by the kind of most files, and media beside the rows are more.
+    if files := [file for file in (path / f"{split}{suffix}" for suffix in LOADERS) if file.is_file()]:
+        if len(files) > 1:
+            raise ValueError(f"{path} has {' and '.join(file.name for file in files)}. Keep one of them, or name it.")
+        return _with_absolute_paths(_rows_of(files[0]), path)
     if path.is_dir():
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
-        rows = load_from_disk(str(path)) if saved else load_dataset(str(path))
+        rows = load_from_disk(str(path)) if saved else _loaded(path, split)
         if isinstance(rows, DatasetDict):
             rows = _split_of(rows, split, name)
         return _with_absolute_paths(rows, path)
     if name.startswith((".", "/", "~")) or path.suffix in LOADERS:
         raise FileNotFoundError(f"Dataset file or folder {name} does not exist (looked from {Path.cwd()}).")
-    return _split_of(load_dataset(name, config), split, name)
+    try:
+        return _split_of(load_dataset(name, config), split, name)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"Dataset {name} is no local file or folder (looked from {Path.cwd()}), and the Hub does not give it ({error}). "
+            "Correct the name, or see to the connection."
+        ) from error
+
+
+def _loaded(folder: Path, split: str) -> DatasetDict:
+    """The splits of a folder as `datasets` finds them. Errors: ValueError where it finds none."""
+    try:
+        return load_dataset(str(folder))
+    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        raise ValueError(
+            f"{folder} (found: {found}) gives no split {split!r} ({error}). Put {split}.jsonl into it, or set dataset_train_split or "
+            "dataset_test_split."
+        ) from error
+
+
+def _rows_of(file: Path) -> Dataset:
+    """The rows of a local file. Errors: ValueError for one without rows, or whose lines cannot be read as rows."""
+    kind = LOADERS[file.suffix]
+    empty = ValueError(f"{file} has no rows. Give dataset_name a file with some.")
+    if kind == "json" and file.read_bytes().strip() in (b"", b"[]"):
+        raise empty
+    try:
+        rows = load_dataset(kind, data_files=str(file), split="train")
+    except DatasetGenerationError as error:
+        raise ValueError(
+            f"{file} cannot be read as rows: {error.__cause__}. One JSON object a line is wanted (or a JSON list, or "
+            "parquet), with columns of the same type in each."
+        ) from error
+    if not len(rows):
+        raise empty
+    return rows
 
 
 def _split_of(rows: DatasetDict, split: str, name: str) -> Dataset:
@@ -83,21 +152,38 @@ def _split_of(rows: DatasetDict, split: str, name: str) -> Dataset:
 
 
 def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
-    """Media paths that exist from the dataset's folder, made absolute; everything else as it is."""
+    """Media paths that exist from the dataset's folder, made absolute, in columns and messages; everything else as it is."""
 
     def absolute(medium: Any) -> Any:
+        if isinstance(medium, list):
+            return [absolute(part) for part in medium]
         if isinstance(medium, str) and not Path(medium).is_absolute() and (folder / medium).exists():
             return str((folder / medium).resolve())
         return medium
 
-    def fix(row: dict[str, Any]) -> dict[str, Any]:
-        fixed = {key: [absolute(medium) for medium in row[key] or []] for key in MEDIA_LISTS if key in row}
-        return {**fixed, **{key: absolute(row[key]) for key in MEDIA_SINGLE if key in row}}
+    def in_block(block: Any) -> Any:
+        if not isinstance(block, dict):
+            return block
+        return {key: absolute(value) if key in MEDIA_KEYS else value for key, value in block.items()}
 
-    textual = [
-        key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if key in rows.features and "string" in str(rows.features[key])
-    ]
-    return rows.map(lambda row: fix({key: row[key] for key in textual})) if textual else rows
+    def in_message(message: Any) -> Any:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+            return message
+        return {**message, "content": [in_block(block) for block in message["content"]]}
+
+    def fix(row: dict[str, Any]) -> dict[str, Any]:
+        fixed = {key: absolute(row[key] or []) for key in MEDIA_LISTS if key in row}
+        fixed |= {key: absolute(row[key]) for key in MEDIA_SINGLE if key in row}
+        if isinstance(row.get("prompt"), list):
+            fixed["prompt"] = [in_message(message) for message in row["prompt"]]
+        return fixed
+
+    kinds = {key: str(feature) for key, feature in rows.features.items()}
+    textual = [key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if "string" in kinds.get(key, "")]
+    if any(f"'{key}'" in kinds.get("prompt", "") for key in MEDIA_KEYS) or "Json" in kinds.get("prompt", ""):
+        textual.append("prompt")
+    fixed = {key: rows.features[key] for key in textual}
+    return rows.map(lambda row: fix({key: row[key] for key in fixed}), features=rows.features) if fixed else rows
 
 
 def _require_first_medium(rows: Dataset, folder: Path) -> Dataset:

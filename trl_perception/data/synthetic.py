@@ -82,6 +82,8 @@ def make_synthetic_dataset(
         `options`, `family`, `evidence` ([start, end] in seconds, end exclusive), `evidence_boxes` ([x0, y0, x1, y1] in
         pixels, images only), `duration` in seconds, `reasoning` (the trace `reference_completion` quotes).
     """
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size is {size!r}; a number of rows, 1 or more, is wanted")
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     settings = SceneSettings(tuple(scenes), float(seconds), fps, (height, width), distractors, float(noise))
     chosen = _check_families(families, medium)

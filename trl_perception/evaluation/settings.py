@@ -1,15 +1,17 @@
 """What is evaluated, on what, and how."""
 
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.load import synthetic_options
 from ..data.templates import TEMPLATES, get_template
 from ..media import MediaLimits, VideoSettings
 
 SUMMARY_ONLY = ("output", "resamples")
 """Settings that no prediction depends on."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
 
@@ -137,15 +139,14 @@ class EvaluationSettings:
         default="error",
         metadata={"help": "Rows whose media cannot be used: 'error' stops, 'skip' leaves out, counts and lists them."},
     )
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16, float16."})
+    dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default what accelerate finds."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that the model brings."})
     resamples: int = field(default=2000, metadata={"help": "Bootstrap means behind each interval."})
 
     def __post_init__(self):
-        if isinstance(self.synthetic, str):
-            self.synthetic = json.loads(self.synthetic)
+        self.synthetic = synthetic_options(self.synthetic)
         self.rewards, self.by = _separated(self.rewards), _separated(self.by)
         for name in ("model", "data", "output"):
             if not getattr(self, name):
@@ -157,6 +158,8 @@ class EvaluationSettings:
             )
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; one of {', '.join(DTYPES)} is wanted.")
         for name in ("samples", "max_new_tokens", "batch_size", "resamples", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

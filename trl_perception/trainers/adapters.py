@@ -97,8 +97,8 @@ def check_adapters_of(model: nn.Module, *, tower: bool, merger: bool) -> None:
 
 
 @contextmanager
-def telling_of_frozen_parts(*, tower: bool, merger: bool) -> Iterator[None]:
-    """Within it, an adapter that is left without a layer is told which setting kept it out."""
+def telling_of_missing_layers(config: PeftConfig | None, *, tower: bool, merger: bool) -> Iterator[None]:
+    """Within it, an adapter without a layer is told which setting kept it out, or that none names any."""
     try:
         yield
     except NoMatchingPeftModuleError as error:
@@ -108,6 +108,13 @@ def telling_of_frozen_parts(*, tower: bool, merger: bool) -> Iterator[None]:
         raise ValueError(
             f"No layer is left for the adapter: {' and '.join(names)} keeps it out of what target_modules names ({error}) "
             f"Name layers of the language model in target_modules, or unset {' and '.join(names)}."
+        ) from error
+    except ValueError as error:
+        if getattr(config, "target_modules", True) or "`target_modules`" not in str(error):
+            raise
+        raise ValueError(
+            "The adapter names no layers, and PEFT has none by itself for this model. Set lora_target_modules (target_modules), "
+            "for example all-linear."
         ) from error
 
 

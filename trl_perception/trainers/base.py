@@ -43,7 +43,7 @@ from .adapters import (
     keeping_types,
     outside_frozen_parts,
     require_untouched_base,
-    telling_of_frozen_parts,
+    telling_of_missing_layers,
     without_dropout,
 )
 from .base_config import GRPOVideoConfig
@@ -133,7 +133,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self._sighted: SightedForward | None = None
         self._awaiting_credit: dict[str, Any] | None = None
         self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
-        with telling_of_frozen_parts(**frozen):
+        with telling_of_missing_layers(kwargs["peft_config"], **frozen):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
@@ -357,6 +357,13 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
+        if not isinstance(penalty, Penalty) or penalty.loss.dim() != 0:
+            found = (
+                f"a loss of shape {tuple(penalty.loss.shape)}"
+                if isinstance(penalty, Penalty)
+                else type(penalty).__name__
+            )
+            raise TypeError(f"penalty returned {found}; Penalty(loss, metrics) with a scalar is wanted, or None.")
         self._record([penalty.metrics])
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)

@@ -189,7 +189,10 @@ class GRPOVideoConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        if self.generation_batch_size is None:  # TRL's own refusal names what nobody set
+            self._require_whole_groups(self.steps_per_generation or self.gradient_accumulation_steps)
         super().__post_init__()
+        self._require_whole_groups(self.steps_per_generation)
         if self.dynamic_sampling and self.scale_rewards == "batch":
             raise ValueError(
                 "dynamic_sampling replaces groups one by one, and scale_rewards='batch' scales rewards by the spread of the "
@@ -225,11 +228,13 @@ class GRPOVideoConfig(GRPOConfig):
                 f"video_min_frames ({self.video_min_frames}) is larger than video_max_frames "
                 f"({self.video_max_frames}). Lower the first or raise the second."
             )
-        local_batch = self.per_device_train_batch_size * self.steps_per_generation
-        if local_batch % self.num_generations != 0:
+
+    def _require_whole_groups(self, steps_per_generation: int) -> None:
+        local_batch = self.per_device_train_batch_size * steps_per_generation
+        if self.num_generations > 1 and local_batch % self.num_generations != 0:
             raise ValueError(
                 f"A process samples {local_batch} completions at a time (per_device_train_batch_size "
-                f"{self.per_device_train_batch_size} * steps_per_generation {self.steps_per_generation}), which is no "
+                f"{self.per_device_train_batch_size} * steps_per_generation {steps_per_generation}), which is no "
                 f"multiple of num_generations ({self.num_generations}): a group would be split between processes. Set "
                 "per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
                 f"{self.num_generations}."

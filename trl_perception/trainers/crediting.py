@@ -8,8 +8,36 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from ..objectives import TokenWeights
 from .reading import SightedForward, SightedReads, detached
 from .rollout import Group
+
+
+def held_to_its_word(group: Group, credit: TokenWeights | None) -> TokenWeights | None:
+    """What `token_weights` returned, once it can be what it is taken for: another shape would be spread over the group, a
+    negative weight would turn an advantage round.
+
+    Errors: TypeError, ValueError with what was found and what is wanted. NaN is found in the loss.
+    """
+    if credit is None:
+        return None
+    wanted = tuple(group.completion_ids.shape)
+    if not isinstance(credit, TokenWeights):
+        raise TypeError(
+            f"token_weights returned a {type(credit).__name__}; TokenWeights(weights {wanted}, metrics) is wanted, or None to "
+            "leave the group alone."
+        )
+    if tuple(credit.weights.shape) != wanted:
+        raise ValueError(
+            f"token_weights returned weights of shape {tuple(credit.weights.shape)}; {wanted} is wanted, one for each "
+            "completion and token."
+        )
+    if (credit.weights < 0).any():
+        raise ValueError(
+            f"token_weights returned {credit.weights.min().item():g}; weights of at least 0 are wanted. What shall be "
+            "penalised is a term of penalty()."
+        )
+    return credit
 
 
 class Crediting(GRPOTrainer):
@@ -24,7 +52,7 @@ class Crediting(GRPOTrainer):
     def _apply_token_weights(self, groups: list[tuple[slice, Group]], output: dict[str, Any]) -> None:
         """Multiply advantages (B,) by the weights of each group, where a subclass gives any: (B,T)."""
         with torch.no_grad(), self._in_step.section():
-            credited = [(rows, group, self.token_weights(group)) for rows, group in groups]
+            credited = [(rows, group, held_to_its_word(group, self.token_weights(group))) for rows, group in groups]
         self._show([(group, credit) for _, group, credit in credited])
         credited = [(rows, group, credit) for rows, group, credit in credited if credit is not None]
         self._record([credit.metrics for *_, credit in credited])

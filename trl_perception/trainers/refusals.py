@@ -21,7 +21,7 @@ def require_prompts(dataset: Any) -> None:
     if columns and "prompt" not in columns:
         raise ValueError(
             f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
-            "'prompt'."
+            "'prompt', or make rows of questions and answers with `trl-perception prepare`."
         )
 
 

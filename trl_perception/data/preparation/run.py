@@ -142,7 +142,7 @@ class _Worker:
             row = self.adapter.row(record, self.source)
         except RecordError as error:
             if self.options.malformed == "error":
-                raise
+                raise RecordError(f"{error} --malformed drop leaves such records out.") from error
             return MALFORMED, str(error)
         if row is None:
             return self.adapter.left_out, f"record {record.number}"

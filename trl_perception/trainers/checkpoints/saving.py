@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
+from ...assets.checkpoint import ADAPTER_FILE
 from .disk import DiskFullError, told_when_full
 from .folder import UNFINISHED, clear_unfinished, finish, to_resume
 from .run_state import go_on, read_state, reference_moves, write_state
@@ -37,10 +39,17 @@ class Checkpoints(GRPOTrainer):
         """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
 
         Errors: ValueError where there is none, where the one that is named is damaged or not complete, and where it does
-        not fit this run: other processes, batches, seed or rows (`ignore_data_skip=True` goes on nevertheless).
+        not fit this run: an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` goes on with the
+        latter nevertheless). ValueError for an output folder in which an adapter would be taken for this run's weights.
         """
         run = Path(self.args.output_dir)
         self._refuse_references_out_of_reach()
+        trains_adapter = isinstance(self.model, PeftModel)
+        if not trains_adapter and (run / ADAPTER_FILE).is_file():
+            raise ValueError(
+                f"{run} holds the adapter of another run ({ADAPTER_FILE}), which a loader takes instead of the weights that this "
+                "run would save there. Set output_dir to another folder, or take adapter_* out of this one."
+            )
         if self.args.should_save:
             for said in clear_unfinished(run):
                 logger.warning(said)
@@ -51,6 +60,12 @@ class Checkpoints(GRPOTrainer):
             folder, passed = to_resume(run, wanted)
             for said in passed:
                 logger.warning(said)
+            if trains_adapter != (folder / ADAPTER_FILE).is_file():
+                kinds = ("whole weights", "an adapter")
+                raise ValueError(
+                    f"{folder} does not fit this run: it was saved with {kinds[not trains_adapter]}, and this run trains "
+                    f"{kinds[trains_adapter]}. Set use_peft (peft_config) as it was."
+                )
             self._resumed = read_state(self, folder)
             wanted = os.fspath(folder)
         return super().train(wanted, *args, **kwargs)
