@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from trl_perception.provenance import given, origin_of, used_settings, without_token
-from trl_perception.train import parse, recipe_path
+from trl_perception.recipe import recipe_path
+from trl_perception.train import parse
 
 
 def parsed_of(args):

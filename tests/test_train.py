@@ -8,7 +8,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_perception.cli.ask import ask
 from trl_perception.cli.evaluate import settings_of_recipe
-from trl_perception.train import build, main, parse, recipe_path
+from trl_perception.recipe import recipe_path
+from trl_perception.train import build, main, parse
 from trl_perception.trainers import TRAINERS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -133,7 +134,9 @@ def test_a_file_that_is_no_recipe_is_named(text, words, tmp_path):
 
 
 def test_the_recipe_may_follow_an_equals_sign_and_must_follow(tmp_path):
-    assert parse([f"--config={written(tmp_path, 'max_steps: 7')}", *ON_CPU])[1].max_steps == 7
+    config = f"--config={written(tmp_path, 'max_steps: 7')}"
+    assert parse([config, *ON_CPU])[1].max_steps == 7
+    assert parse([config, *ON_CPU, "--hub_revision", ""])[1].hub_revision == ""
     for missing in (["--config"], ["--config="]):
         with pytest.raises(ValueError, match="--config names no recipe"):
             parse(missing)

@@ -1,14 +1,11 @@
 """Train from a recipe: `accelerate launch -m trl_perception.train --config recipes/grpo/tiny.yaml`."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import yaml
 from peft import PeftModel
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -20,6 +17,7 @@ from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
 from .provenance import origin_of
+from .recipe import config_apart, nearest, read_recipe, recipe_path, require_types
 from .reports import reward_curve, reward_gain
 from .reports.html import write_report
 from .rewards import get_reward
@@ -105,7 +103,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     Errors: ValueError for an unknown trainer or key, with the nearest known name, for a recipe that is no YAML mapping, and
         for a value of another type than its key's.
     """
-    args = _config_apart(sys.argv[1:] if args is None else args)
+    args = config_apart(sys.argv[1:] if args is None else args)
     recipe = {}
     if "--config" in args:
         at = args.index("--config") + 1
@@ -113,9 +111,9 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
         recipe = read_recipe(args[at])
     name = _trainer_name(args, recipe)
     if name not in TRAINERS:
-        raise ValueError(f"Unknown trainer {name!r}.{_nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
+        raise ValueError(f"Unknown trainer {name!r}.{nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
     types = (TrainArguments, TRAINERS[name].config_class, ModelConfig)
-    _require_types(recipe, types)
+    require_types(recipe, types)
     parser = TrlParser(
         types,
         prog="trl-perception train",
@@ -130,41 +128,10 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     known = {f.name for of_type in types for f in fields(of_type)}
     for origin, strings in (("recipe", from_recipe), ("command line", from_command)):
         for key in (string.removeprefix("--").split("=")[0] for string in strings if string.startswith("--")):
-            raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {name!r}.{_nearest(key, known)}")
+            raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {name!r}.{nearest(key, known)}")
         if strings:
             raise ValueError(f"The {origin} has stray values {strings}; every value follows a --key.")
     return tuple(parsed)
-
-
-def recipe_path(name: str) -> Path:
-    """A recipe file: a path, or the name of one that ships with the package, such as `appo/tiny`.
-
-    Errors: FileNotFoundError with the nearest name.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    here = Path(__file__).parent
-    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"  # installed, or a checkout
-    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
-    shipped = {str(path.relative_to(folder).with_suffix("")): path for path in folder.glob("*/*.yaml")}
-    if wanted not in shipped:
-        raise FileNotFoundError(
-            f"There is no recipe {name}, as a file or among those shipped.{_nearest(wanted, shipped)}"
-        )
-    return shipped[wanted]
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe, by file or name (see [`recipe_path`]). Errors: ValueError for what is no YAML mapping."""
-    path = recipe_path(name)
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The recipe {path} is no YAML: {error}. Correct it there.") from error
-    if not isinstance(recipe, dict):
-        found = "nothing" if recipe is None else f"a {type(recipe).__name__}"
-        raise ValueError(f"The recipe {path} holds {found}; lines of `key: value` are wanted.")
-    return recipe
 
 
 def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
@@ -228,7 +195,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Errors: SystemExit with one message where the Hub does not take the run: before anything is done where no repository
     can be made, after everything is saved where the upload fails.
     """
-    args = _config_apart(sys.argv[1:] if args is None else args)
+    args = config_apart(sys.argv[1:] if args is None else args)
     script, config, model = parse(args)
     recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args else None
     origin = origin_of(args, recipe, {**vars(model), **vars(config), **vars(script)})
@@ -282,49 +249,6 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(str(failed)) from failed
 
 
-def _config_apart(args: Sequence[str]) -> list[str]:
-    """The arguments with `--config=RECIPE` as two of them. Errors: ValueError for a `--config` without a recipe."""
-    apart = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    if apart and apart[-1] in ("--config", ""):
-        raise ValueError(
-            "--config names no recipe. Give a file, or one that ships with the package, such as grpo/tiny."
-        )
-    return apart
-
-
-def _require_types(recipe: dict[str, Any], types: Sequence[type]) -> None:
-    """Refuse numbers, lists and mappings of a recipe where something else is wanted: argparse converts text alone.
-
-    Errors: ValueError with the value found and the type wanted.
-    """
-    for of_type in types:
-        hints = get_type_hints(of_type)
-        for setting in (setting for setting in fields(of_type) if setting.name in recipe):
-            value, hint = recipe[setting.name], hints[setting.name]
-            if value != setting.default and not _fits(value, hint):
-                wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise ValueError(
-                    f"{setting.name} is {value!r} in the recipe, of type {type(value).__name__}; {wanted} is wanted."
-                )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a recipe's value suits a field. Text is argparse's to convert; kinds that are not known here are not judged."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, kind) for kind in get_args(hint))
-    kind, (part, *_) = get_origin(hint) or hint, get_args(hint) or (Any,)
-    if kind is NoneType:
-        return value is None
-    if kind is list:
-        if isinstance(value, str):
-            return part is str
-        numbers = part in (int, float)
-        return isinstance(value, list) and all(_fits(v, part) and not (numbers and isinstance(v, str)) for v in value)
-    if isinstance(value, str) or kind not in (int, float, bool, dict):
-        return True
-    return isinstance(value, (int, kind) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-
-
 def _trainer_name(args: list[str], recipe: dict[str, Any]) -> str:
     """The trainer of the command line or else of the recipe, before the rest can be parsed."""
     for index, arg in enumerate(args):
@@ -333,11 +257,6 @@ def _trainer_name(args: list[str], recipe: dict[str, Any]) -> str:
         if arg.startswith("--trainer="):
             return arg.partition("=")[2]
     return recipe.get("trainer", "grpo")
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:

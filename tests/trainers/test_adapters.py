@@ -18,8 +18,8 @@ from trl_perception.assets import from_pretrained, model_path
 from trl_perception.evaluation.model import load_model
 from trl_perception.evaluation.settings import EvaluationSettings
 from trl_perception.hub import merge_adapter
+from trl_perception.recipe import recipe_path
 from trl_perception.signals import adapted_modules, why_not_frozen
-from trl_perception.train import recipe_path
 from trl_perception.trainers import TRAINERS, GRPOVideoTrainer, RALTrainer
 from trl_perception.trainers.adapters import adapter_of
 from trl_perception.trainers.vision import part_of

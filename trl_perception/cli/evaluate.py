@@ -18,7 +18,7 @@ from ..evaluation import EvaluationSettings, compare, evaluate
 from ..evaluation.compare import comparison_json, different_settings
 from ..evaluation.store import PREDICTIONS, SUMMARY, write_text
 from ..evaluation.tables import comparison_table, figures_table
-from ..train import read_recipe
+from ..recipe import read_recipe
 
 FROM_RECIPE = {
     "dataset_name": "data",

@@ -11,6 +11,7 @@ from ..data.preparation.options import MALFORMED
 from ..data.templates import TEMPLATES
 from ..media import MediaLimits, VideoSettings
 from ..media.probe import QWEN_PIXELS
+from ..recipe import read_recipe
 
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 LIMIT_KEYS = ("max_pixels", "max_frames", "timeout")
@@ -109,8 +110,6 @@ def read_options(given: argparse.Namespace) -> PrepareOptions:
 
 def recipe_settings(name: str) -> dict[str, float]:
     """The `video_...`, `image_...` and `media_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
-    from ..train import read_recipe  # brings TRL: only where it is asked for
-
     values = read_recipe(name)
     return {key: values[key] for key in RECIPE_KEYS if values.get(key) is not None}
 

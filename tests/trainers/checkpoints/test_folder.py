@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from tests.trainers.checkpoints.resuming import SAVED, build, resumed
-from trl_perception.train import parse, recipe_path
+from trl_perception.recipe import recipe_path
+from trl_perception.train import parse
 from trl_perception.trainers.checkpoints.folder import UNFINISHED, clear_unfinished, last_complete, why_incomplete
 
 
