@@ -195,6 +195,12 @@ class GRPOVideoConfig(GRPOConfig):
                 "dynamic_sampling replaces groups one by one, and scale_rewards='batch' scales rewards by the spread of the "
                 "whole batch. Set scale_rewards to 'group' or 'none', or dynamic_sampling=False."
             )
+        if self.dynamic_sampling and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"dynamic_sampling replaces groups one by one, and multi_objective_aggregation="
+                f"{self.multi_objective_aggregation!r} scales advantages by the spread of the whole batch. Set it to "
+                "'sum_then_normalize', or dynamic_sampling=False."
+            )
         if self.dynamic_sampling_rounds < 1:
             raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
         if self.group_forward not in ("auto", "on", "off"):
