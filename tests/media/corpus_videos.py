@@ -83,6 +83,19 @@ def flipped(seed: int, low: float, high: float, count: int):
     return change
 
 
+def in_picture(number: int):
+    """Flip a bit of one picture in an APNG, whose pictures but the first are in fdAT chunks; it still unpacks."""
+
+    def change(content: bytearray) -> bytearray:
+        place = -1
+        for _ in range(number):
+            place = content.index(b"fdAT", place + 1)
+        content[place + 64] ^= 1
+        return content
+
+    return change
+
+
 def put(mark: bytes, offset: int, value: bytes):
     """Write a value so many bytes behind each mark."""
 
@@ -370,6 +383,8 @@ REFUSED = [
         plain(f, movflags="faststart"), put(b"mdat", 200, bytes(600))), refused="decod"),
     *(Case(f"bit flips {seed}", "video", "8 bits of H.264 frames", lambda f, seed=seed: changed(
         plain(f, "c.mkv", gop=30), flipped(seed, 0.3, 0.9, 8)), refused="decod|damaged") for seed in range(3)),
+    Case("bit flip in an APNG", "video", "the sixth picture fails its checksum", lambda f: changed(
+        animated(f / "a.png"), in_picture(5)), settings=FOUR, refused="decoding failed"),
     Case("bit flips in the index", "video", "64 bits of an MP4's moov", lambda f: changed(
         plain(f), flipped(0, 0.6, 1.0, 64)), refused="decod|no streams"),
     Case("sound only", "video", "", lambda f: sound_only(f / "s.mp4"), refused="has audio streams, and a video stream is"),

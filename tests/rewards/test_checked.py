@@ -139,3 +139,14 @@ def test_faults_can_be_collected(reward):
     faults = []
     assert called(checked(reward, faults=faults)) == [0.0, 0.0, 0.0]
     assert [type(fault) for fault in faults] in ([RewardError], [TypeError])
+
+
+def test_a_number_that_no_float_holds_is_not_finite():
+    def huge(completions, **columns):
+        return [1.0, 10**400, 0.5]
+
+    with pytest.raises(
+        ValueError, match=r"'huge' returned 10+ for completion 1 \(sample y\); a finite number is wanted"
+    ):
+        called(checked(huge))
+    assert called(checked(huge, keep_nonfinite=True)) == [1.0, math.inf, 0.5]

@@ -5,7 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from tests.conftest import write_clip
 from tests.helpers import message
+from tests.trainers.reference import shaken
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
 from trl_perception.signals import encode, prefill_once, why_not_prefilled
@@ -63,6 +65,20 @@ def test_greedy_tokens_are_identical(model, prompts):
     assert torch.equal(
         completions(model, prompts, REPEATS, do_sample=False), completions(model, prompts, 1, do_sample=False)
     )
+
+
+def test_a_video_that_outlasts_its_question(prompts, tmp_path):
+    """A video's last frame may stand behind the text that follows the video; completions go on from the text.
+
+    6 cells of 1 second at 4 positions a second, from position 4 on: the last is at 24. The text behind goes on at 6 to 16.
+    """
+    clip = write_clip(tmp_path / "long.mp4", seed=0, frames=24)
+    row = {"prompt": message("Same?", "video"), "videos": [clip]}
+    long = PromptPreparer(AutoProcessor.from_pretrained(model_path("tiny")))([row])
+    model = shaken(model_path("tiny")).eval()
+    for beside in ([], prompts):
+        once, each = (completions(model, [*long, *beside], repeats, do_sample=False) for repeats in (REPEATS, 1))
+        assert torch.equal(once, each)
 
 
 def test_sampling_draws_the_same_numbers(model, prompts):

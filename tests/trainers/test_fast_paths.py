@@ -73,6 +73,19 @@ def test_losses_and_gradients_agree(rows, make_trainer, name, scenario):
         assert logged[0]
 
 
+def test_a_reference_with_another_tower_sees_with_its_own(rows, make_trainer):
+    """A model with other weights than its path's, which the reference model has."""
+    config = {"num_generations": 4, "freeze_vision_tower": True, "beta": 0.1, "max_steps": 1}
+    fast, plain = (
+        trained(build(make_trainer, rows["image"], GRPOVideoTrainer, reuse_vision_features=reuses, **config))
+        for reuses in (True, False)
+    )
+    of_reference = [trainer.seen[0].inputs["ref_per_token_logps"] for trainer in (fast, plain)]
+    torch.testing.assert_close(*of_reference, rtol=1e-4, atol=1e-4)
+    assert not fast._reuses_features
+    assert make_trainer(rows["image"], **config)._reuses_features  # of one path, with one tower
+
+
 READS = {
     "appo": (APPOTrainer, {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"}, 0),
     "pgpo": (PGPOTrainer, {}, 1),

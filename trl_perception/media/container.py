@@ -98,7 +98,8 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
             budget.check_pixels(stream.height or 0, stream.width or 0)
             budget.check_frames(stream.frames, "declared in its header")
             stream.thread_type = "AUTO"
-            stream.codec_context.options = bound
+            # Checksums of PNG and APNG are looked at only where asked for: a picture that fails its own would be shown.
+            stream.codec_context.options = bound | {"err_detect": "crccheck"}
             yield Charged(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()

@@ -1,6 +1,7 @@
 """Reward functions that are held to their word: one finite number, or None, for each completion."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from numbers import Real
@@ -77,10 +78,15 @@ def _verified(name: str, rewards: Any, arguments: Mapping[str, Any], keep_nonfin
             "one for each, None where it does not apply."
         )
     for index, value in enumerate(rewards):
-        if value is None or (isinstance(value, Real) and (math.isfinite(value) or keep_nonfinite)):
+        if value is None or (isinstance(value, Real) and (_is_finite(value) or keep_nonfinite)):
             continue
         raise ValueError(
             f"Reward function '{name}' returned {value!r} for completion {index} ({row_name(arguments, index)}); a finite "
             "number is wanted, or None where the reward does not apply."
         )
-    return [value if value is None or math.isfinite(value) else math.inf for value in rewards]
+    return [value if value is None or _is_finite(value) else math.inf for value in rewards]
+
+
+def _is_finite(value: Real) -> bool:
+    """Whether a float can hold it: of an integer or a fraction beyond that, `math.isfinite` makes an error."""
+    return abs(value) <= sys.float_info.max

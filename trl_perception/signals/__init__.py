@@ -7,7 +7,7 @@ from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .tower import OneTowerRun
 from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
-from .vision import adapted_modules, encode, media_kwargs, pixels_of, why_not_frozen
+from .vision import adapted_modules, encode, media_kwargs, pixels_of, same_frozen_tower, why_not_frozen
 from .whole import keep_head_whole, whole_parameters
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "pooled_rows",
     "prefill_once",
     "row_forward",
+    "same_frozen_tower",
     "seeded",
     "shared_runs",
     "shuffled",

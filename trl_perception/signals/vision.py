@@ -50,6 +50,12 @@ def why_not_frozen(model: nn.Module) -> str | None:
     return None
 
 
+def same_frozen_tower(model: nn.Module, other: nn.Module) -> bool:
+    """Whether what does not train of a model's vision tower has the same weights in another one, whose features are the same."""
+    mine, theirs = (dict(base_model(one).model.visual.named_parameters()) for one in (model, other))
+    return all(torch.equal(value, theirs[name].to(value)) for name, value in mine.items() if not value.requires_grad)
+
+
 def adapted_modules(model: nn.Module) -> list[str]:
     """Names of the modules that an adapter (PEFT) wraps or keeps a copy of, the model itself included."""
     kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)

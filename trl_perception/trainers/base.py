@@ -33,6 +33,7 @@ from ..signals import (
     View,
     paused,
     pixels_of,
+    same_frozen_tower,
     sighted,
     why_not_frozen,
     why_not_prefilled,
@@ -194,6 +195,11 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             self._reuses_features = False
             logger.warning(
                 "The frozen vision tower is run in every forward: under FSDP and DeepSpeed it is not run outside the model."
+            )
+        if self._reuses_features and self.ref_model is not None and not same_frozen_tower(self.model, self.ref_model):
+            self._reuses_features = False
+            logger.warning(
+                "The frozen vision tower is run in every forward: the reference model's has other weights, and features of its own."
             )
 
     # The two hooks

@@ -114,6 +114,14 @@ OTHER_RUNS = {
     "end of an epoch": ("grpo", {**OPEN, "max_steps": 11}, 8),
     "steps across rollouts": ("grpo", {"steps_per_generation": 2, "gradient_accumulation_steps": 3, "max_steps": 7}, 3),
     "evaluation": ("grpo", {**OPEN, "eval_strategy": "steps", "eval_steps": 2, "num_generations_eval": 2}, 3),
+    "workers that stay": (
+        "grpo",
+        {
+            **{**OPEN, "max_steps": 10, "eval_strategy": "steps", "eval_steps": 5, "num_generations_eval": 2},
+            **{"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        },
+        8,
+    ),
     "gradient checkpointing": ("ral", {**OPEN, "gradient_checkpointing": True}, 3),
     "streamed": ("grpo", {**OPEN, "max_steps": 7}, 3),
     "two kinds of floats": (

@@ -148,6 +148,21 @@ class Checkpoints(GRPOTrainer):
         saved = type(self.model).from_pretrained(folder, dtype=kinds.pop() if len(kinds) == 1 else torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_persistent_workers:
+            # Workers begin once in a run, and once more in a resumed one: their seed is not drawn from the run's numbers.
+            loader.base_dataloader.generator = torch.Generator()
+        return loader
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """A new one for each evaluation: one that is kept goes on in its order, which a resumed run would begin anew."""
+        kept, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_persistent_workers = kept
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         self._train_sampler = super()._get_train_sampler(*args, **kwargs)
         return self._train_sampler
