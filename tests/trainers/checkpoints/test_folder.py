@@ -68,6 +68,19 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(damage, saved, four, tmp_
         resumed(tmp_path, four, str(folder))
 
 
+def test_one_bit_of_any_file_is_noticed(saved, tmp_path):
+    folder = shutil.copytree(saved / "checkpoint-4", tmp_path / "checkpoint-4")
+    names = json.loads((folder / "complete.json").read_text())["files"]
+    assert {"model.safetensors", "optimizer.pt", "rank00000.json", "rank00000.safetensors", "run.json"} <= set(names)
+    for name in names:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        assert why_incomplete(folder) == f"its {name} does not have the content that was written"
+        shutil.copy(saved / "checkpoint-4" / name, folder / name)
+    assert why_incomplete(folder) is None
+
+
 def test_weights_alone_are_refused(four, tmp_path):
     build("grpo", four, {**SAVED, "output_dir": str(tmp_path), "save_only_model": True, "max_steps": 2}).train()
     with pytest.raises(ValueError, match="holds weights alone"):

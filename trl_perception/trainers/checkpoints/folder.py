@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 # No part of its name begins like a checkpoint's, and pushes of transformers leave out what begins with an underscore.
 UNFINISHED = "_unfinished"
 REPLACED = "replaced-"
-COMPLETE = "complete.json"  # the last file of a checkpoint: {"files": {path: bytes}}
+COMPLETE = "complete.json"  # the last file of a checkpoint: {"files": {path: bytes}, "checksums": {path: CRC-32}}
+CHECKED = 1 << 26  # bytes; a larger file is known by its size alone
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 NOT_OURS = (
@@ -27,7 +29,8 @@ def finish(draft: Path, final: Path) -> None:
     A complete checkpoint of that name makes way, and is there until then. One process calls it, when all have written.
     """
     files = {str(path.relative_to(draft)): path.stat().st_size for path in _files(draft)}
-    (draft / COMPLETE).write_text(json.dumps({"files": files}, indent=1))
+    checksums = {name: zlib.crc32((draft / name).read_bytes()) for name, size in files.items() if size <= CHECKED}
+    (draft / COMPLETE).write_text(json.dumps({"files": files, "checksums": checksums}, indent=1))
     for path in [*draft.rglob("*"), draft]:
         _flush(path)
     replaced = draft.parent / f"{REPLACED}{final.name}"
@@ -92,7 +95,8 @@ def why_incomplete(folder: Path) -> str | None:
     if not folder.is_dir():
         return "there is no such folder"
     try:
-        files = json.loads((folder / COMPLETE).read_text())["files"]
+        listed = json.loads((folder / COMPLETE).read_text())
+        files, checksums = listed["files"], listed.get("checksums", {})
     except FileNotFoundError:
         return NOT_OURS
     except (ValueError, KeyError, TypeError):
@@ -103,6 +107,8 @@ def why_incomplete(folder: Path) -> str | None:
             return f"its {name} is missing"
         if path.stat().st_size != size:
             return f"its {name} has {path.stat().st_size:,} bytes and was written with {size:,}"
+        if name in checksums and zlib.crc32(path.read_bytes()) != checksums[name]:
+            return f"its {name} does not have the content that was written"
     return None
 
 
