@@ -183,9 +183,11 @@ def test_a_script_in_the_folder_of_a_data_set_is_not_run(trace, tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / "rows.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
-    (folder / "train.jsonl").write_text('{"prompt": "a", "solution": "b"}\n')
+    (folder / "data.jsonl").write_text('{"prompt": "a", "solution": "b"}\n')
     with pytest.raises(RuntimeError, match="scripts are no longer supported"):
         load_rows(str(folder), "train")
+    (folder / "data.jsonl").rename(folder / "train.jsonl")
+    assert len(load_rows(str(folder), "train")) == 1
     assert not trace.exists()
 
 
