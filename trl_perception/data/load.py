@@ -128,7 +128,7 @@ def _rows_of(file: Path) -> Dataset:
     """The rows of a local file. Errors: ValueError for one without rows, or whose lines cannot be read as rows."""
     kind = LOADERS[file.suffix]
     empty = ValueError(f"{file} has no rows. Give dataset_name a file with some.")
-    if kind == "json" and file.read_bytes().strip() in (b"", b"[]"):
+    if kind == "json" and file.stat().st_size <= 64 and file.read_bytes().strip() in (b"", b"[]"):
         raise empty
     try:
         rows = load_dataset(kind, data_files=str(file), split="train")
