@@ -2,6 +2,7 @@
 
 import socket
 
+import torch
 from PIL import Image
 
 
@@ -29,3 +30,15 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def rows_of(batch, places):
+    """A trainer's micro-batch with these of its rows alone; what is not a row's stays."""
+    return {
+        key: [value[i] for i in places]
+        if isinstance(value, list)
+        else value[places]
+        if isinstance(value, torch.Tensor) and value.ndim
+        else value
+        for key, value in batch.items()
+    }

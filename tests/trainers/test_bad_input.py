@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from tests.helpers import history, letter_variety, message
+from tests.helpers import history, letter_variety, message, rows_of
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 
@@ -142,14 +142,7 @@ def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, c
     (batch, _), *_ = trainer.batches
     good = [i for i, visual in enumerate(batch["visual_inputs"]) if visual.visual_tokens]
     assert len(good) == 4
-    alone = {
-        key: [value[i] for i in good]
-        if isinstance(value, list)
-        else value[good]
-        if isinstance(value, torch.Tensor) and value.ndim
-        else value
-        for key, value in batch.items()
-    }
+    alone = rows_of(batch, good)
     alone["row_scale"] = torch.tensor(1.0)
     assert trainer._compute_loss(trainer.model, alone).item() == pytest.approx(
         trainer._compute_loss(trainer.model, batch).item(), abs=1e-7

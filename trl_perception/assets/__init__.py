@@ -10,12 +10,14 @@ EMBEDDED = ("tiny", "tiny_teacher")
 
 
 def model_path(name: str) -> str:
-    """The folder of an embedded model ("tiny"); any other name, a path or a hub id, as it is.
+    """The folder of an embedded model ("tiny"); any other name, a path or a hub id, as it is, `~` written out.
 
     Errors: FileNotFoundError for what can only be a folder and is none.
     """
     folder = Path(__file__).parent / name
-    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
+    if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).is_dir():
         raise FileNotFoundError(f"The model {name} is no folder (looked from {Path.cwd()}). Correct its path.")
     return str(folder) if name in EMBEDDED and folder.is_dir() else name
 

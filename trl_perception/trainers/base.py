@@ -49,7 +49,7 @@ from .adapters import (
 )
 from .base_config import GRPOVideoConfig
 from .checkpoints import Checkpoints
-from .crediting import Crediting
+from .crediting import Crediting, require_scalar
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .faults import NonFinite, samples
 from .forwards import Forwards
@@ -363,13 +363,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
-        if not isinstance(penalty, Penalty) or penalty.loss.dim() != 0:
-            found = (
-                f"a loss of shape {tuple(penalty.loss.shape)}"
-                if isinstance(penalty, Penalty)
-                else type(penalty).__name__
-            )
-            raise TypeError(f"penalty returned {found}; Penalty(loss, metrics) with a scalar is wanted, or None.")
+        require_scalar(penalty)
         self._record([penalty.metrics])
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from ..objectives import TokenWeights
+from ..objectives import Penalty, TokenWeights
 from .reading import SightedForward, SightedReads, detached
 from .rollout import Group
 
@@ -38,6 +38,15 @@ def held_to_its_word(group: Group, credit: TokenWeights | None) -> TokenWeights 
             "penalised is a term of penalty()."
         )
     return credit
+
+
+def require_scalar(penalty: Penalty) -> None:
+    """Errors: TypeError where `penalty` returned something else than a Penalty with one number."""
+    if isinstance(penalty, Penalty) and penalty.loss.dim() == 0:
+        return
+    is_one = isinstance(penalty, Penalty)
+    found = f"a loss of shape {tuple(penalty.loss.shape)}" if is_one else type(penalty).__name__
+    raise TypeError(f"penalty returned {found}; Penalty(loss, metrics) with a scalar is wanted, or None.")
 
 
 class Crediting(GRPOTrainer):

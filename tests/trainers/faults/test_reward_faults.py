@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.helpers import history, letter_variety, message
+from tests.helpers import history, letter_variety, message, rows_of
 from tests.trainers.test_bad_input import Batches
 from trl_perception.rewards import RewardError
 
@@ -88,14 +88,7 @@ def test_the_group_of_a_skipped_reward_leaves_the_loss_of_the_others_as_it_is(ma
     bad = [i for i in range(8) if i not in good]
     assert batch["advantages"][bad].tolist() == [0.0] * 4
     assert not batch["tool_mask"][bad].any()
-    alone = {
-        key: [value[i] for i in good]
-        if isinstance(value, list)
-        else value[good]
-        if isinstance(value, torch.Tensor) and value.ndim
-        else value
-        for key, value in batch.items()
-    }
+    alone = rows_of(batch, good)
     # 4 of 8 rows count: a mean over 8 is doubled; alone, the mean over 4 is taken as it is
     assert batch["row_scale"].item() == 2.0
     alone["row_scale"] = torch.tensor(1.0)
