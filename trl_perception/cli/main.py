@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "prepare": "rows from a published data set: trl-perception prepare video-r1 --source DIR --output DIR",
     "train": "train from a recipe: trl-perception train --config recipes/grpo/tiny.yaml",
+    "plan": "what a recipe will do and need, without loading weights: trl-perception plan --config grpo/tiny",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
     "evaluate": "accuracy with intervals: trl-perception evaluate --model RUN --data rows.jsonl --output runs/eval",
     "report": "what a run learned, as one HTML file: trl-perception report runs/grpo-tiny",
