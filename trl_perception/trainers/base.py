@@ -98,9 +98,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     sighted_reads: SightedReads | None = None
     # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.
     keeps_pixels = False
-    # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy loss beside the
-    # penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too) instead of having no
-    # advantage.
+    # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy term, its KL term
+    # included (TRL's entropy bonus and the experts' loss have coefficients of their own); and whether tokens of weight 0 leave
+    # the loss altogether (KL term and denominator too) instead of having no advantage.
     taps: tuple[AttentionTap | HiddenTap, ...] = ()
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
@@ -391,9 +391,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
             for tap in self._taps_of_update:
                 taps.enter_context(tap)
-            loss = super()._compute_loss(model, inputs) * self.policy_loss_weight
-            if self.loss_type in ROW_MEAN_LOSSES:
-                loss = loss * inputs.get("row_scale", 1.0)
+            with self._policy_term_scaled(inputs):
+                loss = super()._compute_loss(model, inputs)
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
@@ -401,6 +400,23 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self._record([penalty.metrics])
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
+
+    @contextmanager
+    def _policy_term_scaled(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Context manager that scales the policy term of TRL's loss, and not its entropy bonus and its experts' loss.
+
+        That term is linear in the advantages and, beside them, in the KL coefficient, for every loss type.
+        """
+        counts_rows = self.loss_type in ROW_MEAN_LOSSES
+        scale = self.policy_loss_weight * float(inputs.get("row_scale", 1.0) if counts_rows else 1.0)
+        advantages, beta = inputs["advantages"], self.beta
+        inputs["advantages"], self.beta = advantages * scale, beta * scale
+        try:
+            yield
+        finally:
+            if inputs["advantages"].dim() > advantages.dim():  # token weights came in the forward
+                advantages = advantages.unsqueeze(1) * inputs["token_weights"]
+            inputs["advantages"], self.beta = advantages, beta
 
     # Forwards with media
 
