@@ -428,13 +428,9 @@ class Update:
             torch.testing.assert_close(got[: len(weights)], torch.tensor(weights), atol=1e-4, rtol=0)
 
     def mean_over_tokens(self, values):
-        """Per completion its tokens' share of the micro-batch's mean over tokens, over the accumulation."""
-        tokens = [sum(len(c.ids) for c in self.completions if c.micro == number) for number in range(len(self.micro))]
-        steps = self.args.gradient_accumulation_steps
-        return [
-            [value / tokens[c.micro] / steps for value in of_one]
-            for c, of_one in zip(self.completions, values, strict=True)
-        ]
+        """Per completion its tokens' share of the mean over all tokens of the step."""
+        tokens = sum(len(c.ids) for c in self.completions)
+        return [[value / tokens for value in of_one] for of_one in values]
 
     def assert_losses(self, *terms):
         """Each micro-batch's loss and gradient are the sums of the terms, which hold per completion its tokens' shares."""

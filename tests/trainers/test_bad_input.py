@@ -135,6 +135,7 @@ def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, c
         loss_type=loss_type,
         max_steps=1,
         beta=0.1,
+        entropy_coef=0.5,
     )
     with pytest.warns(UserWarning, match=r"Left out \(on_bad_media='skip'\): sample bad-row"):
         trainer.train()
