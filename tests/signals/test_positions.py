@@ -21,6 +21,7 @@ from transformers import (
 
 from tests.conftest import write_clip
 from tests.helpers import message
+from tests.positions import layout_of, slow_positions
 from tests.trainers.reference import shaken
 from trl_perception.assets import model_path
 from trl_perception.cli.ask import ask
@@ -34,31 +35,6 @@ RULES = ("released", "transformers")
 SMALL = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SMALL |= {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}}
 SIGHT = {"depth": 1, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2}
-
-
-def slow_positions(layout, rule):
-    """Positions (time, height, width) of each token of a prompt, and of the token behind it.
-
-    Args:
-        layout: a prompt in order: a number of text tokens, or a medium (cells, height, width, positions between two cells)
-            with height and width in tokens.
-    """
-    found, start = [], 0
-    for part in layout:
-        if isinstance(part, int):
-            for _ in range(part):
-                found.append((start, start, start))
-                start += 1
-            continue
-        cells, height, width, step = part
-        largest = 0
-        for cell in range(cells):
-            for row in range(height):
-                for column in range(width):
-                    found.append((start + int(cell * step), start + row, start + column))
-                    largest = max(largest, *found[-1])
-        start = largest + 1 if rule == "released" else start + max(height, width)
-    return found, start
 
 
 def inputs_of(layouts, tokens_per_second, *, padding=0, side="left"):
@@ -257,21 +233,11 @@ def plain():
     return shaken(model_path("tiny")).eval()
 
 
-def layout_of(prompt, following=0):
-    """The prompt of one video as `slow_positions` takes it."""
-    kinds = prompt.visual.token_types.tolist()
-    before, video = kinds.index(2), kinds.count(2)
-    (cells, height, width), (seconds,) = (
-        value.tolist() for value in (prompt.visual.video_grid_thw[0], prompt.visual.second_per_grid_ts)
-    )
-    return [before, (cells, height // 2, width // 2, 4 * seconds), len(kinds) - before - video + following]
-
-
 def greedy(plain, prompt, rule, length):
     """Tokens by whole forwards of a model without a rule, at positions from the loops."""
     ids = list(prompt.input_ids)
     for done in range(length):
-        positions, _ = slow_positions(layout_of(prompt, done), rule)
+        positions, _ = slow_positions(layout_of(prompt.visual, done), rule)
         media = forward_kwargs([prompt.visual], len(prompt.input_ids), len(ids))
         with torch.no_grad():
             logits = plain(
@@ -338,6 +304,6 @@ def test_ask(plain, processor, clip, expected, rule):
 def test_the_media_masked_view_keeps_the_text_where_it_stands(plain, processor, prompt, rule):
     model = ruled(plain, processor, rule)
     view = blind(model, torch.tensor(prompt.input_ids), prompt.visual, 5)
-    positions, _ = slow_positions(layout_of(prompt, 5), rule)
+    positions, _ = slow_positions(layout_of(prompt.visual, 5), rule)
     kinds = [*prompt.visual.token_types.tolist(), *[0] * 5]
     assert view.positions.T.tolist() == [list(axes) for axes, kind in zip(positions, kinds, strict=True) if kind == 0]
