@@ -31,6 +31,7 @@ from ..signals import (
     AttentionTap,
     HiddenTap,
     View,
+    apply_position_rule,
     paused,
     pixels_of,
     same_frozen_tower,
@@ -145,6 +146,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 processing_class=processing_class,
                 **kwargs,
             )
+        for policy in (self.model, self.ref_model):
+            if policy is not None:
+                apply_position_rule(policy, args.position_rule)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         self._prepares_prompts = has_visual_grids(self.processing_class) and not (
             self.tools or self.rollout_func or self.environment_factories

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from ..media import MediaLimits, VideoSettings
+from ..signals import check_position_rule
 
 
 @dataclass
@@ -40,6 +41,10 @@ class GRPOVideoConfig(GRPOConfig):
             Most frames of a clip, declared in its header or met while it is read. A longer one counts as bad media.
         media_timeout (`float`, *optional*, defaults to `600.0`):
             Most seconds that reading one medium may take, its download included. A slower one counts as bad media.
+        position_rule (`str`, *optional*, defaults to `"released"`):
+            Where text behind a video starts in Qwen2-VL and Qwen2.5-VL, in every forward and in generation:
+            `"released"`, at the largest position of the video + 1, or `"transformers"`, as transformers 5 has it
+            (docs/positions.md).
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Whether the vision encoder keeps its weights.
         freeze_merger (`bool`, *optional*, defaults to `False`):
@@ -124,6 +129,13 @@ class GRPOVideoConfig(GRPOConfig):
         default=MediaLimits.timeout,
         metadata={"help": "Most seconds for one medium, download included. A slower one follows on_bad_media."},
     )
+    position_rule: str = field(
+        default="released",
+        metadata={
+            "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released', at the largest position of the "
+            "video + 1, or 'transformers', as transformers 5 has it."
+        },
+    )
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
     freeze_merger: bool = field(
         default=False, metadata={"help": "Whether the projector from vision features to embeddings keeps its weights."}
@@ -207,6 +219,7 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
         if self.group_forward not in ("auto", "on", "off"):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
+        check_position_rule(self.position_rule)
         for name in ("on_bad_media", "on_nonfinite"):
             if getattr(self, name) not in ("error", "skip"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; 'error' or 'skip' wanted.")
