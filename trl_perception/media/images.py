@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from .download import download
 from .errors import MediaError, describe
 from .limits import Budget, MediaLimits
+from .paths import local_path
 from .pictures import opened_picture, readable
 from .sampling import SizeLimits, image_size
 
@@ -136,15 +136,6 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
     if size == 0:
         raise MediaError(name, "the file is empty", _REPLACE)
     return path
-
-
-def local_path(source: str | os.PathLike) -> str:
-    """The path behind a file:// URL or a leading `~`; percent escapes are read where no file has the literal name."""
-    path = os.fspath(source)
-    if not path.startswith("file://"):
-        return os.path.expanduser(path)
-    path = os.path.expanduser(path.removeprefix("file://"))
-    return path if os.path.exists(path) else unquote(path)
 
 
 def _flatten(image: Image.Image) -> Image.Image:

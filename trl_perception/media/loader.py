@@ -15,8 +15,9 @@ import torch
 from PIL import ExifTags, Image
 
 from .errors import MediaError, describe
-from .images import local_path, read_image
+from .images import read_image
 from .limits import MediaLimits
+from .paths import local_path
 from .pictures import readable
 from .sampling import SizeLimits
 from .settings import VideoSettings, image_bounds

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MEDIA_KINDS = ("image", "video")
+ID_COLUMNS = ("id", "problem_id", "question_id")
 MEDIA_COLUMNS = ("image", "images", "video", "videos")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _NO_MEDIUM = (bool, int, float, complex)

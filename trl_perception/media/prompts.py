@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 from .errors import MediaError
 from .limits import MediaLimits
 from .loader import MediaLoader
-from .messages import MEDIA_KINDS, conversation, media_blocks, without_payloads
+from .messages import ID_COLUMNS, MEDIA_KINDS, conversation, media_blocks, without_payloads
 from .requests import MediaSettings, ProcessorSizes
 from .settings import VideoSettings
 from .visual_inputs import TOKEN_TYPE, VisualInputs, check_placeholders
@@ -220,7 +220,7 @@ def has_visual_grids(processor: Any) -> bool:
 
 def sample_name(row: Mapping[str, Any], index: int) -> str:
     """How errors name a row: its id where it has one, else its place in the batch and the start of its prompt."""
-    for key in ("id", "problem_id", "question_id"):
+    for key in ID_COLUMNS:
         if row.get(key) is not None:
             return f"sample {row[key]}"
     return f"row {index} of the batch (prompt {str(row.get('prompt'))[:80]!r})"
