@@ -56,7 +56,7 @@ from .faults import NonFinite, samples
 from .forwards import Forwards
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
-from .refusals import averaged_credit, require_prompts
+from .refusals import averaged_credit, check_datasets, require_prompts, require_trainable
 from .rollout import Group, Rollout, complete_groups, loss_counts, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
@@ -127,6 +127,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if kwargs.get("environment_factory") is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
+            if args.check_rows and not kwargs.get("tools") and kwargs.get("rollout_func") is None:
+                check_datasets(args, reward_funcs, train_dataset, eval_dataset)
         frozen = {"tower": args.freeze_vision_tower, "merger": args.freeze_merger}
         kwargs["peft_config"] = outside_frozen_parts(kwargs.get("peft_config"), **frozen)
         self._rollout: Rollout | None = None
@@ -172,6 +174,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if args.beta > 0:
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, args)
+        require_trainable(self.model)
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         self._meet_the_others()

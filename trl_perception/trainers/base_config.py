@@ -31,6 +31,9 @@ class GRPOVideoConfig(GRPOConfig):
         on_bad_media (`str`, *optional*, defaults to `"error"`):
             What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"`
             leaves it out of loss and rewards, warns, and counts it in `media/skipped`.
+        check_rows (`bool`, *optional*, defaults to `True`):
+            Whether every row is looked at once before the model is loaded: messages, media and their settings, missing files,
+            and the solutions that the accuracy rewards read. Nothing is decoded; rows of a stream are looked at as they come.
         media_workers (`int`, *optional*):
             Threads that decode media. `None` takes one a core, at most 8.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
@@ -109,6 +112,13 @@ class GRPOVideoConfig(GRPOConfig):
         metadata={
             "help": "What to do with a sample that cannot be decoded or is too long: 'error' stops and names it, "
             "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
+        },
+    )
+    check_rows: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether every row is looked at once before the model is loaded: messages, media and their settings, missing "
+            "files, solutions. Nothing is decoded."
         },
     )
     media_workers: int | None = field(
