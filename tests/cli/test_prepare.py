@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from tests.conftest import write_clip
 from trl_perception.cli.main import main
 from trl_perception.cli.prepare import build_parser, read_options, recipe_settings
 from trl_perception.data.adapters import ADAPTERS
 from trl_perception.data.export_synthetic import export_synthetic
 from trl_perception.data.load import load_rows
 from trl_perception.data.preparation import run as run_module
-from trl_perception.media import VideoSettings
+from trl_perception.media import ProcessorSizes, VideoSettings
 from trl_perception.train import build, parse
 
 
@@ -51,11 +52,33 @@ def test_options_come_from_recipe_and_command_line_which_wins():
         "video_fps": 1.0,
         "video_max_frames": 16,
         "video_max_pixels": 50176,
+        "model": "Qwen/Qwen2.5-VL-3B-Instruct",
     }
     parser = build_parser()
     parser.set_defaults(**recipe_settings("grpo/qwen2_5_vl_3b"))
     given = parser.parse_args(["video-r1", "--source", "a", "--output", "b", "--video-max-frames", "8"])
-    assert read_options(given).video == VideoSettings(fps=1.0, max_frames=8, max_pixels=50176)
+    options = read_options(given)
+    assert options.video == VideoSettings(fps=1.0, max_frames=8, max_pixels=50176)
+    assert options.sizes == ProcessorSizes()  # as published: nothing is downloaded
+
+
+def test_the_recipes_model_sizes_media_as_in_training(tmp_path, capsys):
+    write_clip(tmp_path / "a.mp4", seed=0, size=280)
+    row = {"question": "?", "video": "a.mp4", "problem_type": "numerical", "answer": "1"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    given = ["prepare", "jsonl", "--source", str(tmp_path), "--recipe", "grpo/tiny"]
+    main([*given, "--output", str(tmp_path / "rows")])
+    # the tiny model's processor allows 50176 pixels: 224 x 224, 64 tokens a cell, 8 cells of 16 frames
+    assert load_rows(str(tmp_path / "rows"), "train")["visual_tokens"] == [512]
+    recipe = ["--config", "grpo/tiny", "--use_cpu", "true", "--output_dir", str(tmp_path / "run")]
+    trainer = build(*parse([*recipe, "--dataset_name", str(tmp_path / "rows")]))
+    (prompt,) = trainer._prompt_preparer(list(trainer.train_dataset))
+    assert prompt.visual.visual_tokens == 512
+    # the published processors allow 280 x 280: 100 tokens a cell
+    main([*given, "--output", str(tmp_path / "other"), "--model", "Qwen/Qwen2.5-VL-7B-Instruct"])
+    assert load_rows(str(tmp_path / "other"), "train")["visual_tokens"] == [800]
+    with pytest.raises(SystemExit, match="The processor of nowhere/model cannot be read"):
+        main([*given, "--output", str(tmp_path / "third"), "--model", "nowhere/model"])
 
 
 def test_help_names_every_data_set(capsys):

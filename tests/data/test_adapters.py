@@ -133,6 +133,13 @@ def test_jsonl_leaves_urls_and_absolute_paths(tmp_path, clips):
     assert [row["videos"] for row in rows_of("jsonl", tmp_path)] == [["https://example.org/a.mp4"], [clips[0]]]
 
 
+def test_a_tag_in_a_row_without_such_media_is_text(tmp_path, clips):
+    record = {**layouts.jsonl_records()[0], "question": "What is <image> in HTML?", "video": clips[0]}
+    layouts.write_lines(tmp_path / "train.jsonl", [record])
+    (row,) = rows_of("jsonl", tmp_path)
+    assert texts(row) == ["<video>", "What is <image> in HTML?"]
+
+
 def test_media_may_lie_in_another_folder(tmp_path, clips, pictures):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "Video-R1-260k.json").write_text(json.dumps(layouts.video_r1_records()[:1]))

@@ -4,21 +4,26 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from transformers import AutoProcessor
 
 from tests import layouts
+from tests.conftest import write_clip
 from tests.layouts import LAYOUTS
+from trl_perception.assets import model_path
 from trl_perception.data.adapters import RecordError, Source
 from trl_perception.data.load import load_rows
 from trl_perception.data.preparation import PrepareOptions, as_text, prepare
 from trl_perception.data.preparation import run as run_module
 from trl_perception.data.preparation.filters import read_pass_rates
 from trl_perception.data.preparation.folder import SplitFolder
-from trl_perception.media import VideoSettings
+from trl_perception.data.preparation.media_check import MediaChecker
+from trl_perception.media import ProcessorSizes, PromptPreparer, VideoSettings
 
 
 @pytest.fixture
@@ -71,6 +76,51 @@ def test_visual_tokens_by_hand(prepared):
     assert load_rows(str(prepared.out), "train")[0]["visual_tokens"] == 12
     assert summary["visual_tokens"]["median"] == 12
     assert summary["duration"] == {"min": 4, "median": 4, "95 %": 4, "max": 4, "mean": 4, "rows": 1}
+
+
+SIZES = {
+    "nothing set": {},
+    "frames": {"video_settings": VideoSettings(fps=4.0, max_frames=6)},
+    "pixels": {"video_settings": VideoSettings(fps=1.0, max_pixels=100 * 100), "image_max_pixels": 90 * 90},
+    "least pixels": {"video_settings": VideoSettings(min_pixels=150 * 150), "image_min_pixels": 200 * 200},
+    "pixels of the clip": {"video_settings": VideoSettings(total_pixels=8 * 60 * 60, min_pixels=784)},
+}
+BLOCKS = {
+    "plain": [{"type": "video"}, {"type": "image"}],
+    "limits": [{"type": "image", "max_pixels": 60 * 60}, {"type": "image"}, {"type": "video", "nframes": 4}],
+    "sizes": [
+        {"type": "image", "resized_height": 100, "resized_width": 60},
+        {"type": "video", "resized_height": 100, "resized_width": 60, "fps": 1.0},
+        {"type": "video", "max_pixels": 84 * 84, "video_end": 2.0},
+    ],
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_the_tokens_counted_are_those_trained_on(tmp_path, size, blocks):
+    """By the header, by decoding, by the preparer that trainers use, and by the processor's own count."""
+    clip = write_clip(tmp_path / "clip.mp4", seed=0, size=168)
+    Image.fromarray(np.zeros((230, 310, 3), np.uint8)).save(tmp_path / "a.png")
+    media = {"image": str(tmp_path / "a.png"), "video": clip}
+    content = [*BLOCKS[blocks], {"type": "text", "text": "?"}]
+    row = {"prompt": [{"role": "user", "content": content}]}
+    row |= {f"{kind}s": [media[kind] for block in BLOCKS[blocks] if block["type"] == kind] for kind in media}
+
+    processor = AutoProcessor.from_pretrained(model_path("tiny"))
+    preparer = PromptPreparer(processor, **SIZES[size])
+    (prompt,) = preparer([row])
+    limits = tuple(SIZES[size].get(key) for key in ("image_min_pixels", "image_max_pixels"))
+    video = SIZES[size].get("video_settings", VideoSettings())
+    counted = {}
+    for check in ("exists", "decode"):
+        options = PrepareOptions(check=check, video=video, image_limits=limits, sizes=ProcessorSizes.of(processor))
+        assert options.media == preparer.media_settings
+        (report,) = MediaChecker(options, workers=1)([row])
+        counted[check] = report.tokens
+    placeholders = sum(prompt.input_ids.count(number) for number in preparer.placeholder_ids.values())
+    assert counted == {"exists": placeholders, "decode": placeholders}
+    assert prompt.visual.visual_tokens == placeholders
 
 
 def test_images_inside_parquet_are_written_out_and_move_along(prepared, tmp_path):

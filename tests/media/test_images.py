@@ -13,6 +13,7 @@ from qwen_vl_utils import vision_process
 from trl_perception.media import images
 from trl_perception.media.errors import MediaError, describe
 from trl_perception.media.images import read_image
+from trl_perception.media.loader import fingerprint
 from trl_perception.media.sampling import VideoSettings
 from trl_perception.media.video import read_video
 
@@ -184,6 +185,14 @@ def test_bounds_that_cannot_be_met_are_refused(noise):
         read_image(np.zeros((2, 402, 3), np.uint8), min_pixels=1)
     with pytest.raises(MediaError, match="would be resized to 0x"):
         read_image(np.zeros((10, 1000, 3), np.uint8), min_pixels=1, max_pixels=9 * CELL)
+
+
+def test_a_path_may_begin_with_a_tilde(noise, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(noise)))
+    for source in ("~/a.png", "file://~/a.png", {"path": "~/a.png", "bytes": None}):
+        assert read_image(source).size == (60, 40)
+    assert fingerprint("~/a.png") == fingerprint(str(tmp_path / "a.png"))
 
 
 def test_reading_leaves_the_source_alone(noise):

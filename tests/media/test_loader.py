@@ -152,8 +152,10 @@ def test_bounds_of_an_image_come_from_settings_then_limits():
     image = Image.new("RGB", (560, 560))
     limited = MediaRequest("image", image, size_limits=(4 * CELL, 100 * CELL))
     bounded = MediaRequest("image", image, VideoSettings(max_pixels=25 * CELL), size_limits=(4 * CELL, 100 * CELL))
-    results = MediaLoader().load([limited, bounded, MediaRequest("image", image)])
-    assert [result.size for result in results] == [(280, 280), (140, 140), (560, 560)]  # 10 * 28, 5 * 28, untouched
+    sized = MediaRequest("image", image, VideoSettings(resized_height=60, resized_width=100))
+    results = MediaLoader().load([limited, bounded, MediaRequest("image", image), sized])
+    # 10 * 28, 5 * 28, untouched; 60x100 to the nearest multiples of 28
+    assert [result.size for result in results] == [(280, 280), (140, 140), (560, 560), (112, 56)]
 
 
 def test_a_decoder_object_is_not_kept():
@@ -214,8 +216,9 @@ def test_an_unreadable_image_object_is_returned_as_an_error(tmp_path):
 def test_wrong_requests_are_refused():
     with pytest.raises(ValueError, match="kind is 'audio'"):
         MediaRequest("audio", b"x")
-    with pytest.raises(ValueError, match="resized_height"):
-        MediaRequest("image", b"x", VideoSettings(resized_height=28, resized_width=28))
+    for rate in (0, "2", float("nan")):
+        with pytest.raises(ValueError, match=r"source_fps \(sample_fps of a block\) is"):
+            MediaRequest("video", b"x", source_fps=rate)
     with pytest.raises(ValueError, match="workers is 0"):
         MediaLoader(workers=0)
     with pytest.raises(ValueError, match="cache_bytes is -1"):

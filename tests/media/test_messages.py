@@ -80,6 +80,66 @@ def test_media_and_placeholders_that_do_not_match_are_refused(prompt, images, vi
         fill_media(prompt, images, videos)
 
 
+def test_a_tag_without_media_of_its_kind_is_text():
+    prompt = [{"role": "user", "content": "What does <video> mean in HTML, and <image>?"}]
+    assert fill_media(prompt) == user({"type": "text", "text": "What does <video> mean in HTML, and <image>?"})
+    # the image's tag is its place, the other stays text
+    assert fill_media(prompt, images=["i"]) == user(
+        {"type": "text", "text": "What does <video> mean in HTML, and "},
+        {"type": "image", "image": "i"},
+        {"type": "text", "text": "?"},
+    )
+
+
+def test_limits_beside_an_url_stay():
+    block = {"type": "image_url", "image_url": {"url": "http://x/i.png"}, "max_pixels": 784}
+    assert fill_media(user(block)) == user({"type": "image", "image": "http://x/i.png", "max_pixels": 784})
+    assert fill_media(user({"type": "video_url", "video_url": "http://x/v.mp4"})) == user(
+        {"type": "video", "video": "http://x/v.mp4"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"role": "user", "content": "?"}, "The prompt is a dict; a string or a list of messages is wanted"),
+        (["What?"], "Message 1 is a str"),
+        ([{"content": "?"}], r"Message 1 has the role None and keys \['content'\]; its 'role' must be one of"),
+        ([{"from": "human", "value": "?"}], r"role None and keys \['from', 'value'\]"),
+        ([{"role": "human", "content": "?"}], "has the role 'human'"),
+        (
+            [{"role": "user", "content": {"type": "text", "text": "?"}}],
+            r"message 1 \(user\) is a dict; a text or a list",
+        ),
+        ([{"role": "user", "content": 3}], r"message 1 \(user\) is a int"),
+        (user("What?"), "A content block is the str 'What\\?'"),
+        (user({"type": "text", "text": None}), "A text block holds None"),
+        (user({"type": "text", "txt": "?"}), r"keys \['txt', 'type'\]; text is wanted in its 'text'"),
+        ([{"role": "user", "content": None}], r"Message 1 \(user\) is empty"),
+        (user({"type": "text", "text": " "}), r"Message 1 \(user\) is empty"),
+        (user({"type": "image", "image": "i", "video": "v"}), "holds 'video' as well"),
+        (user({"type": "video", "video": "v", "text": "What?"}), "holds 'text' as well"),
+        (user({"type": "video", "video": ["a.mp4"]}), r"a list that holds the clip 'a\.mp4'.*column 'videos'"),
+        (user({"type": "image", "image": ["a.png", "b.png"]}), "a list of 2; one image is wanted"),
+        (user({"type": "image", "image": 3}), "An? image is 3, of type int"),
+        (user({"type": "video", "video": ""}), "A video is ''"),
+    ],
+)
+def test_what_is_no_message_block_or_medium_is_one_sentence(prompt, words):
+    with pytest.raises(ValueError, match=words):
+        fill_media(prompt)
+
+
+def test_frames_given_as_a_list_are_one_clip():
+    frames = ["1.png", "2.png"]
+    assert fill_media(user({"type": "video"}, TEXT), videos=[frames])[0]["content"][0]["video"] == frames
+
+
+def test_an_assistant_may_say_nothing_beside_its_calls():
+    prompt = [{"role": "assistant", "content": None, "tool_calls": []}, *user(TEXT)]
+    assert fill_media(prompt)[0] == {"role": "assistant", "content": [], "tool_calls": []}
+
+
 def test_columns_in_both_spellings():
     assert media_columns({"video": "a", "images": ["i", None]}) == {"image": ["i"], "video": ["a"]}
     assert media_columns({"video": None, "videos": None}) == {"image": [], "video": []}

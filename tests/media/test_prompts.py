@@ -1,7 +1,10 @@
 """Rows to prompts: tokens, times, sizes, and what is left out."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from qwen_vl_utils.vision_process import fetch_image
 from transformers import AutoProcessor
 
 from tests.conftest import write_clip
@@ -69,11 +72,66 @@ def test_images_are_resized_only_within_given_limits(processor, pictures):
     assert smaller.visual.pixel_values.shape[0] == smaller.visual.image_grid_thw.prod().item()
 
 
-def test_a_placeholder_written_into_the_text_is_refused(processor, clip):
+def test_each_image_has_its_own_limits_and_the_others_those_of_the_run(processor, tmp_path):
+    Image.fromarray(np.zeros((280, 280, 3), np.uint8)).save(tmp_path / "a.png")
+
+    def grids(own, **settings):
+        blocks = [{"type": "image", "image": str(tmp_path / "a.png"), **limits} for limits in ({}, own, {})]
+        (prompt,) = PromptPreparer(processor, **settings)(
+            [{"prompt": [{"role": "user", "content": [*blocks, {"type": "text", "text": "?"}]}]}]
+        )
+        assert prompt.visual.visual_tokens == prompt.input_ids.count(processor.image_token_id)
+        return prompt.visual.image_grid_thw[:, 1:].tolist()
+
+    # The processor allows 50176 pixels: 224 = 16 patches of 14 a side. 56 * 56 pixels are 4 patches, 112 * 112 are 8.
+    assert grids({"max_pixels": 56 * 56}) == [[16, 16], [4, 4], [16, 16]]
+    assert grids({"max_pixels": 56 * 56}, image_max_pixels=112 * 112) == [[8, 8], [4, 4], [8, 8]]
+    assert grids({"max_pixels": 112 * 112}, image_max_pixels=56 * 56) == [[4, 4], [8, 8], [4, 4]]
+    assert grids({"resized_height": 60, "resized_width": 100}) == [[16, 16], [4, 8], [16, 16]]
+    # a minimum above the processor's maximum: 280 pixels are 20 patches a side
+    assert grids({"min_pixels": 280 * 280}) == [[16, 16], [20, 20], [16, 16]]
+    # a maximum below the run's minimum
+    assert grids({"max_pixels": 56 * 56}, image_min_pixels=112 * 112) == [[16, 16], [4, 4], [16, 16]]
+
+
+def test_an_image_is_resized_as_qwen_vl_utils_does(processor, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    (prompt,) = PromptPreparer(processor)([{"prompt": message("?", "image"), "images": [picture]}])
+    expected = fetch_image({"image": picture, "min_pixels": 784, "max_pixels": 50176})
+    assert np.array_equal(np.asarray(prompt.images[0]), np.asarray(expected))
+
+
+@pytest.mark.parametrize("text", ["What is <|video_pad|>?", "And <|image_pad|>?", "<|image_pad|><|image_pad|>"])
+def test_a_placeholder_written_into_the_text_is_bad_media(processor, clip, text):
     bad = row(clip)
-    bad["prompt"][0]["content"][1]["text"] = "What is <|video_pad|>?"
-    with pytest.raises(ValueError, match="video"):
+    bad["prompt"][0]["content"][1]["text"] = text
+    with pytest.raises(UnusableSampleError, match=r"sample r1: the prompt has .* take it out of the text"):
         PromptPreparer(processor)([bad])
+    good, left = PromptPreparer(processor)([row(clip), bad], on_unusable="skip")
+    assert (good.left_out, "take it out" in left.left_out) == ("", True)
+
+
+def test_what_the_template_or_the_processor_refuses_is_bad_media(processor, clip, monkeypatch):
+    image = {"prompt": message("?", "image"), "images": [Image.new("RGB", (2, 402))], "id": "thin"}
+    with pytest.raises(UnusableSampleError, match=r"sample thin: .*aspect ratio"):
+        PromptPreparer(processor)([image])
+    assert PromptPreparer(processor)([image], on_unusable="skip")[0].left_out
+    refusing = "{{ raise_exception('no system here') }}"
+    with pytest.raises(UnusableSampleError, match="sample r1: no system here"):
+        PromptPreparer(processor, chat_template_kwargs={"chat_template": refusing})([row(clip)])
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"max_frame": 4}, "did you mean 'max_frames'"),
+        ({"max_pixels": "784"}, "max_pixels is '784', of type str; a whole number is wanted"),
+        ({"sample_fps": "2"}, "sample_fps of a block"),
+    ],
+)
+def test_a_block_that_is_wrong_names_its_sample(processor, clip, block, words):
+    with pytest.raises(ValueError, match=f"sample r1: .*{words}"):
+        PromptPreparer(processor)([row(clip, **block)])
 
 
 def test_left_out_samples_keep_their_place_and_say_why(processor, clip, tmp_path):

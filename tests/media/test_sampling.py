@@ -98,9 +98,22 @@ def test_block_overrides_settings_key_by_key():
     assert VideoSettings(fps=3.0).override({"nframes": 6}).nframes == 6
 
 
+def test_one_bound_of_a_block_moves_the_other_of_the_settings():
+    base = VideoSettings(min_pixels=20 * CELL, max_pixels=50 * CELL)
+    assert base.override({"max_pixels": 10 * CELL}) == VideoSettings(min_pixels=10 * CELL, max_pixels=10 * CELL)
+    assert base.override({"min_pixels": 60 * CELL}) == VideoSettings(min_pixels=60 * CELL, max_pixels=60 * CELL)
+    assert base.override({"max_pixels": 30 * CELL}) == VideoSettings(min_pixels=20 * CELL, max_pixels=30 * CELL)
+    with pytest.raises(ValueError, match="above max_pixels"):
+        base.override({"min_pixels": 2 * CELL, "max_pixels": CELL})
+
+
 def test_block_mistakes_are_named():
     with pytest.raises(ValueError, match=r"'max_frame'.*did you mean 'max_frames'"):
         VideoSettings().override({"max_frame": 8})
+    with pytest.raises(ValueError, match=r"an image block has the key 'max_pixel'.*did you mean 'max_pixels'"):
+        VideoSettings().override({"type": "image", "max_pixel": 8})
+    with pytest.raises(ValueError, match=r"an image block has the key 'fps'"):
+        VideoSettings().override({"type": "image", "fps": 1.0})
     with pytest.raises(ValueError, match=r"both fps \(2\) and nframes \(8\)"):
         VideoSettings().override({"fps": 2, "nframes": 8})
 
@@ -115,11 +128,21 @@ def test_block_mistakes_are_named():
         {"max_pixels": 0},
         {"min_pixels": 20, "max_pixels": 10},
         {"resized_height": 56},
+        {"max_pixels": "50176"},
+        {"max_pixels": True},
+        {"max_frames": 2.5},
+        {"fps": None},
+        {"video_end": float("nan")},
     ],
 )
 def test_settings_out_of_bounds_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         VideoSettings(**wrong)
+
+
+def test_whole_numbers_that_arrow_made_floats_are_whole():
+    assert VideoSettings(max_pixels=784.0) == VideoSettings(max_pixels=784)
+    assert isinstance(VideoSettings(max_pixels=np.float64(784)).max_pixels, int)
 
 
 def test_frame_size_matches_hand_count():

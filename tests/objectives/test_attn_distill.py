@@ -35,6 +35,21 @@ def test_default_weight_is_one_half():
     assert attn_distill_penalty(STUDENT, TEACHER, MASK).loss.item() == pytest.approx(0.151485, abs=1e-6)
 
 
+def test_what_the_sums_are_divided_by():
+    # sum .908909 over 3 tokens of 2 completions; a step whose micro-batches have 4 tokens and 2.5 completions on average
+    counts = {"num_tokens": 4.0, "num_completions": 2.5}
+    mean = attn_distill_penalty(STUDENT, TEACHER, MASK, weight=2.0, **counts)
+    assert mean.loss.item() == pytest.approx(0.454454, abs=1e-6)  # 2 * .908909 / 4
+    total = attn_distill_penalty(STUDENT, TEACHER, MASK, weight=2.0, reduction="sum", **counts)
+    assert total.loss.item() == pytest.approx(0.727127, abs=1e-6)  # 2 * .908909 / 2.5
+    for penalty in (mean, total):
+        assert float(penalty.metrics["attn_distill/jsd"]) == pytest.approx(0.227227, abs=1e-6)
+        assert float(penalty.metrics["attn_distill/teacher_entropy"]) == pytest.approx(LN2 / 2, abs=1e-6)
+    for name in counts:
+        with pytest.raises(ValueError, match=rf"{name} is 0; wanted a finite number > 0, or None"):
+            attn_distill_penalty(STUDENT, TEACHER, MASK, **{name: 0})
+
+
 def test_only_the_student_learns_and_it_moves_towards_the_teacher():
     student = torch.tensor([[[0.8, 0.2]]], requires_grad=True)
     teacher = torch.tensor([[[0.2, 0.8]]], requires_grad=True)

@@ -22,8 +22,9 @@ SIGNATURES = {
     "temporal_keep_ratio=0.2, entropy_keep_ratio=0.2, preset='paper', weighting='hard'",
     "attention_policy": "rows, key_mask",
     "jensen_shannon": "p, q",
-    "ral_penalty": "policy, old_policy, advantages, completion_mask, *, weight=1.0",
-    "attn_distill_penalty": "policy, teacher_policy, completion_mask, *, weight=0.5, reduction='mean'",
+    "ral_penalty": "policy, old_policy, advantages, completion_mask, *, weight=1.0, num_tokens=None",
+    "attn_distill_penalty": "policy, teacher_policy, completion_mask, *, weight=0.5, reduction='mean', "
+    "num_tokens=None, num_completions=None",
 }
 
 

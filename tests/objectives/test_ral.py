@@ -73,6 +73,16 @@ def test_penalty_by_hand():
     assert metrics["ral/attention_entropy"] == pytest.approx(LN2 / 3, abs=1e-6)
 
 
+def test_the_number_of_tokens_of_a_step_takes_the_place_of_the_batchs():
+    # the sums above, over 5 tokens: (.431523 - .693147) / 5 * .5, .908909 / 5 and ln 2 / 5
+    found = ral_penalty(POLICY, OLD, torch.tensor([2.0, -1.0]), MASK, weight=0.5, num_tokens=5.0)
+    assert found.loss.item() == pytest.approx(-0.026162, abs=1e-6)
+    assert float(found.metrics["ral/jsd"]) == pytest.approx(0.181782, abs=1e-6)
+    assert float(found.metrics["ral/attention_entropy"]) == pytest.approx(LN2 / 5, abs=1e-6)
+    with pytest.raises(ValueError, match=r"num_tokens is 0; wanted a finite number > 0, or None"):
+        ral_penalty(POLICY, OLD, torch.zeros(2), MASK, num_tokens=0)
+
+
 def test_an_advantage_of_zero_belongs_to_neither_side():
     metrics = ral_penalty(POLICY, OLD, torch.tensor([0.0, -1.0]), MASK).metrics
     assert float(metrics["ral/jsd_positive"]) == 0.0

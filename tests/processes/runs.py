@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from trl_perception.objectives import Penalty
 from trl_perception.trainers import TRAINERS
@@ -59,6 +60,39 @@ class Failing(Scripted):
         return Penalty(torch.tensor(math.nan if bad else 0.0, device=self.accelerator.device), {})
 
 
+class Measured(Scripted):
+    """Keeps of each step what the penalty adds to the loss on this process, and the gradient.
+
+    All completions but the longest end, so that the longest ones alone are truncated.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.added, self.gradients, self._added = [], [], 0.0
+        self.add_callback(AtTheStep(self))
+
+    def _generate_single_turn(self, *args, **kwargs):
+        completions, logprobs = super()._generate_single_turn(*args, **kwargs)
+        end = [self._tokenizer.eos_token_id]
+        return [ids if len(ids) == max(LENGTHS) else ids + end for ids in completions], logprobs
+
+    def penalty(self, inputs):
+        penalty = super().penalty(inputs)
+        self._added += penalty.loss.item() / self.current_gradient_accumulation_steps
+        return penalty
+
+
+class AtTheStep(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        trainer = self.trainer
+        trainer.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        trainer.added.append(trainer._added)
+        trainer._added = 0.0
+
+
 def script(prompt_ids: list[int], index: int) -> list[int]:
     digest = hashlib.sha256(repr(prompt_ids).encode()).digest()
     length = LENGTHS[(digest[0] + index) % len(LENGTHS)]
@@ -97,7 +131,7 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         from peft import LoraConfig
 
         kwargs["peft_config"] = LoraConfig(**run["lora"])
-    conduct = Failing if run.get("fails") else Scripted
+    conduct = {"fails": Failing, "measured": Measured}.get(run.get("conduct"), Scripted)
     trainer = type(f"{conduct.__name__}{method.__name__}", (conduct, method), {})(
         model=run.get("model", "tiny"),
         reward_funcs=[accuracy_reward, variety],
@@ -115,7 +149,10 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
     logged = [{k: v for k, v in entry.items() if not any(t in k for t in TIMES)} for entry in trainer.state.log_history]
     print(f"{run['name']}: {len(logged)} entries", flush=True)
     weights = sum(part.double().abs().sum().item() for part in own_parts(trainer.model))
-    return {"logged": logged, "as": kind, "held": held, "weights": weights}
+    if run.get("conduct") == "measured":
+        torch.save(trainer.gradients, folder / f"{run['name']}-gradients.pt")  # the same on every process
+    added = getattr(trainer, "added", None)
+    return {"logged": logged, "as": kind, "held": held, "weights": weights, "added": added}
 
 
 def _be_what_the_job_says(job: dict) -> None:

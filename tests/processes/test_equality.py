@@ -201,7 +201,7 @@ def test_a_fault_of_one_process_stops_all_that_share_a_model(kinds, tmp_path, sh
         pytest.importorskip("deepspeed")
     rows = [kinds[name] for name in ("video", "text", "flat", "both")]
     (run,) = job(rows, 2, {"grpo": METHODS["grpo"]})
-    work = {"runs": [{**run, "kind": "runs.stopped", "fails": True}], "sharding": sharding}
+    work = {"runs": [{**run, "kind": "runs.stopped", "conduct": "fails"}], "sharding": sharding}
     ranks = [result["grpo"] for result in launch(work, tmp_path, 2, seconds=200, config=SHARDED[sharding])]
     for found in ranks:
         assert "step 1: the loss is not finite on process(es) 1 of 2" in found["said"]

@@ -10,7 +10,7 @@ from tests.helpers import message
 from tests.trainers.reference import shaken
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
-from trl_perception.signals import encode, prefill_once, why_not_prefilled
+from trl_perception.signals import apply_position_rule, encode, prefill_once, why_not_prefilled
 
 REPEATS = 4
 
@@ -67,15 +67,17 @@ def test_greedy_tokens_are_identical(model, prompts):
     )
 
 
-def test_a_video_that_outlasts_its_question(prompts, tmp_path):
-    """A video's last frame may stand behind the text that follows the video; completions go on from the text.
+@pytest.mark.parametrize("rule", ["released", "transformers"])
+def test_a_video_that_outlasts_its_question(prompts, tmp_path, rule):
+    """6 cells of 1 second at 4 positions a second, from position 4 on: the last is at 24.
 
-    6 cells of 1 second at 4 positions a second, from position 4 on: the last is at 24. The text behind goes on at 6 to 16.
+    The text behind it starts at 25, or by transformers' rule at 6: then its last token, at 16, stands before the last frame.
     """
     clip = write_clip(tmp_path / "long.mp4", seed=0, frames=24)
     row = {"prompt": message("Same?", "video"), "videos": [clip]}
     long = PromptPreparer(AutoProcessor.from_pretrained(model_path("tiny")))([row])
     model = shaken(model_path("tiny")).eval()
+    apply_position_rule(model, rule)
     for beside in ([], prompts):
         once, each = (completions(model, [*long, *beside], repeats, do_sample=False) for repeats in (REPEATS, 1))
         assert torch.equal(once, each)

@@ -1,7 +1,7 @@
 """What the trainers' tests share: rows of every kind, a reward without randomness, short runs."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from tests.helpers import letter_variety, message
 from trl_perception.trainers import GRPOVideoConfig, GRPOVideoTrainer
@@ -54,7 +54,7 @@ def make_trainer(tmp_path):
             "bf16": False,
         }
         config_class = config_class or getattr(cls, "config_class", GRPOVideoConfig)
-        dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+        dataset = rows if isinstance(rows, Dataset | IterableDataset) else Dataset.from_list(rows)
         return cls(
             model=model,
             reward_funcs=reward,

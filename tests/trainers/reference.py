@@ -11,6 +11,7 @@ import gc
 import inspect
 import math
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 from tests.helpers import history, poster
+from tests.positions import layout_of, slow_positions
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.media import read_video
@@ -243,6 +245,7 @@ class Eager:
             inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, length).long()], 1)
         names = {self.processor.image_token_id: "image", self.processor.video_token_id: "video"}
         kinds = [names.get(token, "text") for token in inputs["input_ids"][0, :prompt].tolist()]
+        inputs["position_ids"] = _positions(kinds, inputs, length)
         of_token = _frames(kinds, inputs, self.processor.image_processor.merge_size)
         if cells:
             inputs["pixel_values_videos"] = _permute_cells(inputs, cells)
@@ -253,17 +256,14 @@ class Eager:
             inputs = {
                 "input_ids": inputs["input_ids"][:, kept],
                 "attention_mask": torch.ones(1, int(kept.sum())).long(),
-            }
+            }  # and positions as of any text
         with torch.set_grad_enabled(grad):
             out = self.model(**inputs, output_attentions=True)
         maps = [layer[0] for layer in out.attentions]
         return Reading(ids, out.logits[0, -length - 1 : -1], maps, prompt, kinds, of_token)
 
     def _masked(self, inputs, kinds):
-        """The inputs with a mask (1,1,S,S) that hides visual keys from text queries, and the positions of the full view."""
-        positions, _ = self.model.model.get_rope_index(
-            **{name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        )
+        """The inputs with a mask (1,1,S,S) that hides visual keys from text queries, at the positions of the full view."""
         size = inputs["input_ids"].size(1)
         visual = [kind != "text" for kind in kinds] + [False] * (size - len(kinds))
         mask = [
@@ -271,7 +271,7 @@ class Eager:
             for query in range(size)
         ]
         mask = torch.tensor(mask, dtype=torch.float64)[None, None]
-        return {**inputs, "attention_mask": mask, "position_ids": positions}
+        return {**inputs, "attention_mask": mask}
 
 
 def inputs_of(processor, row, orders=None):
@@ -296,6 +296,14 @@ def _processed(processor, text, videos, images, orders):
         return_tensors="pt",
         **({"do_sample_frames": False, "video_metadata": metadata} if clips else {}),
     )
+
+
+def _positions(kinds, inputs, length):
+    """(3,1,P+T) by the released rule, whatever transformers' own is."""
+    media = {"image_grid_thw": None, "video_grid_thw": None, "second_per_grid_ts": None, **inputs}
+    types = torch.tensor([["text", "image", "video"].index(kind) for kind in kinds])
+    positions, _ = slow_positions(layout_of(SimpleNamespace(**{**media, "token_types": types}), length))
+    return torch.tensor(positions).T[:, None]
 
 
 def _frames(kinds, inputs, merge):
@@ -428,13 +436,9 @@ class Update:
             torch.testing.assert_close(got[: len(weights)], torch.tensor(weights), atol=1e-4, rtol=0)
 
     def mean_over_tokens(self, values):
-        """Per completion its tokens' share of the micro-batch's mean over tokens, over the accumulation."""
-        tokens = [sum(len(c.ids) for c in self.completions if c.micro == number) for number in range(len(self.micro))]
-        steps = self.args.gradient_accumulation_steps
-        return [
-            [value / tokens[c.micro] / steps for value in of_one]
-            for c, of_one in zip(self.completions, values, strict=True)
-        ]
+        """Per completion its tokens' share of the mean over all tokens of the step."""
+        tokens = sum(len(c.ids) for c in self.completions)
+        return [[value / tokens for value in of_one] for of_one in values]
 
     def assert_losses(self, *terms):
         """Each micro-batch's loss and gradient are the sums of the terms, which hold per completion its tokens' shares."""

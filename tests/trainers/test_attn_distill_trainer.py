@@ -61,7 +61,7 @@ def assert_update(
     if reduction == "mean":
         looked = update.mean_over_tokens(apart)
     else:
-        looked = [[value / update.args.gradient_accumulation_steps for value in of_one] for of_one in apart]
+        looked = [[value / len(update.completions) for value in of_one] for of_one in apart]
     update.assert_losses(policy, said, looked)
     return size_of(said), size_of(looked)
 

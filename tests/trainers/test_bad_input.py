@@ -6,11 +6,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoProcessor
 
 from tests.helpers import history, letter_variety, message, rows_of
 from trl_perception import GRPOVideoTrainer
-from trl_perception.assets import model_path
+from trl_perception.assets import from_pretrained, model_path
+from trl_perception.rewards import accuracy_reward
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def broken(tmp_path_factory, clips) -> dict[str, str]:
         stream = container.add_stream("libx264", rate=4)
         stream.width = stream.height = 56
         stream.pix_fmt = "yuv420p"
-        container.mux(stream.encode(None))
+        container.start_encoding()  # the header
     with av.open(str(folder / "audio.m4a"), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         samples = np.zeros((1, 16000), dtype=np.float32)
@@ -47,10 +49,57 @@ def row(video, name="bad-row"):
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "zero frames", "audio only", "empty"])
 def test_unreadable_media_stop_and_name_file_and_row(make_trainer, broken, fault):
-    trainer = make_trainer([row(broken[fault])], max_steps=1)
+    trainer = make_trainer([row(broken[fault])], max_steps=1, check_rows=False)
     with pytest.raises(ValueError, match="sample bad-row") as error:
         trainer.train()
     assert Path(broken[fault]).name in str(error.value)
+
+
+def test_rows_are_checked_before_the_model_is_loaded(make_trainer, broken, clips):
+    rows = [row(clips[0]), row(broken["missing"]), {**row(clips[1]), "prompt": [{"content": "?"}]}]
+    with pytest.raises(ValueError, match="2 of 3 rows of the training data cannot be used") as error:
+        make_trainer(rows, model="nowhere/no-model")
+    assert f"row 2 (id bad-row): {broken['missing']}" in str(error.value)
+    assert "Message 1 has the role None" in str(error.value)
+    with pytest.raises(ValueError, match="rows of the evaluation data cannot be used"):
+        make_trainer(rows[:1], extra={"eval_dataset": Dataset.from_list(rows[1:2])})
+    with pytest.raises(ValueError, match="rows of the evaluation data hard cannot be used"):
+        make_trainer(rows[:1], extra={"eval_dataset": {"hard": Dataset.from_list(rows[1:2])}})
+
+
+def test_solutions_are_checked_for_the_rewards_that_read_them(make_trainer, clips):
+    bad = [{**row(clips[0]), "problem_type": "numerical", "solution": "many"}]
+    make_trainer(bad)
+    with pytest.raises(ValueError, match="'many' does not suit problem_type 'numerical'"):
+        make_trainer(bad, reward=[letter_variety, accuracy_reward])
+    make_trainer(bad, reward=accuracy_reward, check_rows=False)
+
+
+def test_missing_files_are_said_once_where_they_are_skipped(make_trainer, broken, clips, caplog):
+    make_trainer([row(clips[0]), row(broken["missing"])], on_bad_media="skip")
+    (said,) = [record.message for record in caplog.records if "will be left out" in record.message]
+    assert said.startswith("1 of 2 rows of the training data will be left out (on_bad_media='skip')")
+
+
+def test_a_stream_is_checked_as_it_comes(make_trainer, broken):
+    stream = Dataset.from_list([row(broken["missing"])]).to_iterable_dataset()
+    trainer = make_trainer(stream, max_steps=1)
+    with pytest.raises(ValueError, match="sample bad-row"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "log_metric"])
+def test_columns_named_as_arguments_of_rewards_are_refused(make_trainer, name):
+    with pytest.raises(
+        ValueError, match=f"has a column '{name}', which is an argument that TRL passes to every reward"
+    ):
+        make_trainer([{"prompt": message("Say a."), name: "x"}])
+
+
+def test_a_model_without_trainable_weights_is_refused(make_trainer):
+    model = from_pretrained("tiny")[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="No weight of the model has requires_grad"):
+        make_trainer([{"prompt": message("Say a.")}], model=model)
 
 
 MALFORMED = {
@@ -135,6 +184,7 @@ def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, c
         loss_type=loss_type,
         max_steps=1,
         beta=0.1,
+        entropy_coef=0.5,
     )
     with pytest.warns(UserWarning, match=r"Left out \(on_bad_media='skip'\): sample bad-row"):
         trainer.train()

@@ -10,6 +10,7 @@ from tests.helpers import poster
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.media import read_video
+from trl_perception.signals import apply_position_rule
 
 
 class Recorder(GRPOVideoTrainer):
@@ -72,6 +73,7 @@ def test_logps_equal_a_plain_forward(rows, make_trainer, kind):
     trainer = make_trainer(rows[kind], cls=Recorder, num_generations=2, max_steps=2, learning_rate=0.0, temperature=0.7)
     trainer.train()
     plain = AutoModelForImageTextToText.from_pretrained(model_path("tiny")).eval()
+    apply_position_rule(plain)
     by_prompt = {str(row["prompt"][0]["content"][-1]["text"]): row for row in rows[kind]}
     compared = 0
     for inputs, _ in trainer.seen:

@@ -23,13 +23,16 @@ def model_path(name: str) -> str:
 
 
 def from_pretrained(
-    name: str = "tiny", *, trust_remote_code: bool = False, **kwargs
+    name: str = "tiny", *, trust_remote_code: bool = False, position_rule: str = "released", **kwargs
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, with the adapter of a folder that holds one, and its processor.
 
-    `kwargs` (dtype, attn_implementation, ...) go to the model.
+    `position_rule` says where text behind a video starts (see [`~signals.apply_position_rule`]); `kwargs` (dtype,
+    attn_implementation, ...) go to the model.
 
     Errors: ValueError for a model that brings its own code, unless `trust_remote_code` is set. Nobody is asked at a prompt.
     """
     base, adapter = base_of(model_path(name))
-    return load_checkpoint(model_path(base), adapter, trust_remote_code=trust_remote_code, **kwargs)
+    return load_checkpoint(
+        model_path(base), adapter, trust_remote_code=trust_remote_code, position_rule=position_rule, **kwargs
+    )

@@ -6,6 +6,8 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..signals import apply_position_rule
+
 ADAPTER_FILE = "adapter_config.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -16,12 +18,14 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    position_rule: str = "released",
     **settings: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model with its adapter in place, and the processor: the adapter's own where it has one.
 
     Args:
-        base, revision, trust_remote_code: the model. adapter: folder of the adapter on it, or None. settings: of `from_pretrained`.
+        base, revision, trust_remote_code: the model. adapter: folder of the adapter on it, or None.
+        position_rule: see [`~signals.apply_position_rule`]. settings: of `from_pretrained`.
     """
     model = AutoModelForImageTextToText.from_pretrained(
         base, revision=revision, trust_remote_code=trust_remote_code, **settings
@@ -29,6 +33,7 @@ def load_checkpoint(
     if adapter is not None:
         # The base model with the adapter's layers in place: what generates is a model of transformers.
         model = PeftModel.from_pretrained(model, adapter).get_base_model()
+    apply_position_rule(model, position_rule)
     own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(
         adapter if own else base, revision=None if own else revision, trust_remote_code=trust_remote_code

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..data import make_synthetic_dataset
+from ..signals import apply_position_rule
 from . import model_path
 from .batches import Medium, encode_examples, length_batches, load_medium, question
 from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
@@ -80,6 +81,7 @@ def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
     validation = load_split(recipe, "validation", recipe.validation_rows)
     processor = make_processor(recipe, train_rows)
     model = build_model(processor.tokenizer, recipe.seed)
+    apply_position_rule(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 

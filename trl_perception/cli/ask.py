@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..assets import from_pretrained
 from ..media import PromptPreparer, VideoSettings, forward_kwargs
+from ..signals import POSITION_RULES, apply_position_rule
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -19,13 +20,17 @@ def ask(
     *,
     video_settings: VideoSettings | None = None,
     max_new_tokens: int = 256,
+    position_rule: str = "released",
 ) -> str:
     """The model's greedy answer to a question about one video or image.
 
     Args:
         medium: path or URL; endings of image files make it an image, anything else is a video.
         video_settings: frame sampling, as in training for figures that can be compared.
+        position_rule: where text behind a video starts, as in training (see [`~signals.apply_position_rule`], which is
+            applied to `model`).
     """
+    apply_position_rule(model, position_rule)
     kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"
     row = {"prompt": [{"role": "user", "content": [{"type": kind, kind: medium}, {"type": "text", "text": question}]}]}
     (prompt,) = PromptPreparer(processor, video_settings=video_settings)([row])
@@ -50,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("question")
     parser.add_argument("--fps", type=float, default=2.0, help="frames sampled per second of video")
     parser.add_argument("--max-frames", type=int, default=768, help="most frames sampled")
+    parser.add_argument(
+        "--position-rule",
+        default="released",
+        choices=POSITION_RULES,
+        help="where text behind a video starts, as in training",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings")
     options = parser.parse_args(argv)
@@ -60,5 +71,6 @@ def main(argv: list[str] | None = None) -> None:
             options.question,
             video_settings=VideoSettings(fps=options.fps, max_frames=options.max_frames),
             max_new_tokens=options.max_new_tokens,
+            position_rule=options.position_rule,
         )
     )

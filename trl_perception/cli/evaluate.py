@@ -29,7 +29,15 @@ FROM_RECIPE = {
     **{
         key: key
         for key in (
-            *("synthetic", "prompt_template", "max_prompt_length", "on_bad_media", "dtype", "attn_implementation"),
+            *(
+                "synthetic",
+                "prompt_template",
+                "max_prompt_length",
+                "on_bad_media",
+                "position_rule",
+                "dtype",
+                "attn_implementation",
+            ),
             *("video_fps", "video_min_frames", "video_max_frames", "video_min_pixels", "video_max_pixels"),
             *("video_total_pixels", "image_min_pixels", "image_max_pixels"),
             *("media_max_pixels", "media_max_frames", "media_timeout"),

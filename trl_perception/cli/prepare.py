@@ -9,10 +9,10 @@ from ..data.adapters import ADAPTERS, Source, get_adapter
 from ..data.preparation import CHECKS, PrepareOptions, as_text, prepare
 from ..data.preparation.options import MALFORMED
 from ..data.templates import TEMPLATES
-from ..media import MediaLimits, VideoSettings
-from ..media.probe import QWEN_PIXELS
+from ..media import MediaLimits, ProcessorSizes, VideoSettings, has_visual_grids
 from ..recipe import read_recipe
 
+PUBLISHED = ("Qwen/Qwen2-VL-", "Qwen/Qwen2.5-VL-")
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 LIMIT_KEYS = ("max_pixels", "max_frames", "timeout")
 RECIPE_KEYS = (
@@ -81,12 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     media = parser.add_argument_group("media")
     media.add_argument("--check", choices=CHECKS, default="exists", help="decode takes as long as training does")
     media.add_argument("--relative-media", action="store_true", help="write paths relative to the output folder")
-    media.add_argument("--recipe", help="take the video and image settings of this recipe")
+    media.add_argument("--recipe", help="take the model, and the video and image settings, of this recipe")
+    media.add_argument("--model", help="whose processor sizes media; without one, the published ones of Qwen2.5-VL")
     for key in VIDEO_KEYS:
         of_type = float if key == "fps" else int
         media.add_argument(f"--video-{key.replace('_', '-')}", type=of_type, default=getattr(VideoSettings(), key))
-    media.add_argument("--image-min-pixels", type=int, default=QWEN_PIXELS[0])
-    media.add_argument("--image-max-pixels", type=int, default=QWEN_PIXELS[1])
+    media.add_argument("--image-min-pixels", type=int)
+    media.add_argument("--image-max-pixels", type=int)
     for key in LIMIT_KEYS:
         default = getattr(MediaLimits, key)
         media.add_argument(f"--media-{key.replace('_', '-')}", type=type(default), default=default)
@@ -105,13 +106,42 @@ def read_options(given: argparse.Namespace) -> PrepareOptions:
         video=VideoSettings(**{key: getattr(given, f"video_{key}") for key in VIDEO_KEYS}),
         image_limits=(given.image_min_pixels, given.image_max_pixels),
         media_limits=MediaLimits(**{key: getattr(given, f"media_{key}") for key in LIMIT_KEYS}),
+        sizes=processor_sizes(given.model),
     )
 
 
 def recipe_settings(name: str) -> dict[str, float]:
-    """The `video_...`, `image_...` and `media_...` settings of a recipe. Errors: FileNotFoundError with the nearest name."""
+    """The model and the `video_...`, `image_...` and `media_...` settings of a recipe.
+
+    Errors: FileNotFoundError with the nearest name.
+    """
     values = read_recipe(name)
-    return {key: values[key] for key in RECIPE_KEYS if values.get(key) is not None}
+    settings = {key: values[key] for key in RECIPE_KEYS if values.get(key) is not None}
+    model = values.get("model_name_or_path")
+    return {**settings, **({} if model is None else {"model": model})}
+
+
+def processor_sizes(model: str | None) -> ProcessorSizes:
+    """The sizes of a model's processor; those of Qwen2-VL and Qwen2.5-VL as published need no download.
+
+    Errors: ValueError for a model whose processor cannot be read, or does not describe media as grids.
+    """
+    if model is None or (model.startswith(PUBLISHED) and not Path(model).exists()):
+        return ProcessorSizes()
+    from transformers import AutoProcessor  # seconds, for this alone
+
+    from ..assets import model_path
+
+    try:
+        processor = AutoProcessor.from_pretrained(model_path(model))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The processor of {model} cannot be read ({str(error).splitlines()[0]}). Give --model the folder of a model, or "
+            "one on the Hub."
+        ) from error
+    if not has_visual_grids(processor):
+        raise ValueError(f"{model} does not describe media as grids. Give --model one of the Qwen-VL families.")
+    return ProcessorSizes.of(processor)
 
 
 def _first_split(name: str) -> str:

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
                 question,
                 video_settings=config.video_settings,
                 max_new_tokens=config.max_completion_length,
+                position_rule=config.position_rule,
             )
             print(f"  {when:<7} {answer}")
 

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +80,21 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
         if "size" not in options:
             raise ValueError("The dataset is 'synthetic', and synthetic says no size. Set synthetic: {size: 128}.")
         made_of = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()[:12]
-        folder = Path(options.pop("output_dir", cache_dir() / "synthetic" / made_of))
+        folder = Path(options.pop("output_dir", cache_dir() / "synthetic" / made_of)).expanduser()
         return make_synthetic_dataset(folder / split, split=split, **options)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix not in LOADERS:
             raise ValueError(f"{path} is a {path.suffix or 'nameless'} file; one of {', '.join(LOADERS)} is wanted.")
-        return _with_absolute_paths(_rows_of(path), path.parent)
+        return _read_from([path], _with_absolute_paths(_rows_of(path), path.parent))
     if path.is_dir() and (shards := prepared_shards(path, split)):
         rows = load_dataset("parquet", data_files=shards, split="train")
-        return _require_first_medium(_with_absolute_paths(rows, path), path)
+        return _read_from(shards, _require_first_medium(_with_absolute_paths(rows, path), path))
     # `datasets` goes by the kind of most files, and media beside the rows are more.
     if files := [file for file in (path / f"{split}{suffix}" for suffix in LOADERS) if file.is_file()]:
         if len(files) > 1:
             raise ValueError(f"{path} has {' and '.join(file.name for file in files)}. Keep one of them, or name it.")
-        return _with_absolute_paths(_rows_of(files[0]), path)
+        return _read_from(files, _with_absolute_paths(_rows_of(files[0]), path))
     if path.is_dir():
         saved = (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists()
         rows = load_from_disk(str(path)) if saved else _loaded(path, split)
@@ -110,6 +110,12 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
             f"Dataset {name} is no local file or folder (looked from {Path.cwd()}), and the Hub does not give it ({error}). "
             "Correct the name, or see to the connection."
         ) from error
+
+
+def _read_from(files: Sequence[str | Path], rows: Dataset) -> Dataset:
+    """The rows, which know from which files they came: where `datasets` notes what it downloaded."""
+    rows.info.download_checksums = {str(file): {} for file in files}
+    return rows
 
 
 def _loaded(folder: Path, split: str) -> DatasetDict:
@@ -157,6 +163,8 @@ def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
     def absolute(medium: Any) -> Any:
         if isinstance(medium, list):
             return [absolute(part) for part in medium]
+        if isinstance(medium, str) and medium.startswith("~"):
+            return os.path.expanduser(medium)
         if isinstance(medium, str) and not Path(medium).is_absolute() and (folder / medium).exists():
             return str((folder / medium).resolve())
         return medium

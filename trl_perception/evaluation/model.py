@@ -25,6 +25,7 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
         *base_and_adapter(settings),
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
+        position_rule=settings.position_rule,
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
     )

@@ -14,9 +14,9 @@ from ..data.columns import undecoded_videos
 from ..data.load import load_rows
 from ..media import MEDIA_COLUMNS, MEDIA_KINDS, media_blocks, media_columns
 from ..media.errors import describe
+from ..media.messages import ID_COLUMNS
 from .settings import EvaluationSettings
 
-ID_COLUMNS = ("id", "problem_id", "question_id")
 IDENTITY_COLUMNS = (*ID_COLUMNS, "prompt", "problem_type", "options", "solution")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..data.load import synthetic_options
 from ..data.templates import TEMPLATES, get_template
 from ..media import MediaLimits, VideoSettings
+from ..signals import check_position_rule
 
 SUMMARY_ONLY = ("output", "resamples")
 """Settings that no prediction depends on."""
@@ -72,6 +73,8 @@ class EvaluationSettings:
         on_bad_media (`str`, *optional*, defaults to `"error"`):
             What to do with a row whose media cannot be used: `"error"` stops and names it, `"skip"` leaves it out of the
             figures, counts it and lists it.
+        position_rule (`str`, *optional*, defaults to `"released"`):
+            Where text behind a video starts in Qwen2-VL and Qwen2.5-VL, as in training.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Of the weights; `"auto"` takes the checkpoint's.
         device (`str`, *optional*):
@@ -139,6 +142,12 @@ class EvaluationSettings:
         default="error",
         metadata={"help": "Rows whose media cannot be used: 'error' stops, 'skip' leaves out, counts and lists them."},
     )
+    position_rule: str = field(
+        default="released",
+        metadata={
+            "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released' or 'transformers', as in training."
+        },
+    )
     dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default what accelerate finds."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
@@ -158,6 +167,7 @@ class EvaluationSettings:
             )
         if self.on_bad_media not in ("error", "skip"):
             raise ValueError(f"on_bad_media is {self.on_bad_media!r}; 'error' or 'skip' wanted.")
+        check_position_rule(self.position_rule)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; one of {', '.join(DTYPES)} is wanted.")
         for name in ("samples", "max_new_tokens", "batch_size", "resamples", "limit"):

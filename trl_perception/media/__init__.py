@@ -3,9 +3,18 @@
 from .errors import MediaError
 from .limits import MediaLimits
 from .loader import MediaLoader, MediaRequest
-from .messages import MEDIA_COLUMNS, MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
+from .messages import (
+    MEDIA_COLUMNS,
+    MEDIA_KINDS,
+    conversation,
+    fill_media,
+    media_blocks,
+    media_columns,
+    without_payloads,
+)
 from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
-from .sampling import VideoSettings
+from .requests import MediaSettings, ProcessorSizes
+from .settings import VideoSettings
 from .video import VideoClip, frames_at, read_video
 from .visual_inputs import (
     FORWARD_KEYS,
@@ -24,12 +33,15 @@ __all__ = [
     "MediaLimits",
     "MediaLoader",
     "MediaRequest",
+    "MediaSettings",
     "PreparedPrompt",
+    "ProcessorSizes",
     "PromptPreparer",
     "VideoClip",
     "VideoSettings",
     "VisualInputs",
     "check_placeholders",
+    "conversation",
     "fill_media",
     "forward_kwargs",
     "frames_at",

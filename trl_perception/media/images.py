@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from qwen_vl_utils.vision_process import smart_resize
 
 from .download import download
 from .errors import MediaError, describe
 from .limits import Budget, MediaLimits
+from .paths import local_path
 from .pictures import opened_picture, readable
+from .sampling import SizeLimits, image_size
 
 URL_MAX_BYTES = 2 << 30  # a download above this many bytes is refused
 
@@ -29,15 +29,20 @@ def read_image(
     factor: int = 28,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    resized_height: int | None = None,
+    resized_width: int | None = None,
+    size_limits: SizeLimits | None = None,
     limits: MediaLimits | Budget | None = None,
 ) -> Image.Image:
-    """An upright RGB image, transparency flattened on white; resized only where a pixel bound is given.
+    """An upright RGB image, transparency flattened on white; resized only where a bound or a size is given.
 
     Args:
         source: PIL image, path, file:// or http(s) URL, data: URI, bytes, {"path", "bytes"}, or an array
             (H,W), (H,W,1|3|4) or (1|3|4,H,W), uint8 or float in [0, 1].
         factor: sides become multiples of it (patch_size * merge_size) when resizing.
-        min_pixels, max_pixels: bounds on height * width; the missing one is 4, 16384 times factor**2.
+        min_pixels, max_pixels: bounds on height * width; a missing one is that of size_limits, or 4, 16384 times factor**2.
+        resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the bounds.
+        size_limits: the processor's (min_pixels, max_pixels), used where no others are given.
         limits: what reading it may cost, None means MediaLimits(); or the budget of the clip that it is a frame of.
     Raises: MediaError for anything that cannot be read whole or within the limits, or resized within the bounds.
     Source: qwen_vl_utils.vision_process.fetch_image. Differs: the EXIF orientation is applied.
@@ -48,24 +53,20 @@ def read_image(
         source = Image.fromarray(_image_array(source, name))
     image = _flat(source, name, budget) if isinstance(source, Image.Image) else _decoded(source, name, budget)
     budget.check_time()
-    if min_pixels is None and max_pixels is None:
+    if min_pixels is max_pixels is resized_height is size_limits is None:
         return image
-    width, height = image.size
-    try:
-        # qwen-vl-utils' own minimum is 4 tokens: a smaller maximum lowers it.
-        least = min(4 * factor**2, max_pixels) if min_pixels is None and max_pixels is not None else min_pixels
-        size = smart_resize(height, width, factor, min_pixels=least, max_pixels=max_pixels)
-    except (ValueError, AssertionError) as error:
-        reason = (
-            f"{height}x{width} pixels cannot be resized to min_pixels {min_pixels}, max_pixels {max_pixels} ({error})"
-        )
-        raise MediaError(name, reason, "Change the pixel bounds, or drop this sample") from error
-    if min(size) < factor:
-        reason = (
-            f"{height}x{width} pixels would be resized to {size[0]}x{size[1]}, and {factor} pixels a side are wanted"
-        )
-        raise MediaError(name, reason, "Raise max_pixels, or crop this sample")
-    return image.resize((size[1], size[0]))
+    height, width = image_size(
+        image.height,
+        image.width,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        resized_height=resized_height,
+        resized_width=resized_width,
+        factor=factor,
+        size_limits=size_limits,
+        source=name,
+    )
+    return image.resize((width, height))
 
 
 def _decoded(source: Any, name: str, budget: Budget) -> Image.Image:
@@ -134,15 +135,6 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
         raise MediaError(name, "it is not a file", "Give the path of one file")
     if size == 0:
         raise MediaError(name, "the file is empty", _REPLACE)
-    return path
-
-
-def local_path(source: str | os.PathLike) -> str:
-    """The path behind a file:// URL; percent escapes are read where no file has the literal name."""
-    path = os.fspath(source)
-    if path.startswith("file://"):
-        path = path[len("file://") :]
-        path = path if os.path.exists(path) else unquote(path)
     return path
 
 

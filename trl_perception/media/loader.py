@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from numbers import Real
 from threading import Lock
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from PIL import ExifTags, Image
 
 from .errors import MediaError, describe
-from .images import local_path, read_image
+from .images import read_image
 from .limits import MediaLimits
+from .paths import local_path
 from .pictures import readable
-from .sampling import SizeLimits, VideoSettings
+from .sampling import SizeLimits
+from .settings import VideoSettings, image_bounds
 from .video import VideoClip, read_video
 
 MAX_WORKERS = 8  # FFmpeg runs threads of its own for every clip
@@ -32,12 +35,12 @@ class MediaRequest:
     Args:
         kind: "image" or "video".
         source: what read_image or read_video takes.
-        settings: sampling and size; of an image only min_pixels and max_pixels count.
+        settings: sampling and size; of an image only the size counts (see `IMAGE_KEYS`).
         factor: sides become multiples of it, patch_size * merge_size of the processor.
         size_limits: (min_pixels, max_pixels) used where settings have none.
         source_fps: frames per second of a list of frames or an array.
         limits: what reading it may cost.
-    Raises: ValueError for another kind, or an image with resized_height.
+    Raises: ValueError for another kind, or a source_fps that is not above 0.
     """
 
     kind: str
@@ -51,8 +54,8 @@ class MediaRequest:
     def __post_init__(self):
         if self.kind not in ("image", "video"):
             raise ValueError(f"kind is {self.kind!r}; set it to 'image' or 'video'")
-        if self.kind == "image" and self.settings.resized_height is not None:
-            raise ValueError("resized_height and resized_width are settings of videos; bound an image with max_pixels")
+        if not isinstance(self.source_fps, Real) or not self.source_fps > 0:
+            raise ValueError(f"source_fps (sample_fps of a block) is {self.source_fps!r}; a number above 0 is wanted")
 
     @property
     def key(self) -> Hashable:
@@ -74,11 +77,8 @@ class MediaRequest:
                 source_fps=self.source_fps,
                 limits=self.limits,
             )
-        low, high = self.size_limits or (None, None)
-        given = self.settings
-        low = given.min_pixels if given.min_pixels is not None else low
-        high = given.max_pixels if given.max_pixels is not None else high
-        return read_image(self.source, factor=self.factor, min_pixels=low, max_pixels=high, limits=self.limits)
+        bounds = image_bounds(self.settings)
+        return read_image(self.source, factor=self.factor, size_limits=self.size_limits, limits=self.limits, **bounds)
 
 
 class MediaLoader:

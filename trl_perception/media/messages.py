@@ -1,12 +1,36 @@
 """Conversations with media: every placeholder filled with its image or video, nothing left over."""
 
+import mimetypes
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MEDIA_KINDS = ("image", "video")
+ID_COLUMNS = ("id", "problem_id", "question_id")
 MEDIA_COLUMNS = ("image", "images", "video", "videos")
-_TAGS = re.compile(r"(<image>|<video>)")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_NO_MEDIUM = (bool, int, float, complex)
+
+
+def conversation(row: Mapping[str, Any]) -> list[dict]:
+    """The messages of a dataset row with its media filled in (see [`fill_media`]); none for a plain string prompt.
+
+    Errors: ValueError for a row without a prompt, a malformed message or medium, or media that do not fit the prompt.
+    """
+    prompt = row.get("prompt")
+    if not prompt:
+        raise ValueError(
+            f"no prompt. Found columns {sorted(row)}; 'prompt' must hold messages ([{{'role': 'user', 'content': ...}}]) "
+            "or, without media, a string."
+        )
+    media = media_columns(row)
+    if not isinstance(prompt, str):
+        return fill_media(prompt, media["image"], media["video"])
+    if any(media.values()):
+        raise ValueError(
+            "A prompt with images or videos must be conversational: [{'role': 'user', 'content': ...}] instead of a string."
+        )
+    return []
 
 
 def media_columns(row: Mapping[str, Any]) -> dict[str, list]:
@@ -41,23 +65,24 @@ def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), video
     - Blocks lose keys whose value is None: Arrow gives every block of a column all keys of the others.
     - A block that names its own medium (`{"type": "video", "video": "a.mp4", "fps": 2}`) keeps it; one without takes
       the next medium of its column.
-    - In a plain string the tags `<image>` and `<video>` are placeholders; media for which there is no placeholder
-      anywhere go before the text of the first user message, images first, as TRL does.
+    - In a plain string the tags `<image>` and `<video>` are placeholders where their column holds media, else text; media
+      for which there is no placeholder anywhere go before the text of the first user message, images first, as TRL does.
 
-    Errors: ValueError where placeholders and media differ in number.
+    Errors: ValueError for what is no message, block or medium, for a user message that is empty, and where placeholders
+        and media differ in number.
     """
     columns = {"image": list(images), "video": list(videos)}
-    messages = [
-        {**_without_none(message), "content": _blocks(message.get("content"))}
-        for message in prompt
-        if message is not None
-    ]
+    if not isinstance(prompt, list | tuple):
+        raise ValueError(f"The prompt is a {type(prompt).__name__}; a string or a list of messages is wanted.")
+    tags = re.compile("|".join(f"(?:<{kind}>)" for kind in MEDIA_KINDS if columns[kind]) or r"(?!)")
+    given = [message for message in prompt if message is not None]
+    messages = [_message(number, message, tags) for number, message in enumerate(given, 1)]
     free = dict.fromkeys(MEDIA_KINDS, 0)
     for block in media_blocks(messages):
         free[block["type"]] += block["type"] not in block
 
     unplaced = [kind for kind in MEDIA_KINDS if columns[kind] and not free[kind]]
-    if unplaced and all(isinstance(message.get("content"), str) for message in prompt):
+    if unplaced and all(isinstance(message.get("content"), str) for message in given):
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
             raise ValueError(f"The prompt has {unplaced[0]}s but no user message to show them in.")
@@ -80,6 +105,13 @@ def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), video
             else block
             for block in message["content"]
         ]
+        for block in message["content"]:
+            if block["type"] in MEDIA_KINDS:
+                _require_medium(block["type"], block[block["type"]])
+    for number, message in enumerate(messages, 1):
+        blocks = message["content"]
+        if message["role"] == "user" and not any(b["type"] in MEDIA_KINDS or b["text"].strip() for b in blocks):
+            raise ValueError(f"Message {number} (user) is empty; a text or a medium is wanted in its 'content'.")
     return messages
 
 
@@ -109,24 +141,49 @@ def without_payloads(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
     ]
 
 
-def _blocks(content: Any) -> list[dict]:
+def _message(number: int, message: Any, tags: re.Pattern) -> dict:
+    """One message with its content as blocks. Errors: ValueError."""
+    if not isinstance(message, Mapping):
+        raise ValueError(
+            f"Message {number} is a {type(message).__name__}; {{'role': 'user', 'content': ...}} is wanted."
+        )
+    if message.get("role") not in ROLES:
+        raise ValueError(
+            f"Message {number} has the role {message.get('role')!r} and keys {sorted(map(str, message))}; its 'role' must be one "
+            f"of {', '.join(ROLES)}, and its 'content' text or blocks."
+        )
+    content = message.get("content")
+    if not isinstance(content, str | list | tuple | None):
+        raise ValueError(
+            f"The content of message {number} ({message['role']}) is a {type(content).__name__}; a text or a list of blocks "
+            "([{'type': 'text', 'text': ...}]) is wanted."
+        )
+    return {**_without_none(message), "content": _blocks(content, tags)}
+
+
+def _blocks(content: str | Sequence | None, tags: re.Pattern) -> list[dict]:
     """Content as a list of typed blocks without None values."""
-    if content is None:
-        return []
     if isinstance(content, str):
-        parts = [part for part in _TAGS.split(content) if part]
-        tagged = [{"type": part[1:-1]} if _TAGS.fullmatch(part) else {"type": "text", "text": part} for part in parts]
-        return tagged or [{"type": "text", "text": ""}]
-    return [_typed(_without_none(block)) for block in content if block is not None]
+        texts, kinds = tags.split(content), [tag[1:-1] for tag in tags.findall(content)]
+        parts = [{"type": "text", "text": texts[0]}]
+        for kind, text in zip(kinds, texts[1:], strict=True):
+            parts += [{"type": kind}, {"type": "text", "text": text}]
+        return [part for part in parts if part.get("text") != ""] or parts
+    return [_typed(block) for block in content or () if block is not None]
 
 
-def _typed(block: dict) -> dict:
-    """The block with its type spelled out and its medium, if any, under the name of its type."""
+def _typed(block: Any) -> dict:
+    """The block with its type spelled out and its medium, if any, under the name of its type. Errors: ValueError."""
+    if not isinstance(block, Mapping):
+        raise ValueError(
+            f"A content block is the {type(block).__name__} {str(block)[:80]!r}; {{'type': 'text', 'text': ...}} is wanted."
+        )
+    block = _without_none(block)
     kind = block.get("type") or next((kind for kind in (*MEDIA_KINDS, "text") if kind in block), None)
-    if kind == "image_url":
-        url = block["image_url"]
-        block = {"image": url["url"] if isinstance(url, Mapping) else url}
-        kind = "image"
+    if kind in ("image_url", "video_url") and kind in block:
+        url, name = block[kind], kind.removesuffix("_url")
+        others = {key: value for key, value in block.items() if key not in (kind, "type")}
+        kind, block = name, {**others, name: url["url"] if isinstance(url, Mapping) else url}
     if kind not in (*MEDIA_KINDS, "text"):
         raise ValueError(
             f"A content block has type {block.get('type')!r} and keys {sorted(block)}; the type 'text', 'image' or "
@@ -136,7 +193,38 @@ def _typed(block: dict) -> dict:
         for key in ("url", "path"):  # the spelling of transformers' chat templates
             if key in block:
                 block = {**{k: v for k, v in block.items() if k != key}, kind: block[key]}
+    if kind == "text" and not isinstance(block.get("text"), str):
+        raise ValueError(
+            f"A text block holds {block.get('text')!r} and keys {sorted(block)}; text is wanted in its 'text'."
+        )
+    for other in {*MEDIA_KINDS, "text"} - {kind}:
+        if other in block and not (isinstance(block[other], str) and not block[other]):
+            raise ValueError(f"A block of type {kind!r} holds {other!r} as well; give each a block of its own.")
     return {**block, "type": kind}
+
+
+def _require_medium(kind: str, medium: Any) -> None:
+    """Refuse what cannot be a medium, whatever it holds. Errors: ValueError."""
+    if isinstance(medium, _NO_MEDIUM) or (isinstance(medium, str) and not medium.strip()):
+        raise ValueError(
+            f"A {kind} is {medium!r}, of type {type(medium).__name__}; a path, URL, bytes or pixels are wanted."
+        )
+    if not isinstance(medium, list | tuple):
+        return
+    if kind == "image":
+        raise ValueError(
+            f"An image is a list of {len(medium)}; one image is wanted. Several go into the column 'images'."
+        )
+    clip = next((part for part in medium if isinstance(part, str) and _is_video(part)), None)
+    if clip is not None:
+        raise ValueError(
+            f"A video is a list that holds the clip {clip!r}: a list is the frames of one clip. Write the path alone, and "
+            "several clips into the column 'videos'."
+        )
+
+
+def _is_video(path: str) -> bool:
+    return (mimetypes.guess_type(path)[0] or "").startswith("video/")
 
 
 def _without_none(mapping: Mapping[str, Any]) -> dict:

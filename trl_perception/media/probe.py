@@ -4,19 +4,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_vl_utils.vision_process import smart_resize
-
 from .container import REPLACE, declared_duration, opened
 from .errors import MediaError, describe
 from .images import resolve
 from .limits import Budget, MediaLimits
+from .loader import MediaRequest, Medium
 from .pictures import opened_picture
-from .sampling import SizeLimits, VideoSettings, frame_size, sample_indices
+from .requests import QWEN_PIXELS
+from .sampling import SizeLimits, frame_size, image_size, sample_indices
+from .settings import VideoSettings, image_bounds
 from .video import VideoClip
 
 FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-VL
-QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
-"""(least, most) pixels of an image or a frame in the published processors of Qwen2-VL and Qwen2.5-VL."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,28 @@ def visual_tokens(
     Raises: MediaError where settings and medium do not go together, as when the medium is read.
     """
     if facts.kind == "image":
-        low, high = image_limits
-        try:
-            height, width = smart_resize(facts.height, facts.width, factor, min_pixels=low, max_pixels=high)
-        except (ValueError, AssertionError) as error:
-            reason = f"{facts.height}x{facts.width} pixels do not fit the image limits ({error})"
-            raise MediaError("image", reason, "Change the pixel bounds, or drop this sample") from error
-        return height * width // factor**2
+        return _tokens(1, *image_size(facts.height, facts.width, factor=factor, size_limits=image_limits), factor)
     indices, _ = sample_indices(settings, facts.frames, facts.fps)
     size = frame_size(facts.height, facts.width, len(indices), settings, factor=factor, size_limits=video_limits)
     return _tokens(len(indices), *size, factor)
+
+
+def expected_tokens(facts: MediaFacts, request: MediaRequest) -> int:
+    """Tokens that the medium of a request makes, by its header. Raises: MediaError as [`visual_tokens`]."""
+    settings, factor, limits = request.settings, request.factor, request.size_limits
+    if facts.kind == "video":
+        return visual_tokens(facts, settings, video_limits=limits, factor=factor)
+    size = image_size(facts.height, facts.width, factor=factor, size_limits=limits, **image_bounds(settings))
+    return _tokens(1, *size, factor)
+
+
+def read_tokens(medium: Medium, factor: int = 28) -> int:
+    """Tokens that a medium makes as it was read: sampled and resized."""
+    return (
+        clip_tokens(medium, factor)
+        if isinstance(medium, VideoClip)
+        else _tokens(1, medium.height, medium.width, factor)
+    )
 
 
 def clip_tokens(clip: VideoClip, factor: int = 28) -> int:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
-from trl import is_conversational
 
 from .errors import MediaError
 from .limits import MediaLimits
-from .loader import MediaLoader, MediaRequest
-from .messages import MEDIA_KINDS, fill_media, media_blocks, media_columns, without_payloads
-from .sampling import VideoSettings
+from .loader import MediaLoader
+from .messages import ID_COLUMNS, MEDIA_KINDS, conversation, media_blocks, without_payloads
+from .requests import MediaSettings, ProcessorSizes
+from .settings import VideoSettings
 from .visual_inputs import TOKEN_TYPE, VisualInputs, check_placeholders
 
 
@@ -79,9 +80,13 @@ class PromptPreparer:
     ):
         self.processor = processor
         self.loader = loader or MediaLoader()
-        self.video_settings = video_settings or VideoSettings()
-        self.image_limits = (image_min_pixels, image_max_pixels)
-        self.media_limits = media_limits or MediaLimits()
+        self.media_settings = MediaSettings(
+            video_settings or VideoSettings(),
+            image_min_pixels,
+            image_max_pixels,
+            media_limits or MediaLimits(),
+            ProcessorSizes.of(processor),
+        )
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.placeholder_ids = placeholder_ids(processor)
@@ -91,12 +96,17 @@ class PromptPreparer:
 
         Args:
             rows: dataset rows with `prompt` and, where it has media, `images`/`videos` (or `image`/`video`).
-            on_unusable: "error" raises for the first row whose media cannot be decoded or that is too long; "skip"
-                puts a prompt in its place that says why it is `left_out`.
+            on_unusable: "error" raises for the first row whose media cannot be decoded, that the processor refuses or that
+                is too long; "skip" puts a prompt in its place that says why it is `left_out`.
         Errors: ValueError for a malformed row, under either policy.
         """
-        conversations = [self._conversation(row, index) for index, row in enumerate(rows)]
-        requests = [[self._request(block) for block in media_blocks(messages)] for messages in conversations]
+        conversations, requests = [], []
+        for index, row in enumerate(rows):
+            try:
+                conversations.append(conversation(row))
+                requests.append([self.media_settings.request(block) for block in media_blocks(conversations[-1])])
+            except ValueError as error:
+                raise ValueError(f"{sample_name(row, index)}: {error}") from error
         loaded = iter(self.loader.load([request for of_row in requests for request in of_row]))
         prepared = []
         for index, (row, messages, of_row) in enumerate(zip(rows, conversations, requests, strict=True)):
@@ -109,69 +119,18 @@ class PromptPreparer:
                 prepared.append(self._left_out(row, reason))
         return prepared
 
-    def _conversation(self, row: Mapping[str, Any], index: int) -> list[dict]:
-        """The row's messages with media filled in; no message for a standard (plain string) prompt."""
-        prompt = row.get("prompt")
-        if not prompt:
-            raise ValueError(
-                f"{sample_name(row, index)}: no prompt. Found columns {sorted(row)}; 'prompt' must hold messages "
-                "([{'role': 'user', 'content': ...}]) or, without media, a string."
-            )
-        try:
-            media = media_columns(row)
-            if not is_conversational({"prompt": prompt}):
-                if any(media.values()):
-                    raise ValueError(
-                        "A prompt with images or videos must be conversational: "
-                        "[{'role': 'user', 'content': ...}] instead of a string."
-                    )
-                return []
-            return fill_media(prompt, media["image"], media["video"])
-        except ValueError as error:
-            raise ValueError(f"{sample_name(row, index)}: {error}") from error
-
-    def _request(self, block: Mapping[str, Any]) -> MediaRequest:
-        kind = block["type"]
-        part = getattr(self.processor, f"{kind}_processor")
-        factor = part.patch_size * part.merge_size
-        if kind == "video":
-            size = part.size
-            limits = (size["shortest_edge"], size["longest_edge"])
-            settings = self.video_settings.override(block)
-            rates = {"source_fps": block["sample_fps"]} if "sample_fps" in block else {}
-            return MediaRequest("video", block["video"], settings, factor, limits, limits=self.media_limits, **rates)
-        minimum, maximum = self.image_limits
-        settings = VideoSettings(
-            min_pixels=block.get("min_pixels", minimum), max_pixels=block.get("max_pixels", maximum)
-        )
-        return MediaRequest("image", block["image"], settings, factor, limits=self.media_limits)
-
     def _prepare(self, row, sample, messages, requests, media) -> PreparedPrompt:
         for medium in media:
             if isinstance(medium, MediaError):
                 raise UnusableSampleError(f"{sample}: {medium}") from medium
-        if messages:
-            logged = without_payloads(messages)
-            text = self.processor.apply_chat_template(
-                logged, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-        else:
-            messages = logged = text = row["prompt"]
         images = [medium for request, medium in zip(requests, media, strict=True) if request.kind == "image"]
         clips = [medium for request, medium in zip(requests, media, strict=True) if request.kind == "video"]
-        sized = any(
-            request.kind == "image" and (request.settings.min_pixels or request.settings.max_pixels)
-            for request in requests
-        )
-        inputs = self.processor(
-            text=[text],
-            images=images or None,
-            videos=[clip.frames for clip in clips] or None,
-            # Images that were given limits, and all frames, have their final size.
-            images_kwargs={"do_resize": False} if sized else {},
-            videos_kwargs=_as_decoded(clips),
-            return_tensors="pt",
-        )
+        logged = without_payloads(messages) if messages else row["prompt"]
+        messages = messages or row["prompt"]
+        try:
+            inputs = self._processed(logged, images, clips)
+        except (ValueError, TemplateError) as error:
+            raise UnusableSampleError(f"{sample}: {error}") from error
         input_ids = inputs["input_ids"][0].tolist()
         token_types = torch.zeros(len(input_ids), dtype=torch.long)
         for kind, token_id in self.placeholder_ids.items():
@@ -204,6 +163,29 @@ class PromptPreparer:
             frame_times=[[float(time) for time in clip.times] for clip in clips],
         )
 
+    def _processed(self, messages: Any, images: list, clips: list) -> Any:
+        """The processor's inputs for one prompt. Errors: ValueError, TemplateError for what it or its template refuses."""
+        text = messages
+        if not isinstance(messages, str):
+            text = self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+        for kind, media in (("image", images), ("video", clips)):
+            token = getattr(self.processor, f"{kind}_token")
+            if (found := text.count(token)) != len(media):
+                raise ValueError(
+                    f"the prompt has {found} placeholders {token} for {len(media)} {kind}s. One written into a text has no "
+                    f"medium: take it out of the text (blocks {{'type': '{kind}'}} make the placeholders)."
+                )
+        return self.processor(
+            text=[text],
+            images=images or None,
+            videos=[clip.frames for clip in clips] or None,
+            images_kwargs={"do_resize": False},  # images and frames have their final size
+            videos_kwargs=_as_decoded(clips),
+            return_tensors="pt",
+        )
+
     def pixels(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
         """Patches (video patches, patch dimension) of clips (F,3,H,W) uint8 that have their final size."""
         settings = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
@@ -215,8 +197,8 @@ class PromptPreparer:
         shown = [{"role": "user", "content": [{"type": "text", "text": text}]}]
         return PreparedPrompt(
             row=row,
-            messages=shown if is_conversational(row) else text,
-            logged=shown if is_conversational(row) else text,
+            messages=text if isinstance(row["prompt"], str) else shown,
+            logged=text if isinstance(row["prompt"], str) else shown,
             input_ids=[self.processor.tokenizer.eos_token_id],
             visual=VisualInputs(sample="left out", token_types=torch.zeros(1, dtype=torch.long)),
             left_out=str(reason),
@@ -238,7 +220,7 @@ def has_visual_grids(processor: Any) -> bool:
 
 def sample_name(row: Mapping[str, Any], index: int) -> str:
     """How errors name a row: its id where it has one, else its place in the batch and the start of its prompt."""
-    for key in ("id", "problem_id", "question_id"):
+    for key in ID_COLUMNS:
         if row.get(key) is not None:
             return f"sample {row[key]}"
     return f"row {index} of the batch (prompt {str(row.get('prompt'))[:80]!r})"

@@ -1,10 +1,5 @@
 """Which frames of a clip are used, and at what size: the rules of qwen-vl-utils on plain numbers."""
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
-
 import numpy as np
 import torch
 from qwen_vl_utils.vision_process import (
@@ -19,82 +14,9 @@ from qwen_vl_utils.vision_process import (
 )
 
 from .errors import MediaError
-
-# Keys of a message block that name the medium or its source rate rather than the sampling.
-BLOCK_KEYS = ("type", "video", "image", "text", "sample_fps", "raw_fps")
+from .settings import VideoSettings
 
 SizeLimits = tuple[int | None, int | None]
-
-
-@dataclass(frozen=True)
-class VideoSettings:
-    """How a clip is cut, sampled and resized. The names are those of a qwen-vl-utils message block.
-
-    Args:
-        fps: frames kept per second of video; not used where nframes is set.
-        nframes: frames kept of the whole range, rounded to an even number; None samples by fps.
-        min_frames, max_frames: bounds on the number of frames sampled by fps. Frame lists and arrays are not sampled
-            by fps, but keep to max_frames (or nframes) as well.
-        min_pixels, max_pixels: bounds on the pixels (height * width) of one resized frame. max_pixels above
-            768 * factor**2 counts as 768 * factor**2, as in qwen-vl-utils.
-        total_pixels: pixels that the frames of the whole clip share, two frames counting as one.
-        video_start, video_end: seconds from the first frame of the file; None means its start, its end.
-        resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the pixel bounds.
-    Raises: ValueError for a value out of its bounds, min_pixels > max_pixels, or one of resized_* without the other.
-    """
-
-    fps: float = 2.0
-    nframes: int | None = None
-    min_frames: int = 4
-    max_frames: int = 768
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    total_pixels: int | None = None
-    video_start: float | None = None
-    video_end: float | None = None
-    resized_height: int | None = None
-    resized_width: int | None = None
-
-    def __post_init__(self):
-        if not self.fps > 0:
-            raise ValueError(f"fps is {self.fps}; set fps above 0")
-        for name in ("nframes", "max_frames"):
-            value = getattr(self, name)
-            if value is not None and value < FRAME_FACTOR:
-                raise ValueError(f"{name} is {value}; a clip is sampled in pairs of frames, set {name} to 2 or more")
-        for name in ("min_frames", "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; set {name} to 1 or more")
-        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
-            raise ValueError(
-                f"min_pixels is {self.min_pixels}, above max_pixels {self.max_pixels}; lower the one or raise the other"
-            )
-        if (self.resized_height is None) != (self.resized_width is None):
-            raise ValueError(
-                f"resized_height is {self.resized_height}, resized_width is {self.resized_width}; set both or neither"
-            )
-
-    def override(self, block: Mapping[str, Any]) -> "VideoSettings":
-        """These settings with the values that a message block sets; None values and the medium's own keys set none.
-
-        A block's fps replaces an nframes of these settings, and the reverse.
-
-        Raises: ValueError for a key that is no setting, or a block with both fps and nframes.
-        """
-        known = [field.name for field in fields(self)]
-        given = {key: value for key, value in block.items() if key not in BLOCK_KEYS and value is not None}
-        for key in block:
-            if key not in known and key not in BLOCK_KEYS:
-                nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"a video block has the key {key!r}, which is no setting; did you mean {nearest!r}?")
-        if "fps" in given and "nframes" in given:
-            raise ValueError(
-                f"a video block sets both fps ({given['fps']}) and nframes ({given['nframes']}); remove one of the two"
-            )
-        if "fps" in given:
-            given["nframes"] = None
-        return replace(self, **given)
 
 
 def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: str) -> tuple[int, int, int]:
@@ -234,6 +156,53 @@ def frame_size(
             f"frames of {height}x{width} pixels would become {size[0]}x{size[1]}, {factor} pixels a side are wanted",
             "Raise max_pixels or total_pixels, or lower the number of frames",
         )
+    return size
+
+
+def image_size(
+    height: int,
+    width: int,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    resized_height: int | None = None,
+    resized_width: int | None = None,
+    factor: int = 28,
+    size_limits: SizeLimits | None = None,
+    source: str = "image",
+) -> tuple[int, int]:
+    """Height and width, in pixels, that an image is resized to: multiples of factor within the pixel bounds.
+
+    min_pixels <= h * w <= max_pixels, or resized_height x resized_width to the nearest multiples
+
+    Bounds that are None come from size_limits (min, max), then 4 and 16384 times factor**2. A bound of weaker origin
+    gives way: a max_pixels below the processor's minimum lowers that minimum.
+
+    Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
+    Source: qwen_vl_utils.vision_process.fetch_image.
+    """
+    low, high = size_limits or (None, None)
+    low, high = 4 * factor**2 if low is None else low, 16384 * factor**2 if high is None else high
+    if min_pixels is None and max_pixels is not None:
+        low = min(low, max_pixels)
+    if max_pixels is None and min_pixels is not None:
+        high = max(high, min_pixels)
+    low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
+    try:
+        if resized_height is not None:
+            size = smart_resize(resized_height, resized_width, factor)
+        else:
+            size = smart_resize(height, width, factor, min_pixels=low, max_pixels=high)
+    except (ValueError, AssertionError) as error:
+        reason = (
+            f"{height}x{width} pixels cannot be resized to min_pixels {min_pixels}, max_pixels {max_pixels} ({error})"
+        )
+        raise MediaError(source, reason, "Change the pixel bounds, or drop this sample") from error
+    if min(size) < factor:
+        reason = (
+            f"{height}x{width} pixels would be resized to {size[0]}x{size[1]}, and {factor} pixels a side are wanted"
+        )
+        raise MediaError(source, reason, "Raise max_pixels, or crop this sample")
     return size
 
 

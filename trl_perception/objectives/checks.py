@@ -69,3 +69,9 @@ def check_count(name: str, value: int) -> None:
     """Refuse anything but a whole number >= 1."""
     if value != int(value) or value < 1:
         raise ValueError(f"{name} is {value}; wanted a whole number >= 1.")
+
+
+def check_divisor(name: str, value: float | None) -> None:
+    """Refuse a number that a sum cannot be divided by; None leaves it to the objective."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; wanted a finite number > 0, or None.")

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .checks import check_float, check_mask, check_range, check_shape, working_dtype
+from .checks import check_divisor, check_float, check_mask, check_range, check_shape, working_dtype
 from .divergences import entropy, masked_jensen_shannon
-from .masked import masked_mean
+from .masked import masked_mean, masked_sum
 from .results import Penalty
 
 
@@ -34,11 +34,20 @@ def attention_policy(rows: Tensor, key_mask: Tensor) -> Tensor:
 
 
 def ral_penalty(
-    policy: Tensor, old_policy: Tensor, advantages: Tensor, completion_mask: Tensor, *, weight: float = 1.0
+    policy: Tensor,
+    old_policy: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    weight: float = 1.0,
+    num_tokens: float | None = None,
 ) -> Penalty:
     """Hold attention where it was in good completions, and drive it away in bad ones.
 
-    loss = weight * mean over all valid tokens (b,t) of the batch of A[b] * JSD(p[b,t] || p_old[b,t])
+    loss = weight / N * sum over the valid tokens (b,t) of A[b] * JSD(p[b,t] || p_old[b,t])
+
+    N is the number of valid tokens, so that this is their mean. Of a micro-batch, take N as the mean number of valid tokens of
+    the step's micro-batches on all processes: the mean of these losses is then the mean over the tokens of the step.
 
     The advantage is one number a completion, unclipped, with no importance ratio. The gradient runs through p alone,
     A/2 ln(2p / (p + p_old)): exactly 0 while p == p_old, so that the term acts only on stale rollouts.
@@ -49,10 +58,11 @@ def ral_penalty(
         advantages: (B,) group advantage of each completion, detached here; anything for a completion without tokens.
         completion_mask: (B,T) bool, True on completion tokens.
         weight: lambda >= 0; 0 equals GRPO.
-    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics, means over valid
-        tokens in nats, 0 where there are none: ral/jsd, ral/jsd_positive (A > 0), ral/jsd_negative (A < 0),
-        ral/attention_entropy.
-    Errors: ValueError for wrong shapes or a negative weight.
+        num_tokens: N > 0; None counts the valid tokens given.
+    Returns: loss, scalar with gradient (a graph-connected zero where the mask is empty). Metrics in nats: ral/jsd and
+        ral/attention_entropy, sums over valid tokens / N; ral/jsd_positive (A > 0) and ral/jsd_negative (A < 0), means over
+        those of the batch, 0 where there are none.
+    Errors: ValueError for wrong shapes, a negative weight or `num_tokens` that is not above 0.
     Source: arXiv:2602.04884, Eq. 3 and 4.
     """
     check_float("policy", policy, "BTS")
@@ -60,16 +70,18 @@ def ral_penalty(
     valid = check_mask("completion_mask", completion_mask, "BT", like=policy.shape[:2])
     check_shape("advantages", advantages, "B", like=policy.shape[:1])
     check_range("weight", weight, 0.0)
+    check_divisor("num_tokens", num_tokens)
 
     jsd = masked_jensen_shannon(policy, old_policy.detach(), valid)
     advantage = advantages.detach().to(jsd.dtype).unsqueeze(-1)
-    loss = weight * masked_mean(advantage * jsd, valid)
+    count = valid.sum().clamp(min=1) if num_tokens is None else num_tokens
+    loss = weight * masked_sum(advantage * jsd, valid) / count
 
     with torch.no_grad():
         metrics = {
-            "ral/jsd": masked_mean(jsd, valid),
+            "ral/jsd": masked_sum(jsd, valid) / count,
             "ral/jsd_positive": masked_mean(jsd, valid & (advantage > 0)),
             "ral/jsd_negative": masked_mean(jsd, valid & (advantage < 0)),
-            "ral/attention_entropy": masked_mean(entropy(policy.to(jsd.dtype)), valid),
+            "ral/attention_entropy": masked_sum(entropy(policy.to(jsd.dtype)), valid) / count,
         }
     return Penalty(loss, metrics)

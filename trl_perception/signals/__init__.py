@@ -3,6 +3,7 @@
 from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
 from .group_forward import group_forward, shared_runs, token_ratio, why_not_packed
 from .head import Head, base_model, divergence, head_is_sharded, head_of, log_probs, whole_head
+from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .tower import OneTowerRun
@@ -11,6 +12,7 @@ from .vision import adapted_modules, encode, media_kwargs, pixels_of, same_froze
 from .whole import keep_head_whole, whole_parameters
 
 __all__ = [
+    "POSITION_RULES",
     "AttentionTap",
     "Head",
     "HiddenTap",
@@ -19,10 +21,12 @@ __all__ = [
     "TokenStates",
     "View",
     "adapted_modules",
+    "apply_position_rule",
     "attention_rows",
     "base_model",
     "blind",
     "blind_recomputed",
+    "check_position_rule",
     "divergence",
     "encode",
     "frames_shuffled",
@@ -35,6 +39,7 @@ __all__ = [
     "paused",
     "pixels_of",
     "pooled_rows",
+    "position_rule_of",
     "prefill_once",
     "row_forward",
     "same_frozen_tower",

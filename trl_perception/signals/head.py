@@ -5,16 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PretrainedConfig
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+VOCABULARY_TILE = 8192  # tokens of a head that are projected in float32 at a time
+
 
 class Head(NamedTuple):
-    """A language-model head: logits = cap(states @ weight.T + bias), cap(x) = softcap * tanh(x / softcap) or x."""
+    """A language-model head: logits = cap(scale * (states @ weight.T + bias)), cap(x) = softcap * tanh(x / softcap) or x."""
 
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
+    scale: float = 1.0
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -31,7 +35,19 @@ def head_of(model: nn.Module) -> Head:
     weight, bias = module.weight, getattr(module, "bias", None)
     if isinstance(weight, DTensor):  # FSDP2 shards parameters; the kernels take whole ones
         weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-    return Head(weight, bias, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+    config = model.config.get_text_config()
+    return Head(weight, bias, getattr(config, "final_logit_softcapping", None), logit_scale(config))
+
+
+def logit_scale(config: PretrainedConfig) -> float:
+    """What a model multiplies its logits by, under the names that TRL's fused head reads: 1 where it has none."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
 def head_is_sharded(model: nn.Module) -> bool:
@@ -46,14 +62,26 @@ def whole_head(model: nn.Module) -> Head:
     head = head_of(model)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
         weight, bias = (None if part is None else part.detach().clone() for part in (head.weight, head.bias))
-        copy = Head(weight, bias, head.softcap)
+        copy = head._replace(weight=weight, bias=bias)
         _mark_as_gathered(copy, head)
     return copy
 
 
 def log_probs(head: Head, states: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature): states (M,D) -> (M,N) float32, for the few positions that need it all."""
-    logits = nn.functional.linear(states.to(head.weight.dtype), head.weight, head.bias).float()
+    """log softmax(logits / temperature): states (M,D) -> (M,N) float32, for the few positions that need it all.
+
+    States and weights are taken in the type of the forward (autocast's, else the states'); their product is not rounded to
+    it, as in TRL's divergence kernel: of bfloat16, whose steps near 20 are 0.125, the softmax would be another.
+    """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    with torch.autocast(device, enabled=False):
+        states = states.to(dtype).float()
+        tiles = head.weight.split(VOCABULARY_TILE)
+        logits = torch.cat([states @ tile.to(dtype).float().T for tile in tiles], dim=-1)
+    if head.bias is not None:
+        logits = logits + head.bias.float()
+    logits = head.scale * logits
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     return torch.log_softmax(logits / temperature, dim=-1)
@@ -83,9 +111,9 @@ def divergence(
         teacher.bias,
         mix,
         temperature,
-        1.0,
+        student.scale,
         student.softcap,
-        1.0,
+        teacher.scale,
         teacher.softcap,
     )
     return values.view(student_states.shape[:-1])

@@ -37,7 +37,7 @@ def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repea
             return generate(**once, generation_config=generation_config, **inputs)
         cache = _prefill(generate, once, generation_config)
         cache.batch_repeat_interleave(every)
-        _go_on_from_the_last_token(model, once, every)
+        _repeat_rope_deltas(model, every)
         return generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -94,19 +94,8 @@ def _media(model: nn.Module, visuals: Sequence[VisualInputs] | None, input_ids: 
     return media
 
 
-def _go_on_from_the_last_token(model: nn.Module, once: dict[str, Any], repeats: int) -> None:
-    """Completions continue the position of the prompt's last token, as they do without a cache and in the updates.
-
-    The models of the Qwen-VL families go on from a cache at  index + rope_deltas,  counted from the largest position of the
-    prompt. In a long video that is one of its frames, and the text behind the video stands before it.
-
-    Args: once: the inputs of the prefill.
-    """
+def _repeat_rope_deltas(model: nn.Module, repeats: int) -> None:
+    """The models of the Qwen-VL families continue a cache at  index + rope_deltas,  one for each row."""
     backbone = getattr(base_model(model), "model", None)
-    if getattr(backbone, "rope_deltas", None) is None:
-        return
-    deltas = backbone.rope_deltas
-    if once.keys() & {"image_grid_thw", "video_grid_thw"}:
-        positions, _ = backbone.get_rope_index(**once)
-        deltas = positions[0, :, -1:] - (once["attention_mask"].sum(1, keepdim=True) - 1)
-    backbone.rope_deltas = deltas.repeat_interleave(repeats, dim=0)
+    if getattr(backbone, "rope_deltas", None) is not None:
+        backbone.rope_deltas = backbone.rope_deltas.repeat_interleave(repeats, dim=0)

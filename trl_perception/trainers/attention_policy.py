@@ -86,17 +86,17 @@ def frame_mass(policy: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
 
 
 def attention_metrics(
-    prefix: str, policy: Tensor, visual: Tensor, mask: Tensor, attention_mask: Tensor
+    prefix: str, policy: Tensor, visual: Tensor, mask: Tensor, attention_mask: Tensor, num_tokens: float
 ) -> dict[str, Tensor]:
     """`{prefix}/visual_mass`, `{prefix}/sink_mass`: attention on visual keys and on the first key, mean over tokens.
 
     Args:
         policy: (B,T,S); visual: (B,S) bool; mask: (B,T) bool, tokens that count; attention_mask: (B,S).
+        num_tokens: what the sums over tokens are divided by.
     """
     first = attention_mask.int().argmax(dim=1)
     mass = {
         "visual_mass": (policy * visual[:, None, :]).sum(-1),
         "sink_mass": policy.gather(2, first[:, None, None].expand(-1, policy.size(1), 1))[..., 0],
     }
-    count = mask.sum().clamp(min=1)
-    return {f"{prefix}/{key}": torch.where(mask, value, 0.0).sum().detach() / count for key, value in mass.items()}
+    return {f"{prefix}/{key}": torch.where(mask, value, 0.0).sum().detach() / num_tokens for key, value in mass.items()}

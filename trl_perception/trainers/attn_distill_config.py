@@ -23,7 +23,8 @@ class AttnDistillConfig(AttentionPolicyConfig):
         teacher_load_in_4bit, teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher quantised, with bitsandbytes.
         grpo_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the GRPO loss. 0 is pure distillation.
+            Weight of the GRPO loss with its KL term. 0 is pure distillation. An entropy bonus (`entropy_coef`) and the
+            auxiliary loss of experts keep their own coefficients.
         gkd_weight (`float`, *optional*, defaults to `1.0`):
             mu, weight of the divergence of next-token distributions.
         gkd_mix (`float`, *optional*, defaults to `1.0`):
@@ -33,7 +34,8 @@ class AttnDistillConfig(AttentionPolicyConfig):
         attn_distill_weight (`float`, *optional*, defaults to `0.5`):
             gamma, weight of the attention term.
         attn_reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over tokens, or the paper's `"sum"`.
+            `"mean"` over the tokens of the optimisation step, or the paper's `"sum"` over the tokens of a completion, averaged
+            over the completions of the step.
     """
 
     teacher_model_name_or_path: str | None = field(
@@ -55,7 +57,9 @@ class AttnDistillConfig(AttentionPolicyConfig):
     )
     gkd_temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions."})
     attn_distill_weight: float = field(default=0.5, metadata={"help": "gamma, weight of the attention term."})
-    attn_reduction: str = field(default="mean", metadata={"help": "'mean' over tokens, or the paper's 'sum'."})
+    attn_reduction: str = field(
+        default="mean", metadata={"help": "'mean' over tokens, or the paper's 'sum' over a completion's."}
+    )
 
     _VALID_DICT_FIELDS = [*AttentionPolicyConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 

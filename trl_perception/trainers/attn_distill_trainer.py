@@ -14,7 +14,7 @@ from .attention_policy import attention_metrics, frame_mass, group_policy, padde
 from .attn_distill_config import AttnDistillConfig
 from .base import GRPOVideoTrainer
 from .ral_trainer import RALTrainer, refuse_reentrant
-from .rollout import Group, signal_of_rows
+from .rollout import Group, loss_mask, signal_of_rows
 from .teacher import check_teacher, load_teacher, prepare_teacher
 
 
@@ -23,8 +23,10 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     loss = grpo_weight * L_GRPO + gkd_weight * mean_t D(student_t, teacher_t) + attn_distill_weight * mean_t JSD(p_t || q_t)
 
-    over the tokens of the student's rollouts; D compares next-token distributions, p and q are the attention policies of
-    student and teacher. The teacher reads each rollout once: its hidden states and attention rows travel with it.
+    over the student's rollouts; D compares next-token distributions, p and q are the attention policies of student and
+    teacher. The means are over the loss tokens of the optimisation step, of all micro-batches and processes; with
+    `attn_reduction="sum"` the second one is over its completions, of sums over their tokens. The teacher reads each rollout
+    once: its hidden states and attention rows travel with it.
 
     Args:
         teacher_model: the teacher as an object; else `args.teacher_model_name_or_path` names it, or, with an adapter on
@@ -85,7 +87,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
         if not self.taps or not self.model.training:
             return None
-        counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        counted = loss_mask(inputs)
         loss: Tensor | float = 0.0
         metrics: dict[str, Tensor | float] = {}
         for tap in self.taps:
@@ -108,9 +110,17 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         self.note(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
         self.note(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
         self.note(inputs, "teacher_attention", lambda: frame_mass(teacher_policy, inputs), "GTF")
-        weight, reduction = options.attn_distill_weight, options.attn_reduction
-        term = attn_distill_penalty(policy, teacher_policy, counted, weight=weight, reduction=reduction)
-        seen = attention_metrics("attn_distill", policy, visual, counted, mask)
+        tokens = inputs["tokens_per_micro_batch"]
+        term = attn_distill_penalty(
+            policy,
+            teacher_policy,
+            counted,
+            weight=options.attn_distill_weight,
+            reduction=options.attn_reduction,
+            num_tokens=tokens,
+            num_completions=inputs["completions_per_micro_batch"],
+        )
+        seen = attention_metrics("attn_distill", policy, visual, counted, mask, tokens)
         return Penalty(term.loss, {**term.metrics, **seen})
 
     def _gkd(self, states: TokenStates, inputs: dict[str, Any], counted: Tensor) -> Penalty:
@@ -132,7 +142,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             temperature=options.gkd_temperature,
         )
         self.note(inputs, "divergence_from_teacher", values)
-        gkd = torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+        gkd = torch.where(counted, values, 0.0).sum() / inputs["tokens_per_micro_batch"]
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})
 
     def _teaching(self) -> AbstractContextManager:

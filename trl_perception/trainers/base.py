@@ -30,6 +30,7 @@ from ..signals import (
     AttentionTap,
     HiddenTap,
     View,
+    apply_position_rule,
     paused,
     pixels_of,
     same_frozen_tower,
@@ -54,8 +55,8 @@ from .faults import NonFinite, samples
 from .forwards import Forwards
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
-from .refusals import averaged_credit, require_prompts
-from .rollout import Group, Rollout, complete_groups, whole_groups
+from .refusals import averaged_credit, check_datasets, require_prompts, require_trainable
+from .rollout import Group, Rollout, complete_groups, loss_counts, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
 from .sharding import Sharding
@@ -97,9 +98,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     sighted_reads: SightedReads | None = None
     # Whether another model than the policy and its reference is to see the media, with a vision tower of its own.
     keeps_pixels = False
-    # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy loss beside the
-    # penalty; and whether tokens of weight 0 leave the loss altogether (KL term and denominator too) instead of having no
-    # advantage.
+    # Taps that are active in the forward of every update, for `penalty` to read; the factor of the policy term, its KL term
+    # included (TRL's entropy bonus and the experts' loss have coefficients of their own); and whether tokens of weight 0 leave
+    # the loss altogether (KL term and denominator too) instead of having no advantage.
     taps: tuple[AttentionTap | HiddenTap, ...] = ()
     policy_loss_weight = 1.0
     loss_counts_weighted_tokens_only = False
@@ -125,9 +126,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if kwargs.get("environment_factory") is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
+            if args.check_rows and not kwargs.get("tools") and kwargs.get("rollout_func") is None:
+                check_datasets(args, reward_funcs, train_dataset, eval_dataset)
         frozen = {"tower": args.freeze_vision_tower, "merger": args.freeze_merger}
         kwargs["peft_config"] = outside_frozen_parts(kwargs.get("peft_config"), **frozen)
         self._rollout: Rollout | None = None
+        self._step_begin = 0
         self._sampled_at_step: int | None = None
         self._visual_inputs: Sequence[VisualInputs | None] | None = None
         self._sighted: SightedForward | None = None
@@ -143,6 +147,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 processing_class=processing_class,
                 **kwargs,
             )
+        for policy in (self.model, self.ref_model):
+            if policy is not None:
+                apply_position_rule(policy, args.position_rule)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         self._prepares_prompts = has_visual_grids(self.processing_class) and not (
             self.tools or self.rollout_func or self.environment_factories
@@ -157,6 +164,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if args.beta > 0:
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, args)
+        require_trainable(self.model)
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         self._meet_the_others()
@@ -206,9 +214,15 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
         """A term with gradient that is added to the loss at every update; None, the default, adds nothing.
 
+        Its loss is divided by the accumulation, and gradients are averaged over processes. A mean over the micro-batch's
+        tokens would thus weigh a token by the micro-batch that it came in; their sum divided by
+        `inputs["tokens_per_micro_batch"]` is the mean over the whole optimisation step.
+
         Args:
             inputs: the micro-batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
-                `visual_inputs` and what a subclass put there.
+                `visual_inputs` and what a subclass put there; in training `tokens_per_micro_batch` and
+                `completions_per_micro_batch`, tokens that the policy is trained on and completions that have any, means
+                over the micro-batches of the step on all processes.
         """
         return None
 
@@ -339,11 +353,38 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         buffered = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
-        if self.model.training and self._buffered_inputs is not buffered and "pixel_values" not in inputs:
-            self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
+        if not self.model.training:
+            return inputs
+        if self._buffered_inputs is not buffered:
+            # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
+            if "pixel_values" not in inputs:
+                self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
+            counts = torch.stack([loss_counts(batch) for batch in self._buffered_inputs])
+            counts = self.accelerator.reduce(counts, reduction="sum").tolist()
+            for batch, (tokens, completions) in zip(self._buffered_inputs, counts, strict=True):
+                batch["in_loss"] = {"tokens": tokens, "completions": completions}
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        inputs.update(self._means_of_step())
         return inputs
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple:
+        self._step_begin = self._step  # transformers asks for the micro-batches of one optimisation step
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _means_of_step(self) -> dict[str, float]:
+        """Tokens and completions in the loss, means over the micro-batches of the optimisation step on all processes.
+
+        Of a step that spans several rollouts, over those that belong to the rollout in hand: the next is not sampled yet.
+        """
+        spread = self.args.steps_per_generation
+        rollout = spread * self.num_iterations
+        step = range(self._step_begin, self._step_begin + self.current_gradient_accumulation_steps)
+        batches = [self._buffered_inputs[i % spread] for i in step if i // rollout == self._step // rollout]
+        shares = len(batches) * self.accelerator.num_processes
+        return {
+            f"{what}_per_micro_batch": (sum(batch["in_loss"][what] for batch in batches) or 1) / shares
+            for what in ("tokens", "completions")
+        }
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         awaits = self.model.training and "group" in inputs
@@ -352,9 +393,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
             for tap in self._taps_of_update:
                 taps.enter_context(tap)
-            loss = super()._compute_loss(model, inputs) * self.policy_loss_weight
-            if self.loss_type in ROW_MEAN_LOSSES:
-                loss = loss * inputs.get("row_scale", 1.0)
+            with self._policy_term_scaled(inputs):
+                loss = super()._compute_loss(model, inputs)
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
@@ -362,6 +402,23 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self._record([penalty.metrics])
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
+
+    @contextmanager
+    def _policy_term_scaled(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Context manager that scales the policy term of TRL's loss, and not its entropy bonus and its experts' loss.
+
+        That term is linear in the advantages and, beside them, in the KL coefficient, for every loss type.
+        """
+        counts_rows = self.loss_type in ROW_MEAN_LOSSES
+        scale = self.policy_loss_weight * float(inputs.get("row_scale", 1.0) if counts_rows else 1.0)
+        advantages, beta = inputs["advantages"], self.beta
+        inputs["advantages"], self.beta = advantages * scale, beta * scale
+        try:
+            yield
+        finally:
+            if inputs["advantages"].dim() > advantages.dim():  # token weights came in the forward
+                advantages = advantages.unsqueeze(1) * inputs["token_weights"]
+            inputs["advantages"], self.beta = advantages, beta
 
     # Forwards with media
 

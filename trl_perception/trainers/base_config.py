@@ -6,6 +6,7 @@ from transformers import ProcessorMixin
 from trl import GRPOConfig
 
 from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
+from ..signals import check_position_rule
 
 
 @dataclass
@@ -31,6 +32,9 @@ class GRPOVideoConfig(GRPOConfig):
         on_bad_media (`str`, *optional*, defaults to `"error"`):
             What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"`
             leaves it out of loss and rewards, warns, and counts it in `media/skipped`.
+        check_rows (`bool`, *optional*, defaults to `True`):
+            Whether every row is looked at once before the model is loaded: messages, media and their settings, missing files,
+            and the solutions that the accuracy rewards read. Nothing is decoded; rows of a stream are looked at as they come.
         media_workers (`int`, *optional*):
             Threads that decode media. `None` takes one a core, at most 8.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
@@ -41,6 +45,10 @@ class GRPOVideoConfig(GRPOConfig):
             Most frames of a clip, declared in its header or met while it is read. A longer one counts as bad media.
         media_timeout (`float`, *optional*, defaults to `600.0`):
             Most seconds that reading one medium may take, its download included. A slower one counts as bad media.
+        position_rule (`str`, *optional*, defaults to `"released"`):
+            Where text behind a video starts in Qwen2-VL and Qwen2.5-VL, in every forward and in generation:
+            `"released"`, at the largest position of the video + 1, or `"transformers"`, as transformers 5 has it
+            (docs/positions.md).
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Whether the vision encoder keeps its weights.
         freeze_merger (`bool`, *optional*, defaults to `False`):
@@ -107,6 +115,13 @@ class GRPOVideoConfig(GRPOConfig):
             "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
         },
     )
+    check_rows: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether every row is looked at once before the model is loaded: messages, media and their settings, missing "
+            "files, solutions. Nothing is decoded."
+        },
+    )
     media_workers: int | None = field(
         default=None, metadata={"help": "Threads that decode media. None takes one a core, at most 8."}
     )
@@ -124,6 +139,13 @@ class GRPOVideoConfig(GRPOConfig):
     media_timeout: float = field(
         default=MediaLimits.timeout,
         metadata={"help": "Most seconds for one medium, download included. A slower one follows on_bad_media."},
+    )
+    position_rule: str = field(
+        default="released",
+        metadata={
+            "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released', at the largest position of the "
+            "video + 1, or 'transformers', as transformers 5 has it."
+        },
     )
     freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
     freeze_merger: bool = field(
@@ -208,6 +230,7 @@ class GRPOVideoConfig(GRPOConfig):
             raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
         if self.group_forward not in ("auto", "on", "off"):
             raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
+        check_position_rule(self.position_rule)
         for name in ("on_bad_media", "on_nonfinite"):
             if getattr(self, name) not in ("error", "skip"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; 'error' or 'skip' wanted.")

@@ -14,13 +14,15 @@ from .adapters import require_untouched_base
 from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .base import GRPOVideoTrainer
 from .ral_config import RALConfig
-from .rollout import Group, signal_of_rows
+from .rollout import Group, loss_mask, signal_of_rows
 
 
 class RALTrainer(GRPOVideoTrainer):
     """Reinforced Attention Learning (arXiv:2602.04884) on [`GRPOVideoTrainer`].
 
     loss = L_GRPO + attn_weight * mean_t A_t JSD(p_t || p_old_t), p the attention of completion tokens to earlier positions
+
+    The mean is over the loss tokens of the optimisation step, of all micro-batches and processes.
 
     The rows of the update come from its own forward. Those of the rollout policy are taken from the first forward after
     the rollout while no optimisation step lies between (the policies are one, and the term is zero), and from a forward
@@ -86,11 +88,12 @@ class RALTrainer(GRPOVideoTrainer):
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             inputs["reference_policy"] = list(policy.detach())
         reference = padded(signal_of_rows(inputs, "reference_policy"), policy)
-        counted = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+        counted, tokens = loss_mask(inputs), inputs["tokens_per_micro_batch"]
         self.note(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
         self.note(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
-        result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=self.args.attn_weight)
-        metrics = attention_metrics("ral", policy, visual, counted, mask)
+        weight = self.args.attn_weight
+        result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=weight, num_tokens=tokens)
+        metrics = attention_metrics("ral", policy, visual, counted, mask, tokens)
         return replace(result, metrics={**result.metrics, **metrics})
 
     def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:

@@ -3,13 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accelerate.logging import get_logger
+from datasets import Dataset
+from torch import nn
 from transformers import ProcessorMixin
 
-from ..media import has_visual_grids, media_columns
+from ..data.row_check import check_rows
+from ..media import MediaSettings, has_visual_grids, media_columns
+from ..rewards import solution_check
+
+# Arguments of a reward function that TRL passes beside the columns.
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+logger = get_logger(__name__)
 
 
 def require_prompts(dataset: Any) -> None:
-    """Refuse a dataset without a prompt column at once instead of at its first batch.
+    """Refuse a dataset without a prompt column, or with one that would shadow an argument of rewards, before its first batch.
 
     Errors: ValueError naming the columns found.
     """
@@ -18,10 +28,50 @@ def require_prompts(dataset: Any) -> None:
             require_prompts(part)
         return
     columns = getattr(dataset, "column_names", None)
+    if reserved := sorted({*RESERVED} & {*(columns or ())}):
+        raise ValueError(
+            f"The dataset has a column {reserved[0]!r}, which is an argument that TRL passes to every reward function: its values "
+            "would be lost. Rename the column."
+        )
     if columns and "prompt" not in columns:
         raise ValueError(
             f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
             "'prompt', or make rows of questions and answers with `trl-perception prepare`."
+        )
+
+
+def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Look at every row of map-style data once (see [`check_rows`]); warn of rows that `on_bad_media="skip"` will leave out.
+
+    Errors: ValueError with a table of all that is wrong.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    data = {
+        "training data": train_dataset,
+        **{f"evaluation data {name}".strip(): rows for name, rows in evaluated.items()},
+    }
+    media = MediaSettings(args.video_settings, args.image_min_pixels, args.image_max_pixels, args.media_limits)
+    rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    for title, rows in data.items():
+        if not isinstance(rows, Dataset) or rows.format["type"] == "custom":  # a stream, or rows made as they are read
+            continue
+        table = check_rows(
+            rows,
+            title=title,
+            skip_missing=args.on_bad_media == "skip",
+            settings=media.request,
+            solutions=solution_check(rewards),
+        )
+        if table:
+            logger.warning(table)
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Refuse a model of which no weight trains, before an optimizer without parameters does. Errors: ValueError."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "No weight of the model has requires_grad, so that nothing would be trained. Unfreeze some of its weights, pass a "
+            "peft_config (use_peft: true), or unset freeze_vision_tower and freeze_merger."
         )
 
 

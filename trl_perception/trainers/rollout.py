@@ -92,7 +92,7 @@ def complete_groups(
     rollout: Rollout, output: Mapping[str, Any], num_generations: int, reward_names: Sequence[str]
 ) -> Iterator[tuple[slice, Group]]:
     """The groups of a rollout with their rows in TRL's output, those that are left out excepted."""
-    mask = (output["completion_mask"] * output.get("tool_mask", 1)).bool()
+    mask = loss_mask(output)
     for start in range(0, len(rollout.prompts), num_generations):
         rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
         if prompt.left_out:
@@ -107,6 +107,19 @@ def complete_groups(
             advantages=output["advantages"][rows],
         )
         yield rows, group
+
+
+def loss_mask(inputs: Mapping[str, Any]) -> Tensor:
+    """(B,T) bool: the tokens that the policy is trained on. Padding, truncated completions that are masked, tokens of tools
+    and samples that are left out are not among them.
+    """
+    return (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+
+
+def loss_counts(inputs: Mapping[str, Any]) -> Tensor:
+    """(2,) int: the tokens of a micro-batch that the policy is trained on, and the completions that have any."""
+    per_completion = loss_mask(inputs).sum(1)
+    return torch.stack([per_completion.sum(), (per_completion > 0).sum()])
 
 
 def signal_of_rows(inputs: Mapping[str, Any], name: str) -> list[Tensor | None]:

@@ -9,7 +9,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
 
 from ..assets import model_path
-from ..signals import base_model
+from ..signals import apply_position_rule, base_model
 from .attn_distill_config import AttnDistillConfig
 from .quantising import quantization_of_teacher
 
@@ -59,7 +59,8 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel, tokenizer:
 
 
 def prepare_teacher(teacher: PreTrainedModel, trainer: GRPOTrainer) -> nn.Module:
-    """Frozen, in evaluation mode, without dropout, placed or sharded as TRL does it with a reference model."""
+    """Frozen, in evaluation mode, without dropout, with the student's positions, placed or sharded as TRL's reference model."""
+    apply_position_rule(teacher, trainer.args.position_rule)
     teacher.requires_grad_(False)
     teacher.eval()
     if trainer.is_deepspeed_enabled:

@@ -77,6 +77,7 @@ def test_the_group_of_a_skipped_reward_leaves_the_loss_of_the_others_as_it_is(ma
         per_device_train_batch_size=8,
         loss_type=loss_type,
         beta=0.1,
+        entropy_coef=0.5,
         max_steps=1,
     )
     with pytest.warns(UserWarning, match=r"the groups of rewards that are not finite: nan_for_blue for sample blue"):

@@ -89,6 +89,17 @@ def test_a_card_says_what_was_done_and_what_came_of_it(rows, make_trainer):
         assert unsaid not in text, unsaid
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("released", "starts at the video's largest position + 1 in this model, as in the released one, in vLLM"),
+        ("transformers", "was trained with `position_rule: transformers`"),
+    ],
+)
+def test_a_card_says_where_text_behind_a_video_stands(rows, make_trainer, rule, said):
+    assert said in card_of(make_trainer(rows["text"], position_rule=rule)).text
+
+
 def test_metadata_are_what_the_hub_knows(rows, make_trainer):
     trainer = make_trainer(rows["video"])
     trainer.origin = ORIGIN

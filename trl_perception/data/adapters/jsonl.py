@@ -2,7 +2,7 @@
 
     {"id": "17", "question": "How many flashes?", "video": "clips/17.mp4", "problem_type": "numerical", "answer": "3"}
 
-- `question`; `<image>` and `<video>` in it say where media stand, without them media go first.
+- `question`; `<image>` and `<video>` in it say where media of the row stand, without them media go first.
 - `answer`, with or without answer tags: a letter or an option's text for multiple choice, a number, words, or
   "2.0 to 3.5" for temporal grounding.
 - `problem_type`: a key of `trl_perception.rewards.PROBLEM_TYPES`.
@@ -39,6 +39,7 @@ def jsonl_row(record: Record, source: Source) -> dict[str, Any]:
         options=record.texts("options", optional=problem_type != "multiple choice"),
         videos=_media(record, source, "video"),
         images=_media(record, source, "image"),
+        strict_tags=False,
         **({} if spans is None else {"time_spans": checked_spans(record, spans)}),
     )
 

@@ -25,6 +25,7 @@ def make_row(
     options: Sequence[str] = (),
     videos: Sequence[Any] = (),
     images: Sequence[Any] = (),
+    strict_tags: bool = True,
     **columns: Any,
 ) -> dict[str, Any]:
     """A row: one user turn with media, question and options, and what the rewards read.
@@ -36,6 +37,7 @@ def make_row(
     Args:
         name: the row's id, one of its own in the data set.
         videos, images: paths, or the bytes of encoded images.
+        strict_tags: whether a tag of a kind of which there are no media is an error; else it is text.
         columns: further columns, such as `time_spans` and `duration`.
     Errors: RecordError where tags and media differ in number, or where the solution does not suit its problem type.
     """
@@ -46,7 +48,7 @@ def make_row(
         question = "\n".join([question, *options])
     row = {
         "id": name,
-        "prompt": [{"role": "user", "content": _content(record, question, len(videos), len(images))}],
+        "prompt": [{"role": "user", "content": _content(record, question, len(videos), len(images), strict_tags)}],
         "videos": list(videos),
         "images": list(images),
         "problem_type": problem_type,
@@ -94,13 +96,14 @@ def _letter(record: Record, solution: str, options: list[str]) -> str:
     return letter
 
 
-def _content(record: Record, question: str, videos: int, images: int) -> list[dict[str, str]]:
+def _content(record: Record, question: str, videos: int, images: int, strict: bool) -> list[dict[str, str]]:
+    held = {"<video>": videos, "<image>": images}
     parts = [part for part in _TAGS.split(question) if part.strip()]
-    tags = [part for part in parts if _TAGS.fullmatch(part)]
+    tags = [part for part in parts if part in held and (strict or held[part])]
     if not tags:
         placeholders = [{"type": "video"}] * videos + [{"type": "image"}] * images
         return [*placeholders, {"type": "text", "text": question.strip()}]
-    if (tags.count("<video>"), tags.count("<image>")) != (videos, images):
+    if any(tags.count(tag) != count for tag, count in held.items()):
         raise record.wrong(
             f"the question has {tags.count('<video>')} <video> and {tags.count('<image>')} <image> tags for {videos} "
             f"videos and {images} images."

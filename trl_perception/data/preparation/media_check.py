@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ...media import MediaError, MediaRequest
-from ...media.probe import QWEN_PIXELS, clip_tokens, probe, visual_tokens
+from ...media import MediaError, MediaRequest, conversation, media_blocks
+from ...media.probe import expected_tokens, probe, read_tokens
 from ..adapters.source import URLS
 from .options import PrepareOptions
 
 MISSING, UNREADABLE = "media missing", "media unreadable"
-FACTOR = 28  # patch_size * merge_size of Qwen2-VL and Qwen2.5-VL
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class MediaReport:
 
 
 class MediaChecker:
-    """Looks at the media of many rows with threads; a medium that rows share is looked at once."""
+    """Looks at the media of many rows with threads; a medium that rows share, read alike, is looked at once."""
 
     def __init__(self, options: PrepareOptions, workers: int):
         self.options = options
@@ -37,31 +36,37 @@ class MediaChecker:
         """One report a row, over all its media; the first medium that fails decides."""
         if self.options.check == "none":
             return [MediaReport() for _ in rows]
-        media = [[(kind, medium) for kind in ("video", "image") for medium in row[f"{kind}s"]] for row in rows]
-        new = list(dict.fromkeys(medium for of_row in media for medium in of_row if medium not in self._known))
+        requests = [[self.options.media.request(block) for block in media_blocks(conversation(row))] for row in rows]
+        new = {_key(request): request for of_row in requests for request in of_row if _key(request) not in self._known}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="check") as pool:
-            reports = dict(zip(new, pool.map(lambda medium: self._look(*medium), new), strict=True))
+            reports = dict(zip(new, pool.map(self._look, new.values()), strict=True))
         # Encoded bytes are not kept: no other row will have them, and they are large.
         self._known.update({key: report for key, report in reports.items() if not isinstance(key[1], bytes)})
-        return [_joined([reports.get(medium) or self._known[medium] for medium in of_row]) for of_row in media]
+        return [
+            _joined([reports.get(_key(request)) or self._known[_key(request)] for request in of_row])
+            for of_row in requests
+        ]
 
-    def _look(self, kind: str, medium: str | bytes) -> MediaReport:
+    def _look(self, request: MediaRequest) -> MediaReport:
+        medium = request.source
         is_path = isinstance(medium, str) and not medium.startswith(URLS)
         if is_path and not os.path.exists(medium):
             return MediaReport(reason=MISSING, detail=f"{medium} does not exist")
         if self.options.check == "exists" and not is_path and isinstance(medium, str):
             return MediaReport()  # a URL: only decoding fetches it
-        settings, sizes, limits = self.options.video, self.options.image_limits, self.options.media_limits
         try:
-            if self.options.check == "decode" and kind == "video":
-                clip = MediaRequest("video", medium, settings, FACTOR, QWEN_PIXELS, limits=limits).read()
-                return MediaReport(clip.total_frames / clip.fps, clip_tokens(clip, FACTOR))
             if self.options.check == "decode":
-                MediaRequest("image", medium, limits=limits).read()
-            facts = probe(kind, medium, limits)
-            return MediaReport(facts.seconds, visual_tokens(facts, settings, image_limits=sizes, factor=FACTOR))
+                found = request.read()
+                seconds = found.total_frames / found.fps if request.kind == "video" else 0.0
+                return MediaReport(seconds, read_tokens(found, request.factor))
+            facts = probe(request.kind, medium, request.limits)
+            return MediaReport(facts.seconds, expected_tokens(facts, request))
         except MediaError as error:
             return MediaReport(reason=UNREADABLE, detail=str(error))
+
+
+def _key(request: MediaRequest) -> tuple:
+    return request.kind, request.source, request.settings, request.source_fps
 
 
 def _joined(reports: Sequence[MediaReport]) -> MediaReport:

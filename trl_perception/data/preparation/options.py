@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...media import MediaLimits, VideoSettings
-from ...media.probe import QWEN_PIXELS
+from ...media import MediaLimits, MediaSettings, ProcessorSizes, VideoSettings
 from ..adapters.rows import KNOWN_TYPES
 from ..templates import get_template
 
@@ -30,8 +29,9 @@ class PrepareOptions:
         pass_rate_columns: its columns: the row's id, and the rate in [0, 1].
         min_pass_rate, max_pass_rate: bounds of the rates that are kept, both included.
         template: prompt template that is written into the prompts.
-        video, image_limits: sampling and sizes, for "decode" and for the estimate of visual tokens.
+        video, image_limits: sampling and sizes, for "decode" and for the count of visual tokens.
         media_limits: what one medium may cost to read.
+        sizes: of the processor that training has, which hold where nothing else is set.
         relative_media: write every path relative to the output folder, so that it can be moved with the media.
         shard_size: records that are worked on between two points from which an interrupted run goes on.
     """
@@ -48,8 +48,9 @@ class PrepareOptions:
     max_pass_rate: float = 1.0
     template: str = "none"
     video: VideoSettings = field(default_factory=VideoSettings)
-    image_limits: tuple[int, int] = QWEN_PIXELS
+    image_limits: tuple[int | None, int | None] = (None, None)
     media_limits: MediaLimits = field(default_factory=MediaLimits)
+    sizes: ProcessorSizes = field(default_factory=ProcessorSizes)
     relative_media: bool = False
     shard_size: int = 2000
 
@@ -74,6 +75,11 @@ class PrepareOptions:
         low, high = self.min_duration, self.max_duration
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_duration is {low}, above max_duration {high}; lower the one or raise the other.")
+
+    @property
+    def media(self) -> MediaSettings:
+        """Sampling, sizes and limits as the preparer of prompts takes them in training."""
+        return MediaSettings(self.video, *self.image_limits, self.media_limits, self.sizes)
 
     def as_json(self) -> dict[str, Any]:
         """The options that every chunk of a run must share, as JSON holds them; a file as its name and digest."""

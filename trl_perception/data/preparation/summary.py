@@ -30,7 +30,7 @@ def summarize(folder: SplitFolder, tallies: Sequence[Mapping[str, Any]], spec: M
         "examples": examples,
         "problem_types": dict(Counter(folder.column("problem_type")).most_common()),
         **{name: _distribution(values) for name, values in of_rows.items()},
-        "video_settings": {key: value for key, value in spec["options"]["video"].items() if value is not None},
+        "video_settings": {key: value for key, value in _media_settings(spec["options"]).items() if value is not None},
         "template": spec["options"]["template"],
     }
 
@@ -95,6 +95,14 @@ def _section(summary: Mapping[str, Any]) -> str:
     for name in measured:
         lines.append(f"| {MEASURES[name]} | {' | '.join(f'{summary[name][p]:,g}' for p in (*POINTS, 'mean'))} |")
     return "\n".join([*lines, "", f"Visual tokens with {_settings(summary)}."] if measured else lines)
+
+
+def _media_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which media were sized: of videos by their own names, of images with `image_` before them."""
+    return {
+        **options["video"],
+        **dict(zip(("image_min_pixels", "image_max_pixels"), options["image_limits"], strict=True)),
+    }
 
 
 def _settings(summary: Mapping[str, Any]) -> str:

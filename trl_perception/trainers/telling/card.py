@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 
 from ... import __version__
 from ...reports import reward_gain
+from ...signals import position_rule_of
 from .card_facts import before_and_after, hardware, parts_trained
 
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
@@ -34,6 +35,7 @@ def complete_card(trainer: GRPOTrainer) -> None:
         *_introduction(trainer, card.data.base_model),
         "## Quick start",
         _code("python", _example(trainer, card.data.base_model)),
+        *_positions(trainer),
         "## Training procedure",
         training.strip(),
         *_outcome(trainer),
@@ -95,6 +97,23 @@ def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
         f"output = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
         'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _positions(trainer: GRPOTrainer) -> Iterator[str]:
+    """Where text behind a video stood in training, for models that programs run differently."""
+    rule = position_rule_of(trainer.model)
+    if rule == "released":
+        yield (
+            "Text behind a video starts at the video's largest position + 1 in this model, as in the released one, in vLLM and in "
+            "transformers 4 (`position_rule: released`). Plain transformers 5 (up to 5.24) starts it at another position, and answers "
+            "about long clips may differ there. `apply_position_rule(model)` from `trl_perception.signals` sets it right."
+        )
+    elif rule == "transformers":
+        yield (
+            "This model was trained with `position_rule: transformers`: text behind a video starts where transformers 5 has it. "
+            'vLLM and transformers 4 run it at other positions. `apply_position_rule(model, "transformers")` from '
+            "`trl_perception.signals` gives completions the positions of training."
+        )
 
 
 def _outcome(trainer: GRPOTrainer) -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""Before a run: which rows the reward functions could not score."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
+from trl_perception.rewards.boxes import BOX_GROUNDING, box_iou_reward
+from trl_perception.rewards.temporal import TEMPORAL_GROUNDING, temporal_iou_reward
+
+PARSED = 1000  # mathematical expressions; one takes milliseconds
+# reward function -> the problem types that it reads, None for all
+READS = {
+    accuracy_reward: None,
+    boxed_accuracy_reward: None,
+    temporal_iou_reward: (TEMPORAL_GROUNDING,),
+    box_iou_reward: tuple(BOX_GROUNDING),
+}
+
+
+def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
+    """Nothing, where `accuracy_reward` can score a row with these values. Raises: ValueError on what is wrong."""
+    try:
+        accuracy_reward([None], [""], solution=[solution], problem_type=[problem_type], options=[options])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(str(error).removeprefix("row 0 of the batch: ")) from error
+
+
+def solution_check(reward_funcs: Sequence[Any]) -> Callable[[Mapping[str, Any]], None] | None:
+    """What looks at a row's `problem_type`, `solution` and `options`: ValueError where one of these rewards would stop a run.
+
+    None where none of them reads a solution by its problem type. Of mathematical expressions the first 1,000 different ones
+    are parsed.
+    """
+    functions = [reward.func if isinstance(reward, partial) else reward for reward in reward_funcs]
+    reads = [READS[function] for function in functions if callable(function) and function in READS]
+    if not reads:
+        return None
+    types = None if None in reads else {kind for of_reward in reads for kind in of_reward}
+    parsed: set[str] = set()
+
+    def check(row: Mapping[str, Any]) -> None:
+        kind, solution = row.get("problem_type"), row.get("solution")
+        if types is not None and kind not in types:
+            return
+        if kind == "mathematics" and isinstance(solution, str) and solution.strip():
+            if solution in parsed or len(parsed) >= PARSED:
+                return
+            parsed.add(solution)
+        check_solution(kind, solution, row.get("options") or None)
+
+    return check

@@ -1,0 +1,90 @@
+"""Where the text behind a video stands: the one place that decides it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .head import base_model
+
+POSITION_RULES = ("released", "transformers")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL splits a video into cells of one step, where both rules agree
+
+
+def apply_position_rule(model: nn.Module, rule: str = "released") -> None:
+    """Make a Qwen2-VL or Qwen2.5-VL model number its positions by `rule`, in every forward and in `generate`.
+
+    A medium of t x h x w cells (h, w after merging; s position steps between two temporal cells) that starts at position p
+    ends at  e = p + max((t-1) s, h-1, w-1).  The text behind it starts at
+
+        released:      e + 1             as the released models were trained, and as vLLM and transformers 4 run them
+        transformers:  p + max(h, w)     as transformers 5 runs them
+
+    on all three axes. Both are the same for images, and for videos with (t-1) s < max(h, w). Under both, a completion
+    starts behind the last token of its prompt, whether it is generated or forwarded.
+
+    The rule belongs to this model object, which it changes, and to its copies; weights and saved files do not know it. A
+    later call with another rule replaces it. Models of other families are left as they are.
+
+    Args:
+        model: in its wrappers (PEFT, DDP, FSDP, DeepSpeed) or not.
+        rule: "released" or "transformers".
+    Errors: ValueError for another rule.
+    """
+    check_position_rule(rule)
+    backbone = getattr(base_model(model), "model", None)
+    if getattr(getattr(backbone, "config", None), "model_type", None) in FAMILIES:
+        backbone.get_rope_index = RopeIndex(backbone, rule)
+
+
+def position_rule_of(model: nn.Module) -> str | None:
+    """The rule that was applied to a model; None for a model of another family."""
+    index = getattr(getattr(base_model(model), "model", None), "get_rope_index", None)
+    return index.rule if isinstance(index, RopeIndex) else None
+
+
+def check_position_rule(rule: str) -> None:
+    """Errors: ValueError for a rule that is none of `POSITION_RULES`."""
+    if rule not in POSITION_RULES:
+        raise ValueError(f"position_rule is {rule!r}; 'released' or 'transformers' wanted.")
+
+
+class RopeIndex:
+    """`get_rope_index` of one backbone under a rule (see [`apply_position_rule`]).
+
+    Takes what the backbone's own one takes. Returns positions (3,B,S) int, 0 on padding, and rope_deltas (B,1) int: the
+    position of a row's next token minus its number of tokens.
+    """
+
+    def __init__(self, backbone: nn.Module, rule: str):
+        self.backbone, self.rule = backbone, rule
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        mm_token_type_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **media: Any,
+    ) -> tuple[Tensor, Tensor]:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # One more token of text: the first one of a completion.
+        ids, types, mask = (
+            torch.cat([values, values.new_full((len(values), 1), last)], dim=1)
+            for values, last in ((input_ids, 0), (mm_token_type_ids, 0), (mask, 1))
+        )
+        own = type(self.backbone).get_rope_index
+        positions, _ = own(self.backbone, input_ids=ids, mm_token_type_ids=types, attention_mask=mask, **media)
+        if self.rule == "released":
+            for row, kept in enumerate(mask.bool()):
+                positions[:, row, kept] = behind_each_other(positions[:, row, kept], types[row, kept])
+        return positions[:, :, :-1], positions[0, :, -1:] - (mask.sum(1, keepdim=True) - 1)
+
+
+def behind_each_other(positions: Tensor, types: Tensor) -> Tensor:
+    """The positions (3,S) of a row with every run of tokens of one type (S,) moved behind the largest position before it."""
+    sizes = torch.unique_consecutive(types, return_counts=True)[1].tolist()
+    moved, start = [], 0
+    for run in positions.split(sizes, dim=1):
+        moved.append(run - run.min() + start)
+        start = moved[-1].max() + 1
+    return torch.cat(moved, dim=1)
