@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 ACCELERATE_CONFIGS = "accelerate_configs"
+FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant")
 
 
 def recipe_path(name: str) -> Path:
@@ -115,6 +116,21 @@ def require_known(recipe: Iterable[str], command_line: Iterable[str], known: Ite
         for key in keys:
             if key not in known and (origin == "recipe" or key.removeprefix("no_") not in known):
                 raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {trainer!r}.{nearest(key, known)}")
+
+
+def require_in_use(settings: Iterable[str], switches: Mapping[str, bool]) -> None:
+    """Refuse settings of an adapter, or of 4-bit weights, in a run that has none.
+
+    Args: settings: what recipe and command line set. switches: `use_peft` and `load_in_4bit`.
+    Errors: ValueError with the setting that would switch it on.
+    """
+    for name in settings:
+        adapter = name.startswith("lora_") or name in ("use_dora", "use_rslora")
+        needs = "use_peft" if adapter else "load_in_4bit" if name in FOUR_BIT else None
+        if needs and not switches[needs]:
+            raise ValueError(
+                f"{name} is set, but {needs} is not, so that it would do nothing. Set {needs}: true, or unset {name}."
+            )
 
 
 def require_types(recipe: Mapping[str, Any], hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from .recipe import (
     given,
     read_recipe,
     recipe_path,
+    require_in_use,
     require_known,
     require_trainer,
     require_types,
@@ -145,6 +146,8 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     for origin, strings in (("recipe", from_recipe), ("command line", from_command)):
         if strings:
             raise ValueError(f"The {origin} has stray values {strings}; every value follows a --key.")
+    model = parsed[2]
+    require_in_use([*recipe, *given(args)], {"use_peft": model.use_peft, "load_in_4bit": model.load_in_4bit})
     return tuple(parsed)
 
 

@@ -72,8 +72,6 @@ class Sampling(GRPOTrainer):
         for prompt in prompts:
             if prompt.left_out:
                 warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
-        if self.use_vllm and any(prompt.frames for prompt in prompts):
-            raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
         prompts = [prompt for prompt in prompts for _ in range(step)]
         left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
         self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
@@ -106,9 +104,7 @@ class Sampling(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
             return super()._tokenize_prompts(prompts)
-        prepared = self._rollout.prompts
-        images = [prompt.images or None for prompt in prepared]  # vLLM takes these, `generate` the visual inputs
-        return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
+        return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         shares = self._prefills and _are_groups(prompt_ids, num_generations)
