@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import get_token
 
-from .recipe import given
+from .recipe import given, recipe_name
 
 if TYPE_CHECKING:
     from .trainers.telling.card_facts import Origin
@@ -38,6 +38,7 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
         split=parsed["dataset_train_split"],
         on_hub=dataset != "synthetic" and not Path(dataset).expanduser().exists(),
         merged=parsed["merge_adapter"],
+        name=None if recipe is None else recipe_name(recipe),
     )
 
 

@@ -35,6 +35,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 
 
+def recipe_name(path: Path) -> str:
+    """The name of a shipped recipe, or of a file."""
+    return next((name for name, shipped in shipped_recipes().items() if shipped == path), path.name)
+
+
 def accelerate_config_path(name: str) -> Path:
     """A configuration of `accelerate launch`: a file, or the name of one that ships with the package, such as `ddp`.
 

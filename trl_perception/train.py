@@ -31,11 +31,12 @@ from .recipe import (
 )
 from .reports import reward_curve, reward_gain
 from .reports.html import write_report
+from .reports.run import reward_stayed_zero
 from .rewards import get_reward
 from .rewards.registry import split_names
 from .trainers import TRAINERS, GRPOVideoTrainer
 from .trainers.adapters import adapter_of, require_mergeable
-from .trainers.checkpoints import told_when_full
+from .trainers.checkpoints import ZERO_REWARD, require_own_folder, told_when_full
 from .trainers.quantising import describe_quantised, quantization_of
 
 
@@ -225,7 +226,8 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SystemExit(str(error)) from error
     with one_line("trl-perception train"):
         trainer = build(script, config, model)
-    trainer.origin = origin
+        trainer.origin = origin
+        require_own_folder(trainer, resuming=str(config.resume_from_checkpoint).lower() not in ("none", "false"))
     say = trainer.accelerator.print
     say(_before(trainer, script, model))
     folder, failed = Path(config.output_dir), None
@@ -249,9 +251,13 @@ def main(args: Sequence[str] | None = None) -> None:
             )
         curve = reward_curve(trainer.state.log_history, folder / "reward_curve.png")
         report = write_report(folder) if config.report_every else None
-        trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
+        learned = not reward_stayed_zero(trainer.state.log_history)
+        if learned:
+            trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
         say(_after(trainer, curve, report))
-        if config.push_to_hub:
+        if not learned:
+            say(f"\nWARNING  {ZERO_REWARD} No model card is written, and nothing is pushed.")
+        if config.push_to_hub and learned:
             try:
                 url = publish(
                     folder,
