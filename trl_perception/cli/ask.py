@@ -1,4 +1,4 @@
-"""Ask a model about a video or an image, with plain transformers: `trl-perception ask MODEL MEDIUM QUESTION`."""
+"""Ask a model about a video or an image, with transformers' `generate`: `trl-perception ask MODEL MEDIUM QUESTION`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

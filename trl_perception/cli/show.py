@@ -1,4 +1,4 @@
-"""Show what training changed: a few held-out clips, answered by the model before and after, with plain transformers."""
+"""Show what training changed: a few held-out clips, answered by the model before and after, with transformers' `generate`."""
 
 from ..assets import from_pretrained, model_path
 from ..recipe import recipe_path
