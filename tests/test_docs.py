@@ -2,12 +2,19 @@
 
 import ast
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from trl_perception.cli.main import COMMANDS
+from trl_perception.cli.preflight import check_evaluation, check_training
+from trl_perception.cli.train import for_launcher
+from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VideoSettings
 from trl_perception.media.probe import QWEN_PIXELS, MediaFacts, visual_tokens
 from trl_perception.media.sampling import frame_size, sample_indices
@@ -92,6 +99,51 @@ def test_commands_exist(page):
         lines = [line.split("#")[0] for line in code.splitlines()]
         assert {word for line in lines for word in re.findall(r"^make ([\w-]+)", line)} <= targets
         assert {word for line in lines for word in re.findall(r"^trl-perception ([\w-]+)", line)} <= set(COMMANDS)
+
+
+def commands(page):
+    """The `trl-perception` commands of a page's blocks, continued lines joined."""
+    for before, code in blocks(page, "bash"):
+        for line in code.replace("\\\n", "").splitlines():
+            if line.startswith("trl-perception "):
+                yield before, shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_the_keys_and_names_that_there_are(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for file in ("rows", "train", "test"):
+        (tmp_path / "data" / f"{file}.jsonl").touch()
+    for _, (command, *args) in commands(page):
+        if command == "train":
+            check_training(for_launcher(args)[0])
+        if command == "evaluate":
+            check_evaluation(args)
+
+
+def test_blocks_of_the_readme_are_run_or_say_why_not():
+    """Those with `trl-perception` commands are run below; a block without one is the clone and the installation."""
+    not_run = re.compile(r"\s*<!-- not run: .+ -->")
+    for before, command in commands(ROOT / "README.md"):
+        assert ("--accelerate_config" in command) == bool(not_run.fullmatch(before))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
+    """The first run, then one on a clip of one's own, as a reader would type them."""
+    monkeypatch.setenv("TRL_PERCEPTION_CACHE", str(tmp_path / "cache"))
+    (row,) = [code for _, code in blocks(ROOT / "README.md", "json")]
+    made = make_synthetic_dataset(tmp_path / "clips", size=1, families=["scene_color"])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text(row)
+    shutil.copy(made[0]["videos"][0], tmp_path / "data" / "clip.mp4")
+    for before, command in commands(ROOT / "README.md"):
+        if not before:
+            program = [sys.executable, "-m", "trl_perception.cli.main", *command]
+            done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+            assert done.returncode == 0, (command, done.stderr[-2000:])
+    assert (tmp_path / "runs" / "own" / "model.safetensors").is_file()
 
 
 def test_the_table_of_tokens_is_what_the_sampling_rules_give():

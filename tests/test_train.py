@@ -109,6 +109,27 @@ def test_what_argparse_converts_or_a_field_allows_is_taken(tmp_path):
     assert model.lora_target_modules == "all-linear"
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("lora_r: 8", "lora_r is set, but use_peft is not, so that it would do nothing. Set use_peft: true"),
+        ("lora_r: 16", "lora_r is set"),  # TRL's default, and still no adapter
+        ("use_peft: false\nlora_target_modules: [q_proj]", "lora_target_modules is set"),
+        ("use_dora: true", "use_dora is set"),
+        ("use_peft: true\nbnb_4bit_quant_type: fp4", "bnb_4bit_quant_type is set, but load_in_4bit is not"),
+    ],
+)
+def test_settings_of_an_adapter_need_an_adapter(line, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        parse(["--config", written(tmp_path, line), *ON_CPU])
+
+
+def test_settings_of_an_adapter_on_the_command_line_need_one_too():
+    with pytest.raises(ValueError, match="lora_r is set, but use_peft is not"):
+        parse(["--config", "grpo/tiny", *ON_CPU, "--lora_r", "8"])
+    assert parse(["--config", "grpo/tiny", *ON_CPU, "--lora_r", "8", "--use_peft"])[2].lora_r == 8
+
+
 def test_a_wrong_value_on_the_command_line_is_said_without_every_key(capsys):
     with pytest.raises(SystemExit):
         parse(["--config", "grpo/tiny", "--max_steps", "abc"])

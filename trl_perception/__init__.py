@@ -27,3 +27,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module 'trl_perception' has no attribute {name!r}")
     return getattr(import_module(".assets" if name == "from_pretrained" else ".trainers", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
-from peft import PeftModel
-from trl.trainer.utils import create_model_from_path
 
 from .provenance import HIDDEN, without_token
 
@@ -112,6 +110,9 @@ def merge_adapter(
         dtype: its type, as in a recipe.
         trust_remote_code: whether code that it brings is run.
     """
+    from peft import PeftModel
+    from trl.trainer.utils import create_model_from_path
+
     folder = Path(folder)
     kwargs = {"revision": revision, "trust_remote_code": trust_remote_code, "device_map": None}
     model = create_model_from_path(base, dtype=dtype or "float32", **kwargs)

@@ -4,18 +4,21 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import get_token
 
-from .trainers.telling.card_facts import Origin
+from .recipe import given, recipe_name
+
+if TYPE_CHECKING:
+    from .trainers.telling.card_facts import Origin
 
 HIDDEN = "***"
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
-def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> Origin:
+def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> "Origin":
     """The origin of a run.
 
     Args:
@@ -23,6 +26,8 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
         recipe: the file that `--config` names.
         parsed: every setting by its name.
     """
+    from .trainers.telling.card_facts import Origin  # takes seconds, and `push` needs none
+
     dataset = parsed["dataset_name"]
     settings = used_settings(args, recipe, parsed)
     return Origin(
@@ -33,6 +38,7 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
         split=parsed["dataset_train_split"],
         on_hub=dataset != "synthetic" and not Path(dataset).expanduser().exists(),
         merged=parsed["merge_adapter"],
+        name=None if recipe is None else recipe_name(recipe),
     )
 
 
@@ -51,21 +57,6 @@ def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, An
     for key in ("env", "resume_from_checkpoint"):
         settings.pop(key, None)
     return _without_tokens(settings)
-
-
-def given(args: Sequence[str]) -> dict[str, list[str]]:
-    """The settings on a command line, `--config` excepted: {name: values}."""
-    settings: dict[str, list[str]] = {}
-    values: list[str] = []
-    for arg in args:
-        if arg.startswith("--"):
-            key, equals, value = arg[2:].partition("=")
-            values = settings.setdefault(key.replace("-", "_"), [])
-            values[:] = [value] if equals else []
-        else:
-            values.append(arg)
-    settings.pop("config", None)
-    return settings
 
 
 def without_token(text: str) -> str:

@@ -1,13 +1,15 @@
 """Recipes: where one lies, what it says, and whether each value is of its key's type."""
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
+
+ACCELERATE_CONFIGS = "accelerate_configs"
+FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant")
 
 
 def recipe_path(name: str) -> Path:
@@ -15,17 +17,48 @@ def recipe_path(name: str) -> Path:
 
     Errors: FileNotFoundError with the nearest name.
     """
-    if Path(name).is_file():
-        return Path(name)
-    here = Path(__file__).parent
-    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"  # installed, or a checkout
-    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
-    shipped = {str(path.relative_to(folder).with_suffix("")): path for path in folder.glob("*/*.yaml")}
+    if Path(name).expanduser().is_file():
+        return Path(name).expanduser()
+    wanted, shipped = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_recipes()
     if wanted not in shipped:
         raise FileNotFoundError(
-            f"There is no recipe {name}, as a file or among those shipped.{nearest(wanted, shipped)}"
+            f"There is no recipe {name}, as a file or among those shipped.{nearest(wanted, shipped)} `trl-perception recipes` "
+            "lists them."
         )
     return shipped[wanted]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package: {"appo/tiny": file, ...}."""
+    others = (ACCELERATE_CONFIGS, "lmms_eval", "sft")
+    files = (path for path in sorted(recipes_folder().glob("*/*.yaml")) if path.parent.name not in others)
+    return {f"{path.parent.name}/{path.stem}": path for path in files}
+
+
+def recipe_name(path: Path) -> str:
+    """The name of a shipped recipe, or of a file."""
+    return next((name for name, shipped in shipped_recipes().items() if shipped == path), path.name)
+
+
+def accelerate_config_path(name: str) -> Path:
+    """A configuration of `accelerate launch`: a file, or the name of one that ships with the package, such as `ddp`.
+
+    Errors: FileNotFoundError with the names that there are.
+    """
+    if Path(name).expanduser().is_file():
+        return Path(name).expanduser()
+    shipped = {path.stem: path for path in sorted((recipes_folder() / ACCELERATE_CONFIGS).glob("*.yaml"))}
+    if name not in shipped:
+        raise FileNotFoundError(
+            f"There is no accelerate configuration {name}, as a file or among those shipped: {', '.join(shipped)}."
+        )
+    return shipped[name]
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes, of the installed package or of a checkout."""
+    here = Path(__file__).parent
+    return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -51,20 +84,70 @@ def config_apart(args: Sequence[str]) -> list[str]:
     return apart
 
 
-def require_types(recipe: dict[str, Any], types: Sequence[type]) -> None:
+def given(args: Sequence[str]) -> dict[str, list[str]]:
+    """The settings on a command line, `--config` excepted: {name: values}."""
+    settings: dict[str, list[str]] = {}
+    values: list[str] = []
+    for arg in args:
+        if arg.startswith("--"):
+            key, equals, value = arg[2:].partition("=")
+            values = settings.setdefault(key.replace("-", "_"), [])
+            values[:] = [value] if equals else []
+        else:
+            values.append(arg)
+    settings.pop("config", None)
+    return settings
+
+
+def trainer_name(args: Sequence[str], recipe: dict[str, Any]) -> str:
+    """The trainer of the command line or else of the recipe, before the rest can be parsed."""
+    return (given(args).get("trainer") or [recipe.get("trainer", "grpo")])[0]
+
+
+def require_trainer(name: str, known: Iterable[str]) -> None:
+    """Refuse a `trainer` that there is not. Errors: ValueError with the nearest name."""
+    if name not in known:
+        raise ValueError(f"Unknown trainer {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def require_known(recipe: Iterable[str], command_line: Iterable[str], known: Iterable[str], trainer: str) -> None:
+    """Refuse keys of a recipe and of a command line that are no settings.
+
+    Args: known: the settings of the trainer's configuration, of `ModelConfig` and of `TrainArguments`.
+    Errors: ValueError with the nearest setting.
+    """
+    known = {*known, "env"}  # TrlParser's own: environment variables
+    for origin, keys in (("recipe", recipe), ("command line", command_line)):
+        for key in keys:
+            if key not in known and (origin == "recipe" or key.removeprefix("no_") not in known):
+                raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {trainer!r}.{nearest(key, known)}")
+
+
+def require_in_use(settings: Iterable[str], switches: Mapping[str, bool]) -> None:
+    """Refuse settings of an adapter, or of 4-bit weights, in a run that has none.
+
+    Args: settings: what recipe and command line set. switches: `use_peft` and `load_in_4bit`.
+    Errors: ValueError with the setting that would switch it on.
+    """
+    for name in settings:
+        adapter = name.startswith("lora_") or name in ("use_dora", "use_rslora")
+        needs = "use_peft" if adapter else "load_in_4bit" if name in FOUR_BIT else None
+        if needs and not switches[needs]:
+            raise ValueError(
+                f"{name} is set, but {needs} is not, so that it would do nothing. Set {needs}: true, or unset {name}."
+            )
+
+
+def require_types(recipe: Mapping[str, Any], hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse numbers, lists and mappings of a recipe where something else is wanted: argparse converts text alone.
 
+    Args: hints: the type of each setting that is judged. defaults: values that a setting may have whatever its type.
     Errors: ValueError with the value found and the type wanted.
     """
-    for of_type in types:
-        hints = get_type_hints(of_type)
-        for setting in (setting for setting in fields(of_type) if setting.name in recipe):
-            value, hint = recipe[setting.name], hints[setting.name]
-            if value != setting.default and not _fits(value, hint):
-                wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise ValueError(
-                    f"{setting.name} is {value!r} in the recipe, of type {type(value).__name__}; {wanted} is wanted."
-                )
+    for name, hint in hints.items():
+        if name in recipe and recipe[name] != defaults.get(name) and not _fits(value := recipe[name], hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ValueError(f"{name} is {value!r} in the recipe, of type {type(value).__name__}; {wanted} is wanted.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from datasets import Dataset
 from transformers import ProgressCallback
@@ -13,18 +13,31 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
 from .assets.checkpoint import base_of
+from .cli.errors import Parser, one_line
 from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
 from .planning import plan_recipe, world_of
 from .provenance import origin_of
-from .recipe import config_apart, nearest, read_recipe, recipe_path, require_types
+from .recipe import (
+    config_apart,
+    given,
+    read_recipe,
+    recipe_path,
+    require_in_use,
+    require_known,
+    require_trainer,
+    require_types,
+    trainer_name,
+)
 from .reports import reward_curve, reward_gain
 from .reports.html import write_report
+from .reports.run import reward_stayed_zero
 from .rewards import get_reward
+from .rewards.registry import split_names
 from .trainers import TRAINERS, GRPOVideoTrainer
 from .trainers.adapters import adapter_of, require_mergeable
-from .trainers.checkpoints import told_when_full
+from .trainers.checkpoints import ZERO_REWARD, require_own_folder, told_when_full
 from .trainers.quantising import describe_quantised, quantization_of
 
 
@@ -50,8 +63,8 @@ class TrainArguments:
         prompt_template (`str`, *optional*, defaults to `"none"`):
             What follows every question: `think_answer`, `answer_only`, `boxed`, `video_r1`, `video_r1_answer_only`.
         reward_funcs (`list[str]`):
-            Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`; their
-            weights are `reward_weights`.
+            Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`, as a list or
+            with commas between them; their weights are `reward_weights`.
         merge_adapter (`bool`, *optional*, defaults to `False`):
             With `use_peft`: whether the run ends with merged weights in the output folder and the adapter in `adapter/`.
     """
@@ -72,7 +85,8 @@ class TrainArguments:
         default="none", metadata={"help": f"What follows every question: one of {', '.join(TEMPLATES)}."}
     )
     reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Reward functions, by name or dotted path; weights are reward_weights."}
+        default=None,
+        metadata={"help": "Reward functions, by name or dotted path, a list or a,b; weights are reward_weights."},
     )
     merge_adapter: bool = field(
         default=False,
@@ -81,13 +95,18 @@ class TrainArguments:
 
     def __post_init__(self):
         self.synthetic = synthetic_options(self.synthetic)
-        if isinstance(self.reward_funcs, str):  # one name in a recipe, without brackets
-            self.reward_funcs = [self.reward_funcs]
+        self.reward_funcs = split_names(self.reward_funcs or ())
         if not self.dataset_name:
             raise ValueError("No dataset. Set dataset_name: 'synthetic', a local file or folder, or a Hub data set.")
         if not self.reward_funcs:
             raise ValueError("No reward. Set reward_funcs, for example [accuracy, format].")
         get_template(self.prompt_template)
+
+
+class _Parser(TrlParser):
+    """TRL's parser, whose errors are one line."""
+
+    error = Parser.error
 
 
 class RewardProgress(ProgressCallback):
@@ -110,15 +129,15 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
         at = args.index("--config") + 1
         args[at] = str(recipe_path(args[at]))
         recipe = read_recipe(args[at])
-    name = _trainer_name(args, recipe)
-    if name not in TRAINERS:
-        raise ValueError(f"Unknown trainer {name!r}.{nearest(name, TRAINERS)} Known: {', '.join(TRAINERS)}.")
+    name = trainer_name(args, recipe)
+    require_trainer(name, TRAINERS)
     types = (TrainArguments, TRAINERS[name].config_class, ModelConfig)
-    require_types(recipe, types)
-    parser = TrlParser(
+    require_known(recipe, given(args).keys() - {"help"}, {f.name for of_type in types for f in fields(of_type)}, name)
+    for of_type in types:
+        require_types(recipe, get_type_hints(of_type), {f.name: f.default for f in fields(of_type)})
+    parser = _Parser(
         types,
         prog="trl-perception train",
-        # Its own usage is every key: hundreds of lines before the one that says what is wrong.
         usage="%(prog)s --config RECIPE [--KEY VALUE ...]",
         description="RECIPE is a YAML file, or one that ships with the package, such as grpo/tiny. Its keys are these:",
         allow_abbrev=False,
@@ -126,12 +145,11 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     *parsed, from_recipe, from_command = parser.parse_args_and_config(
         args, return_remaining_strings=True, separate_remaining_strings=True
     )
-    known = {f.name for of_type in types for f in fields(of_type)}
     for origin, strings in (("recipe", from_recipe), ("command line", from_command)):
-        for key in (string.removeprefix("--").split("=")[0] for string in strings if string.startswith("--")):
-            raise ValueError(f"Unknown key {key!r} in the {origin} for trainer {name!r}.{nearest(key, known)}")
         if strings:
             raise ValueError(f"The {origin} has stray values {strings}; every value follows a --key.")
+    model = parsed[2]
+    require_in_use([*recipe, *given(args)], {"use_peft": model.use_peft, "load_in_4bit": model.load_in_4bit})
     return tuple(parsed)
 
 
@@ -204,9 +222,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Errors: SystemExit with one message where the Hub does not take the run: before anything is done where no repository
     can be made, after everything is saved where the upload fails.
     """
-    args = config_apart(sys.argv[1:] if args is None else args)
-    script, config, model = parse(args)
-    recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args else None
+    with one_line("trl-perception train"):
+        args = config_apart(sys.argv[1:] if args is None else args)
+        script, config, model = parse(args)
+        recipe = recipe_path(args[args.index("--config") + 1]) if "--config" in args else None
     origin = origin_of(args, recipe, {**vars(model), **vars(config), **vars(script)})
     if config.push_to_hub and config.process_index == 0:
         try:
@@ -214,8 +233,10 @@ def main(args: Sequence[str] | None = None) -> None:
             make_repository(name, token=config.hub_token, private=config.hub_private_repo)
         except UploadError as error:
             raise SystemExit(str(error)) from error
-    trainer = build(script, config, model)
-    trainer.origin = origin
+    with one_line("trl-perception train"):
+        trainer = build(script, config, model)
+        trainer.origin = origin
+        require_own_folder(trainer, resuming=str(config.resume_from_checkpoint).lower() not in ("none", "false"))
     say = trainer.accelerator.print
     say(_before(trainer, script, model))
     folder, failed = Path(config.output_dir), None
@@ -239,9 +260,13 @@ def main(args: Sequence[str] | None = None) -> None:
             )
         curve = reward_curve(trainer.state.log_history, folder / "reward_curve.png")
         report = write_report(folder) if config.report_every else None
-        trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
+        learned = not reward_stayed_zero(trainer.state.log_history)
+        if learned:
+            trainer.create_model_card(model_name=(trainer.hub_model_id or folder.resolve().name).split("/")[-1])
         say(_after(trainer, curve, report))
-        if config.push_to_hub:
+        if not learned:
+            say(f"\nWARNING  {ZERO_REWARD} No model card is written, and nothing is pushed.")
+        if config.push_to_hub and learned:
             try:
                 url = publish(
                     folder,
@@ -256,16 +281,6 @@ def main(args: Sequence[str] | None = None) -> None:
     trainer.end()
     if failed is not None:
         raise SystemExit(str(failed)) from failed
-
-
-def _trainer_name(args: list[str], recipe: dict[str, Any]) -> str:
-    """The trainer of the command line or else of the recipe, before the rest can be parsed."""
-    for index, arg in enumerate(args):
-        if arg == "--trainer" and index + 1 < len(args):
-            return args[index + 1]
-        if arg.startswith("--trainer="):
-            return arg.partition("=")[2]
-    return recipe.get("trainer", "grpo")
 
 
 def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:

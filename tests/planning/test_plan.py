@@ -81,7 +81,16 @@ def test_a_run_begins_with_its_plan(tmp_path, capsys):
     train([*arguments, *TINY, "--max_steps", "1", "--output_dir", str(tmp_path / "run")])
     began = capsys.readouterr().out
     for line in said.splitlines():
-        if line.split()[0] in ("precision", "parameters", "batch", "prompts", "tokens", "shared", "memory", "checkpoint"):
+        if line.split()[0] in (
+            "precision",
+            "parameters",
+            "batch",
+            "prompts",
+            "tokens",
+            "shared",
+            "memory",
+            "checkpoint",
+        ):
             assert line in began
 
 

@@ -1,5 +1,7 @@
 """Features of a frozen tower against pixels: logits and gradients, shuffled cells, a merger that trains."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -44,8 +46,7 @@ def logits(model, prompt, visual):
 def test_features_stand_for_pixels(prompts, kind, merger_trains):
     model, prompt = model_with(merger_trains), prompts[kind]
     known = encode(model, prompt.visual)
-    assert known.pixel_values is None
-    assert known.pixel_values_videos is None
+    assert all(pixels is None or pixels.is_meta for pixels in (known.pixel_values, known.pixel_values_videos))
     assert known.visual_tokens == prompt.visual.visual_tokens
     gradients = []
     for visual in (prompt.visual, known):
@@ -72,6 +73,36 @@ def test_shuffled_features_are_the_features_of_shuffled_cells(prompts, kind, mer
     ours, theirs = encoded_then_shuffled.video_features, shuffled_then_encoded.video_features
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert (ours - known.video_features).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["video", "several", "image"])
+def test_other_pixels_are_seen_whatever_was_known_of_the_former_ones(prompts, kind):
+    """Features of the former pixels are dropped, on the way to another device too; those of the other media stay."""
+    model, prompt = model_with(False), prompts[kind]
+    name = "pixel_values" if kind == "image" else "pixel_values_videos"
+    other = torch.flip(getattr(prompt.visual, name), dims=[0])
+    wanted = logits(model, prompt, replace(prompt.visual, **{name: other}))
+    for keep in (True, False):
+        known = encode(model, prompt.visual, keep_pixels=keep).to("cpu")
+        assert known.knows_features
+        shown = replace(known, **{name: other})
+        assert shown.image_features is None or kind == "several"
+        torch.testing.assert_close(logits(model, prompt, shown), wanted, atol=1e-5, rtol=1e-5)
+    assert (wanted - logits(model, prompt, prompt.visual)).abs().max() > 1e-2
+
+
+def test_pixels_that_were_let_go_are_not_read(prompts):
+    model, prompt = model_with(False), prompts["video"]
+    known = encode(model, prompt.visual)
+    for shown in (
+        replace(known, pixel_values_videos=torch.zeros_like(known.pixel_values_videos)),
+        replace(known, video_features=None),
+    ):
+        with pytest.raises(ValueError, match=r"only the policy's features .*keeps_pixels = True"):
+            logits(model, prompt, shown)
+    known.pixel_values_videos.mul_(0)
+    with pytest.raises(ValueError, match="keeps_pixels = True"):
+        logits(model, prompt, known)
 
 
 def test_pixels_and_features_may_meet_in_a_batch(prompts):

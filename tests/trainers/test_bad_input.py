@@ -205,7 +205,7 @@ def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, c
 def test_everything_skipped_trains_on_nothing(make_trainer, broken):
     trainer = make_trainer([row(broken["empty"])], on_bad_media="skip", max_steps=1, learning_rate=0.1)
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    with pytest.warns(UserWarning, match="Left out"):
+    with pytest.warns(UserWarning, match="Left out"), pytest.raises(ValueError, match="All 1 prompts that were drawn"):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 

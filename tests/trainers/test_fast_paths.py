@@ -1,12 +1,14 @@
 """What completions share is paid for once, at the same numbers: each trainer on the fast paths against the plain ones."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig
 
 from tests.trainers.reference import build, trained
+from trl_perception.signals import View
 from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
@@ -193,6 +195,38 @@ def test_another_models_tower_sees_the_pixels(rows, make_trainer):
     trained(policy)
     with pytest.raises(ValueError, match="keeps_pixels = True"):
         policy.score(policy.groups[0], model=trainer.teacher)
+
+
+class Reversed(GRPOVideoTrainer):
+    """Scores a view whose pixels are those of the prompt in reverse order, as a signal of one's own would."""
+
+    def token_weights(self, group):
+        visual = group.visual
+        pixels = {name: getattr(visual, name) for name in ("pixel_values", "pixel_values_videos")}
+        other = {name: values.flip(0) for name, values in pixels.items() if values is not None}
+        self.shown = group, other, self.score(group, View(group.prompt_ids, replace(visual, **other)))[0]
+        self.as_it_is = self.score(group)[0]
+
+
+def test_a_view_of_other_pixels_is_what_the_tower_makes_of_them(rows, make_trainer):
+    """Under a frozen tower whose features are reused: the log-probs are those of the plain path on the new pixels."""
+    config = {
+        "num_generations": 4,
+        "max_steps": 1,
+        "freeze_vision_tower": True,
+        "freeze_merger": True,
+        "learning_rate": 0.0,
+    }
+    with pytest.raises(ValueError, match=r"a view or another model reads this prompt's pixels.*keeps_pixels = True"):
+        trained(build(make_trainer, rows["video"], Reversed, **config))
+    trainer = trained(build(make_trainer, rows["video"], type("Keeps", (Reversed,), {"keeps_pixels": True}), **config))
+    assert trainer._reuses_features
+    group, other, logps = trainer.shown
+    plain = build(make_trainer, rows["video"], GRPOVideoTrainer, **config, **PLAIN)
+    shown = View(group.prompt_ids, replace(group.visual, **other, video_features=None))
+    counted = group.completion_mask
+    assert (logps - plain.score(group, shown)[0])[counted].abs().max() < 1e-4
+    assert (logps - trainer.as_it_is)[counted].abs().max() > 1e-2
 
 
 def test_a_trained_tower_is_run_every_time(rows, make_trainer):

@@ -1,6 +1,7 @@
 """Settings of TRL and ours that must work with media: freezing, adapters, evaluation, logs, video features."""
 
 import math
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -130,42 +131,17 @@ def test_trl_config_is_refused_by_name(rows, make_trainer):
         make_trainer(rows["text"], config_class=GRPOConfig)
 
 
-class StandInEngine:
-    """Answers like TRL's vLLM client: a completion of three tokens a prompt, with its log-probabilities."""
-
-    def __init__(self):
-        self.calls = []
-
-    def sync_weights(self):
-        pass
-
-    def generate(self, prompts, images, num_generations, profiler):
-        self.calls.append((prompts, images, num_generations))
-        completions = [[20 + i, 30, 40] for i, _ in enumerate(prompts)]
-        return prompts, completions, [[[-2.0]] * 3 for _ in prompts], None
+@pytest.mark.parametrize("kind", ["video", "image", "text"])
+def test_vllm_is_refused_where_prompts_are_prepared_here(kind, rows, make_trainer):
+    with pytest.raises(ValueError, match="use_vllm=True is not supported with the prompts of Qwen2_5_VLProcessor"):
+        make_trainer(rows[kind], use_vllm=True)
 
 
-def with_engine(trainer):
-    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, StandInEngine(), -1
-    return trainer
-
-
-def test_an_engine_gets_images_as_in_trl(rows, make_trainer):
-    trainer = with_engine(make_trainer(rows["image"], max_steps=1))
-    trainer.train()
-    ((prompts, images, count),) = trainer.vllm_generation.calls
-    assert count == 4
-    assert all(len(of_row) == 1 and of_row[0].size == (84, 56) for of_row in images)
-    image_id = trainer.model.config.image_token_id
-    assert all(ids.count(image_id) == 6 for ids in prompts)  # 84x56 pixels: 3 * 2 tokens of 28x28
-    assert history(trainer, "sampling/sampling_logp_difference/mean")[0][0] > 0
-
-
-def test_an_engine_never_samples_blind(rows, make_trainer):
-    trainer = with_engine(make_trainer(rows["video"], max_steps=1))
-    with pytest.raises(ValueError, match=r"Videos cannot be sampled with vLLM yet\. Set use_vllm=False"):
-        trainer.train()
-    assert trainer.vllm_generation.calls == []
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="TRL would load the model into the engine")
+def test_vllm_stays_trls_for_a_text_model(rows, make_trainer):
+    tokenizer = AutoProcessor.from_pretrained(model_path("tiny")).tokenizer
+    with pytest.raises(ImportError, match="vLLM"):
+        make_trainer(rows["text"], use_vllm=True, extra={"processing_class": tokenizer})
 
 
 def test_continuous_batching_is_refused_with_media_as_in_trl(rows, make_trainer):

@@ -36,6 +36,21 @@ def test_a_rollout_comes_back_as_it_was():
     assert back["visual_inputs"][0].video_grid_thw.tolist() == [[1, 2, 4]]
 
 
+def test_features_stay_those_of_their_pixels():
+    empty, pixels = torch.empty(8, 3, device="meta"), torch.ones(8, 3)
+    known = {"token_types": torch.tensor([2, 2]), "video_features": torch.ones(2, 5)}
+    batch = [
+        VisualInputs("let go", pixel_values_videos=empty, **known),
+        VisualInputs("kept", pixel_values_videos=pixels, **known),
+    ]
+    packed, tensors = store(batch)
+    for visual in restore(json.loads(json.dumps(packed)), tensors, torch.device("cpu")):
+        assert visual.pixel_values_videos is visual.video_features_of
+        assert visual.pixel_values_videos.is_meta == (visual.sample == "let go")
+        assert (visual.pixel_values_videos.shape, visual.pixel_values_videos.dtype) == ((8, 3), torch.float32)
+        assert visual.video_features.tolist() == torch.ones(2, 5).tolist()
+
+
 def test_what_cannot_be_kept_is_named():
     with pytest.raises(TypeError, match=r"rollout\[0\].signal\[1\] is a object, which a checkpoint cannot hold"):
         store([{"signal": [None, object()]}])

@@ -1,10 +1,10 @@
 """Models that ship with the package, small enough for a CPU: names to folders, folders to (model, processor)."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, ProcessorMixin
-
-from .checkpoint import base_of, load_checkpoint
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 EMBEDDED = ("tiny", "tiny_teacher")
 
@@ -24,7 +24,7 @@ def model_path(name: str) -> str:
 
 def from_pretrained(
     name: str = "tiny", *, trust_remote_code: bool = False, position_rule: str = "released", **kwargs
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """The model, with the adapter of a folder that holds one, and its processor.
 
     `position_rule` says where text behind a video starts (see [`~signals.apply_position_rule`]); `kwargs` (dtype,
@@ -32,6 +32,8 @@ def from_pretrained(
 
     Errors: ValueError for a model that brings its own code, unless `trust_remote_code` is set. Nobody is asked at a prompt.
     """
+    from .checkpoint import base_of, load_checkpoint  # names of models are judged without transformers
+
     base, adapter = base_of(model_path(name))
     return load_checkpoint(
         model_path(base), adapter, trust_remote_code=trust_remote_code, position_rule=position_rule, **kwargs

@@ -23,6 +23,8 @@ synthetic clips and images. It exists so that training loops, tests and examples
 - Text: {layers} layers, {heads} heads on {kv_heads} key-value heads, {vocabulary} byte-level BPE tokens.
 - Frames: 4 a second, 16 at most, 56 by 56 pixels: a clip of 4 seconds is 32 tokens, an image 4.
 - Output: `<think>` what is seen `</think><answer>` the answer `</answer>`.
+- Positions: text behind a clip starts at the clip's largest position + 1, as in the released Qwen2.5-VL. Plain transformers 5 starts it
+  elsewhere and answers worse; `trl_perception.from_pretrained` applies the rule of training.
 
 ## Training
 Supervised on reference completions for {steps} steps of {batch_size} rows (loss on completion tokens only):

@@ -1,24 +1,26 @@
-"""Ask a model about a video or an image, with plain transformers: `trl-perception ask MODEL MEDIUM QUESTION`."""
+"""Ask a model about a video or an image, with transformers' `generate`: `trl-perception ask MODEL MEDIUM QUESTION`."""
 
-import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from ..assets import from_pretrained, model_path
+from .errors import Parser, one_line
 
-from ..assets import from_pretrained
-from ..media import PromptPreparer, VideoSettings, forward_kwargs
-from ..signals import POSITION_RULES, apply_position_rule
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from ..media import VideoSettings
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def ask(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: "PreTrainedModel",
+    processor: "ProcessorMixin",
     medium: str,
     question: str,
     *,
-    video_settings: VideoSettings | None = None,
+    video_settings: "VideoSettings | None" = None,
     max_new_tokens: int = 256,
     position_rule: str = "released",
 ) -> str:
@@ -30,6 +32,11 @@ def ask(
         position_rule: where text behind a video starts, as in training (see [`~signals.apply_position_rule`], which is
             applied to `model`).
     """
+    import torch  # the command's parser answers first
+
+    from ..media import PromptPreparer, forward_kwargs
+    from ..signals import apply_position_rule
+
     apply_position_rule(model, position_rule)
     kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"
     row = {"prompt": [{"role": "user", "content": [{"type": kind, kind: medium}, {"type": "text", "text": question}]}]}
@@ -48,8 +55,9 @@ def ask(
     return processor.tokenizer.decode(generated[0, width:], skip_special_tokens=True)
 
 
+@one_line("trl-perception ask")
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trl-perception ask", description=__doc__)
+    parser = Parser(prog="trl-perception ask", description=__doc__)
     parser.add_argument("model", help="'tiny', a folder with a checkpoint or an adapter, or a model on the Hub")
     parser.add_argument("medium", help="a video or an image: path or URL")
     parser.add_argument("question")
@@ -58,12 +66,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--position-rule",
         default="released",
-        choices=POSITION_RULES,
-        help="where text behind a video starts, as in training",
+        help="where text behind a video starts, as in training: released or transformers",
     )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings")
     options = parser.parse_args(argv)
+    model_path(options.model)
+    if "://" not in options.medium and not Path(options.medium).expanduser().is_file():
+        raise FileNotFoundError(
+            f"{options.medium} is no file (looked from {Path.cwd()}). Correct the path, or give a URL."
+        )
+    from ..media import VideoSettings
+
     print(
         ask(
             *from_pretrained(options.model, dtype="auto", trust_remote_code=options.trust_remote_code),
@@ -74,3 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             position_rule=options.position_rule,
         )
     )
+
+
+if __name__ == "__main__":
+    main()

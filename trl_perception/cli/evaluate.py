@@ -4,21 +4,19 @@ trl-perception evaluate --model tiny --data synthetic --synthetic '{"size": 70}'
 trl-perception evaluate --compare runs/eval-before runs/eval-after
 """
 
-import difflib
 import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
-
-from ..evaluation import EvaluationSettings, compare, evaluate
-from ..evaluation.compare import comparison_json, different_settings
-from ..evaluation.store import PREDICTIONS, SUMMARY, write_text
-from ..evaluation.tables import comparison_table, figures_table
 from ..recipe import read_recipe
+from .errors import Parser, one_line, unknown_option
+from .preflight import check_evaluation
+
+if TYPE_CHECKING:
+    from ..evaluation import EvaluationSettings
 
 FROM_RECIPE = {
     "dataset_name": "data",
@@ -51,12 +49,19 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     pass
 
 
-def parse(argv: list[str] | None = None) -> tuple[Namespace, EvaluationSettings | None]:
+def parse(argv: list[str] | None = None) -> "tuple[Namespace, EvaluationSettings | None]":
     """The options of the command, and settings from recipe and command line, which wins; None for a comparison.
 
     Errors: ValueError for an unknown option, with the nearest known one.
     """
-    parser = HfArgumentParser(
+    from transformers import HfArgumentParser
+
+    from ..evaluation import EvaluationSettings
+
+    class OneLine(HfArgumentParser):
+        error = Parser.error
+
+    parser = OneLine(
         EvaluationSettings,
         prog="trl-perception evaluate",
         usage="%(prog)s --model MODEL --data DATA --output FOLDER [--OPTION VALUE ...]",
@@ -72,9 +77,7 @@ def parse(argv: list[str] | None = None) -> tuple[Namespace, EvaluationSettings 
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"Unknown option or stray value {unknown[0]!r}.{hint} --help lists the options.")
+        raise ValueError(unknown_option(unknown[0], known))
     if options.compare:
         return options, None
     if options.recipe:
@@ -89,12 +92,19 @@ def settings_of_recipe(name: str) -> dict[str, Any]:
     return {FROM_RECIPE[key]: value for key, value in read_recipe(name).items() if key in FROM_RECIPE}
 
 
+@one_line("trl-perception evaluate")
 def main(argv: list[str] | None = None) -> None:
     """Evaluate and print the figures, or compare and print the differences."""
+    argv = sys.argv[1:] if argv is None else argv
+    check_evaluation(argv)
     options, settings = parse(argv)
     if options.compare:
         _compare(*options.compare, output=options.output, resamples=options.resamples, seed=options.seed)
         return
+    from ..evaluation import evaluate
+    from ..evaluation.store import PREDICTIONS, SUMMARY
+    from ..evaluation.tables import figures_table
+
     done = evaluate(settings)
     if done is None:  # one of several processes, not the main one
         return
@@ -109,6 +119,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _compare(first: str, second: str, *, output: str | None, resamples: int, seed: int) -> None:
+    from ..evaluation import compare
+    from ..evaluation.compare import comparison_json, different_settings
+    from ..evaluation.store import write_text
+    from ..evaluation.tables import comparison_table
+
     table = compare(first, second, resamples=resamples, seed=seed)
     settings = different_settings(first, second)
     print(f"first {first}, second {second}: percent, paired by row, with 95 % bootstrap intervals\n")

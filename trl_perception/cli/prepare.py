@@ -2,15 +2,21 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..assets import model_path
 from ..data.adapters import ADAPTERS, Source, get_adapter
-from ..data.preparation import CHECKS, PrepareOptions, as_text, prepare
-from ..data.preparation.options import MALFORMED
-from ..data.templates import TEMPLATES
-from ..media import MediaLimits, ProcessorSizes, VideoSettings, has_visual_grids
+from ..data.names import CHECKS, MALFORMED
+from ..data.templates import TEMPLATES, get_template
 from ..recipe import read_recipe
+from .errors import Parser, one_line
+
+if TYPE_CHECKING:
+    from ..data.preparation import PrepareOptions
+    from ..media import ProcessorSizes
 
 PUBLISHED = ("Qwen/Qwen2-VL-", "Qwen/Qwen2.5-VL-")
 VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
@@ -22,6 +28,7 @@ RECIPE_KEYS = (
 )
 
 
+@one_line("trl-perception prepare")
 def main(argv: list[str] | None = None) -> None:
     """Prepare one split and print what was kept and dropped."""
     parser = build_parser()
@@ -29,26 +36,34 @@ def main(argv: list[str] | None = None) -> None:
     if given.recipe:
         parser.set_defaults(**recipe_settings(given.recipe))
         given = parser.parse_args(argv)
+    get_adapter(given.name), get_template(given.template)
+    if given.model:
+        model_path(given.model)
+    source = Path(given.source).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(
+            f"The source {given.source} does not exist (looked from {Path.cwd()}). Correct --source."
+        )
+    from ..data.preparation import as_text, prepare  # the parser answers first
+
     try:
         summary = prepare(
             given.name,
-            Source(Path(given.source).expanduser(), given.split or _first_split(given.name), _path(given.media)),
+            Source(source, given.split or _first_split(given.name), _path(given.media)),
             Path(given.output).expanduser(),
             read_options(given),
             workers=given.workers,
             restart=given.restart,
         )
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. The same command goes on from the last finished shard.\n")
         raise SystemExit(130) from None
     print(f"{as_text(summary)}\n  {given.output}")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     layouts = "\n".join(f"  {name:<20}{adapter.title}: {adapter.layout}" for name, adapter in ADAPTERS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-perception prepare",
         description=f"{__doc__}\n\ndata sets:\n{layouts}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,18 +99,23 @@ def build_parser() -> argparse.ArgumentParser:
     media.add_argument("--recipe", help="take the model, and the video and image settings, of this recipe")
     media.add_argument("--model", help="whose processor sizes media; without one, the published ones of Qwen2.5-VL")
     for key in VIDEO_KEYS:
-        of_type = float if key == "fps" else int
-        media.add_argument(f"--video-{key.replace('_', '-')}", type=of_type, default=getattr(VideoSettings(), key))
+        media.add_argument(f"--video-{key.replace('_', '-')}", type=float if key == "fps" else int)
     media.add_argument("--image-min-pixels", type=int)
     media.add_argument("--image-max-pixels", type=int)
     for key in LIMIT_KEYS:
-        default = getattr(MediaLimits, key)
-        media.add_argument(f"--media-{key.replace('_', '-')}", type=type(default), default=default)
+        media.add_argument(f"--media-{key.replace('_', '-')}", type=float if key == "timeout" else int)
     return parser
 
 
-def read_options(given: argparse.Namespace) -> PrepareOptions:
+def read_options(given: argparse.Namespace) -> "PrepareOptions":
     """The options of a command line."""
+    from ..data.preparation import PrepareOptions
+    from ..media import MediaLimits, VideoSettings
+
+    def of(prefix: str, keys: Sequence[str]) -> dict[str, float]:
+        values = {key: getattr(given, f"{prefix}_{key}") for key in keys}
+        return {key: value for key, value in values.items() if value is not None}
+
     names = {f.name for f in fields(PrepareOptions)} & set(vars(given))
     values = {name: getattr(given, name) for name in names}
     values["problem_types"] = given.problem_types and tuple(given.problem_types)
@@ -103,9 +123,9 @@ def read_options(given: argparse.Namespace) -> PrepareOptions:
     values["pass_rate_columns"] = tuple(given.pass_rate_columns)
     return PrepareOptions(
         **values,
-        video=VideoSettings(**{key: getattr(given, f"video_{key}") for key in VIDEO_KEYS}),
+        video=VideoSettings(**of("video", VIDEO_KEYS)),
         image_limits=(given.image_min_pixels, given.image_max_pixels),
-        media_limits=MediaLimits(**{key: getattr(given, f"media_{key}") for key in LIMIT_KEYS}),
+        media_limits=MediaLimits(**of("media", LIMIT_KEYS)),
         sizes=processor_sizes(given.model),
     )
 
@@ -121,16 +141,16 @@ def recipe_settings(name: str) -> dict[str, float]:
     return {**settings, **({} if model is None else {"model": model})}
 
 
-def processor_sizes(model: str | None) -> ProcessorSizes:
+def processor_sizes(model: str | None) -> "ProcessorSizes":
     """The sizes of a model's processor; those of Qwen2-VL and Qwen2.5-VL as published need no download.
 
     Errors: ValueError for a model whose processor cannot be read, or does not describe media as grids.
     """
+    from ..media import ProcessorSizes, has_visual_grids
+
     if model is None or (model.startswith(PUBLISHED) and not Path(model).exists()):
         return ProcessorSizes()
     from transformers import AutoProcessor  # seconds, for this alone
-
-    from ..assets import model_path
 
     try:
         processor = AutoProcessor.from_pretrained(model_path(model))

@@ -1,21 +1,26 @@
 """Push a finished run to the Hub: `trl-perception push RUN_DIR [USER/NAME]`."""
 
-import argparse
-
-from ..hub import UploadError, publish
+from .errors import Parser, one_line
 
 
+@one_line("trl-perception push")
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trl-perception push", description=__doc__)
+    parser = Parser(prog="trl-perception push", description=__doc__)
     parser.add_argument("folder", help="the output_dir of a finished run")
     parser.add_argument("repo", nargs="?", help="user/name or name; the folder's name by default")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="the branch, main by default")
     options = parser.parse_args(argv)
+    from ..hub import UploadError, publish  # the parser answers first
+
     try:
         url = publish(
             options.folder, options.repo, private=options.private, revision=options.revision, message="Upload a run"
         )
-    except (UploadError, FileNotFoundError) as error:
+    except UploadError as error:
         raise SystemExit(str(error)) from error
     print(f"pushed  {url}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,20 +1,23 @@
-"""Show what training changed: a few held-out clips, answered by the model before and after, with plain transformers."""
+"""Show what training changed: a few held-out clips, answered by the model before and after, with transformers' `generate`."""
 
-import argparse
-
-from ..assets import from_pretrained
-from ..data.load import load_rows
-from ..media import media_columns
-from ..train import parse
+from ..assets import from_pretrained, model_path
+from ..recipe import recipe_path
 from .ask import ask
+from .errors import Parser, one_line
 
 
+@one_line("trl-perception show")
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trl-perception show", description=__doc__)
+    parser = Parser(prog="trl-perception show", description=__doc__)
     parser.add_argument("--model", required=True, help="the trained checkpoint")
     parser.add_argument("--recipe", required=True, help="the recipe it was trained with")
     parser.add_argument("--rows", type=int, default=4, help="how many held-out clips to show")
     options = parser.parse_args(argv)
+    model_path(options.model), recipe_path(options.recipe)
+    from ..data.load import load_rows  # the parser answers first
+    from ..media import media_columns
+    from ..train import parse
+
     script, config, model = parse(["--config", options.recipe])
     models = {"before": model.model_name_or_path, "after": options.model}
     loaded = {when: from_pretrained(name, trust_remote_code=config.trust_remote_code) for when, name in models.items()}

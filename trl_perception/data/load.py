@@ -12,11 +12,11 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from .names import LOADERS, require_dataset
 from .preparation import prepared_shards
 from .synthetic import VERSION, make_synthetic_dataset
 from .templates import apply_template
 
-LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 MEDIA_LISTS = ("images", "videos")
 MEDIA_SINGLE = ("image", "video")
 MEDIA_KEYS = (*MEDIA_SINGLE, "url", "path")  # of a block in a message
@@ -82,6 +82,7 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
         made_of = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True).encode()).hexdigest()[:12]
         folder = Path(options.pop("output_dir", cache_dir() / "synthetic" / made_of)).expanduser()
         return make_synthetic_dataset(folder / split, split=split, **options)
+    require_dataset(name)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix not in LOADERS:
@@ -101,8 +102,6 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
         if isinstance(rows, DatasetDict):
             rows = _split_of(rows, split, name)
         return _with_absolute_paths(rows, path)
-    if name.startswith((".", "/", "~")) or path.suffix in LOADERS:
-        raise FileNotFoundError(f"Dataset file or folder {name} does not exist (looked from {Path.cwd()}).")
     try:
         return _split_of(load_dataset(name, config), split, name)
     except (DatasetNotFoundError, ConnectionError) as error:

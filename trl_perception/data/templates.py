@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Value
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 THINK_ANSWER = "Reason inside <think> and </think> first, then give your final answer inside <answer> and </answer>."
 ANSWER_ONLY = "Give your final answer alone, inside <answer> and </answer>, without any reasoning."
@@ -91,7 +92,7 @@ def templated_prompt(prompt: Any, name: str, problem_type: str | None = None) ->
     return messages
 
 
-def apply_template(rows: Dataset, name: str) -> Dataset:
+def apply_template(rows: "Dataset", name: str) -> "Dataset":
     """The rows with a template on their prompts; rows that were prepared with the same one stay as they are.
 
     Reads `prompt`, `problem_type` (where the template asks for it) and `prompt_template`, the column in which
@@ -110,6 +111,8 @@ def apply_template(rows: Dataset, name: str) -> Dataset:
             f"The rows were prepared with the prompt template {', '.join(map(repr, sorted(carried)))}, and {name!r} "
             "would follow it. Set prompt_template: none, or prepare the rows anew without --template."
         )
+    from datasets import Value  # takes seconds, and names of templates are judged before
+
     features = rows.features.copy()
     features["prompt_template"] = Value("string")
 

@@ -1,20 +1,18 @@
 """What is evaluated, on what, and how."""
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.load import synthetic_options
 from ..data.templates import TEMPLATES, get_template
 from ..media import MediaLimits, VideoSettings
+from ..rewards.registry import split_names
 from ..signals import check_position_rule
 
 SUMMARY_ONLY = ("output", "resamples")
 """Settings that no prediction depends on."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-_COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
 
 
 @dataclass
@@ -156,7 +154,7 @@ class EvaluationSettings:
 
     def __post_init__(self):
         self.synthetic = synthetic_options(self.synthetic)
-        self.rewards, self.by = _separated(self.rewards), _separated(self.by)
+        self.rewards, self.by = (list(dict.fromkeys(split_names(names))) for names in (self.rewards, self.by))
         for name in ("model", "data", "output"):
             if not getattr(self, name):
                 raise ValueError(f"No {name}. Set {name}.")
@@ -215,10 +213,3 @@ class EvaluationSettings:
     def of_predictions(self) -> dict[str, Any]:
         """The settings that predictions depend on."""
         return {key: value for key, value in asdict(self).items() if key not in SUMMARY_ONLY}
-
-
-def _separated(names: list[str] | str) -> list[str]:
-    """["a,b", "c(low=1, high=2)"] as ["a", "b", "c(low=1, high=2)"], each once: commas inside parentheses stay."""
-    names = [names] if isinstance(names, str) else names
-    parts = [part.strip() for name in names for part in _COMMA.split(name)]
-    return list(dict.fromkeys(part for part in parts if part))

@@ -44,11 +44,10 @@ def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[Vis
     if visual.video_grid_thw is None:
         return visual, []
     orders = [not_identity(t, generator) for t in visual.video_grid_thw[:, 0].tolist()]
-    names = ("pixel_values_videos", "video_features")
+    names = ("pixel_values_videos", "video_features")  # features of other pixels now, but of the same frames
     known = {name: getattr(visual, name) for name in names if getattr(visual, name) is not None}
-    return replace(
-        visual, **{key: _reordered(values, visual.video_grid_thw, orders) for key, values in known.items()}
-    ), orders
+    reordered = {key: _reordered(values, visual.video_grid_thw, orders) for key, values in known.items()}
+    return replace(visual, **reordered, video_features_of=None), orders
 
 
 def not_identity(length: int, generator: torch.Generator) -> list[int]:

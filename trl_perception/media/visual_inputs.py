@@ -9,6 +9,7 @@ from torch import Tensor
 from .messages import MEDIA_KINDS
 
 TOKEN_TYPE = {"image": 1, "video": 2}  # transformers' `mm_token_type_ids`; 0 is text
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,11 @@ class VisualInputs:
         pixel_values_videos: (video patches, patch dimension) float, or None without videos.
         video_grid_thw: (videos, 3) int.
         second_per_grid_ts: (videos,) float, seconds between two temporal cells.
-        image_features, video_features: what a frozen vision tower makes of the pixels, where it was run already (then the
-            pixels are gone): (tokens, D) merged, or (tokens, merge_size^2, C) before a merger that trains.
+        image_features, video_features: what a frozen vision tower makes of the pixels, where it was run already:
+            (tokens, D) merged, or (tokens, merge_size^2, C) before a merger that trains.
+        image_features_of, video_features_of: the very tensors of pixels that the features were made of. Where the pixels are
+            replaced by others (`dataclasses.replace`), features of the former ones are dropped. Pixels that were let go are
+            empty tensors on the device "meta", which no forward takes.
         merge_size: patches per token along each side.
     """
 
@@ -37,12 +41,22 @@ class VisualInputs:
     second_per_grid_ts: Tensor | None = None
     image_features: Tensor | None = None
     video_features: Tensor | None = None
+    image_features_of: Tensor | None = None
+    video_features_of: Tensor | None = None
     merge_size: int = 2
+
+    def __post_init__(self):
+        for kind, name in PIXELS.items():
+            pixels, features, of = (getattr(self, key) for key in (name, f"{kind}_features", f"{kind}_features_of"))
+            stale = of is not None and of is not pixels
+            object.__setattr__(self, f"{kind}_features", None if stale else features)
+            object.__setattr__(self, f"{kind}_features_of", None if stale or features is None else pixels)
 
     def to(self, device: torch.device | str) -> "VisualInputs":
         """The same inputs with every tensor on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {id(v): v if v.is_meta else v.to(device) for v in values.values() if isinstance(v, Tensor)}
+        return replace(self, **{key: tensors.get(id(value), value) for key, value in values.items()})
 
     def features(self, kind: str) -> int:
         """Visual features, that is tokens, of the images or the videos: sum of t*h*w / merge_size^2."""
@@ -64,9 +78,10 @@ FORWARD_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_
 def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:
     """The media of several samples one behind the other, as the model takes them: keyword -> concatenated tensor.
 
-    Keywords for which no sample has anything are left out.
+    Keywords for which no sample has anything are left out, and pixels that were let go.
     """
-    parts = {key: [getattr(v, key) for v in visual_inputs if getattr(v, key) is not None] for key in FORWARD_KEYS}
+    given = {key: [getattr(v, key) for v in visual_inputs] for key in FORWARD_KEYS}
+    parts = {key: [v for v in values if v is not None and not v.is_meta] for key, values in given.items()}
     return {key: torch.cat(tensors) for key, tensors in parts.items() if tensors}
 
 

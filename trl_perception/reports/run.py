@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ def gain(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
         return None
     tenth, values = max(1, math.ceil(len(points) / 10)), [value for _, value in points]
     return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+
+
+def reward_stayed_zero(log_history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether steps logged a reward, and it was 0 for every completion of each of them.
+
+    Args: log_history: `trainer.state.log_history`.
+    """
+    logged = [
+        (entry["reward"], entry.get("reward_std", 0.0)) for entry in log_history if entry.get("reward") is not None
+    ]
+    return bool(logged) and all(mean == 0 and spread == 0 for mean, spread in logged)
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,8 @@
 import ast
 import importlib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,6 +32,8 @@ REWARD_FACTORIES: dict[str, Callable[..., Callable]] = {
 }
 """What makes a reward function from parameters."""
 
+_COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
+
 
 def get_reward(name: str) -> Callable:
     """The reward function that a recipe names.
@@ -51,6 +54,12 @@ def get_reward(name: str) -> Callable:
         return _made(name, REWARD_FACTORIES[path], parameters or {})
     found = _imported(path)
     return found if parameters is None else _made(name, found, parameters)
+
+
+def split_names(given: str | Sequence[str]) -> list[str]:
+    """["a,b", "c(low=1, high=2)"] -> ["a", "b", "c(low=1, high=2)"]: names between commas, those in parentheses excepted."""
+    texts = [given] if isinstance(given, str) else given
+    return [name.strip() for text in texts for name in _COMMA.split(text) if name.strip()]
 
 
 def _parsed(name: str) -> tuple[str, dict[str, Any] | None]:

@@ -38,7 +38,7 @@ def apply_position_rule(model: nn.Module, rule: str = "released") -> None:
 
 
 def position_rule_of(model: nn.Module) -> str | None:
-    """The rule that was applied to a model; None for a model of another family."""
+    """The rule that was applied to a model, or None."""
     index = getattr(getattr(base_model(model), "model", None), "get_rope_index", None)
     return index.rule if isinstance(index, RopeIndex) else None
 

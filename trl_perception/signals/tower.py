@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..media.visual_inputs import PIXELS
 from .head import base_model
-from .vision import PIXELS
 
 
 class OneTowerRun:

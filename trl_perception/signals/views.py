@@ -85,7 +85,7 @@ def frames_shuffled(
         return None
     orders = [not_identity(len(frames), generator) for frames in prompt.frames]
     pixels = preparer.pixels([frames[order] for frames, order in zip(prompt.frames, orders, strict=True)])
-    shown = replace(prompt.visual, pixel_values_videos=pixels.to(prompt_ids.device), video_features=None)
+    shown = replace(prompt.visual, pixel_values_videos=pixels.to(prompt_ids.device))
     return View(prompt_ids, shown)
 
 

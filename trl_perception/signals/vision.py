@@ -12,17 +12,21 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.vision_utils import get_vision_window_index
 
 from ..media import MEDIA_KINDS, VisualInputs, stack_media
+from ..media.visual_inputs import PIXELS
 from .head import base_model
 
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str, Any]:
     """The media of several prompts as keyword arguments of `model(...)`: pixels, or features where they are known.
 
     Features from before the merger pass through the model's merger as it is now, with gradient.
+
+    Errors: ValueError where neither pixels nor features are left.
     """
+    for visual in visuals:
+        _require_media(visual)
     if not any(visual.knows_features for visual in visuals):
         return stack_media(visuals)
     kwargs = {name: value for name, value in stack_media(visuals).items() if name not in PIXELS.values()}
@@ -87,8 +91,8 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
         known[f"{kind}_features"] = (
             _before_merger(backbone, output.last_hidden_state, grid) if merger_changes else merged
         )
-    if not keep_pixels:
-        known.update(pixel_values=None, pixel_values_videos=None)
+        if not keep_pixels:
+            known[PIXELS[kind]] = pixels.to("meta")
     return replace(visual, **known)
 
 
@@ -97,15 +101,21 @@ def pixels_of(visual: VisualInputs) -> VisualInputs:
 
     Errors: ValueError where they were let go.
     """
-    if not visual.knows_features:
-        return visual
-    pixels = [getattr(visual, PIXELS[kind]) for kind in MEDIA_KINDS if visual.features(kind)]
-    if any(of_kind is None for of_kind in pixels):
-        raise ValueError(
-            f"{visual.sample}: another model is to see this prompt's media, but only the policy's features of them were kept. "
-            "Set `keeps_pixels = True` on the trainer, or reuse_vision_features=False."
-        )
-    return replace(visual, image_features=None, video_features=None)
+    only_pixels = replace(visual, image_features=None, video_features=None)
+    _require_media(only_pixels)
+    return only_pixels
+
+
+def _require_media(visual: VisualInputs) -> None:
+    """Errors: ValueError where pixels were let go and no features stand for them."""
+    for kind, name in PIXELS.items():
+        pixels = getattr(visual, name)
+        # An operation in place on empty pixels does nothing but count its version up.
+        if pixels is not None and pixels.is_meta and (getattr(visual, f"{kind}_features") is None or pixels._version):
+            raise ValueError(
+                f"{visual.sample}: a view or another model reads this prompt's pixels, and only the policy's features of them "
+                "were kept. Set `keeps_pixels = True` on the trainer, or reuse_vision_features=False."
+            )
 
 
 def _features(backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:

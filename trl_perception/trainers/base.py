@@ -13,7 +13,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -55,7 +55,7 @@ from .faults import NonFinite, samples
 from .forwards import Forwards
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
-from .refusals import averaged_credit, check_datasets, require_prompts, require_trainable
+from .refusals import averaged_credit, check_datasets, refuse_vllm, require_prompts, require_trainable
 from .rollout import Group, Rollout, complete_groups, loss_counts, whole_groups
 from .sampling import Sampling
 from .scoring import Scoring
@@ -85,8 +85,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         args: a [`GRPOVideoConfig`].
         train_dataset, eval_dataset, processing_class, **kwargs: as in TRL.
 
-    Errors: ValueError for media with a processor that does not describe them as grids, for videos with vLLM, tools,
-    environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
+    Errors: ValueError for media with a processor that does not describe them as grids, for vLLM, for videos with
+    tools, environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
     """
 
     _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
@@ -123,6 +123,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         if not isinstance(args, self.config_class):
             wanted = self.config_class.__name__
             raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
+        own_prompts = any(kwargs.get(name) for name in ("tools", "rollout_func", "environment_factory"))
+        if args.use_vllm and not own_prompts:  # before the engine loads the model
+            name = model if isinstance(model, str) else model.config._name_or_path
+            refuse_vllm(
+                processing_class or AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            )
         if kwargs.get("environment_factory") is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
@@ -156,8 +162,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         )
         if self._prepares_prompts:
             self._prompt_preparer = args.prompt_preparer(self.processing_class)
-            if not self.use_vllm:
-                self._suppress_placeholders()
+            self._suppress_placeholders()
         check_adapters_of(self.model, **frozen)
         if args.freeze_vision_tower or args.freeze_merger:
             freeze_vision(self.model, **frozen)

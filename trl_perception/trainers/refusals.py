@@ -75,6 +75,18 @@ def require_trainable(model: nn.Module) -> None:
         )
 
 
+def refuse_vllm(processor: Any) -> None:
+    """Refuse vLLM where prompts are prepared here: the engine would expand placeholders that are expanded already.
+
+    Errors: ValueError.
+    """
+    if has_visual_grids(processor):
+        raise ValueError(
+            f"use_vllm=True is not supported with the prompts of {type(processor).__name__}, whose images and videos are prepared "
+            "here. Set use_vllm=False."
+        )
+
+
 def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | None:
     """TRL's sampler makes whole rollouts and leaves out the rest of an epoch; this says so. None where nothing is left.
 

@@ -25,6 +25,22 @@ class Sampling(GRPOTrainer):
     """TRL's rollout for [`GRPOVideoTrainer`], which has the preparer, the forwards and `_seeing`."""
 
     keeps_pixels = False
+    # Prompts that training drew, those of them that were left out, over all processes, and why the first one was.
+    _drawn = 0
+    _left_out = 0
+    _why_left_out: str | None = None
+
+    def _require_rows_used(self, *, at_the_end: bool = False) -> None:
+        """Stop a run that leaves out every row: after an epoch of them, or at its end.
+
+        Errors: ValueError with the first reason.
+        """
+        enough = at_the_end or (hasattr(self.train_dataset, "__len__") and self._drawn >= len(self.train_dataset))
+        if enough and self._drawn and self._drawn == self._left_out:
+            raise ValueError(
+                f"All {self._drawn} prompts that were drawn were left out (on_bad_media='skip'), so that nothing was trained. The "
+                f"first: {self._why_left_out or 'see the other processes'}. Correct the data, or raise the limit that it names."
+            )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         rows = self.train_dataset if dataset is None else dataset
@@ -72,11 +88,16 @@ class Sampling(GRPOTrainer):
         for prompt in prompts:
             if prompt.left_out:
                 warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
-        if self.use_vllm and any(prompt.frames for prompt in prompts):
-            raise ValueError("Videos cannot be sampled with vLLM yet. Set use_vllm=False, or use images.")
         prompts = [prompt for prompt in prompts for _ in range(step)]
         left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
         self._metrics[self._mode]["media/skipped"].append(left_out.sum().item() / repeats)
+        if self.model.training:
+            self._drawn, self._left_out = (
+                self._drawn + len(left_out) // repeats,
+                self._left_out + left_out.sum().item() // repeats,
+            )
+            self._why_left_out = self._why_left_out or next((p.left_out for p in prompts if p.left_out), None)
+            self._require_rows_used()
         if not self.model.training and (counted := self._rows_that_count(len(prompts))) is not None:
             prompts[counted:] = [replace(prompt, left_out=REPEATED) for prompt in prompts[counted:]]
             left_out = self._over_processes(*(float(bool(prompt.left_out)) for prompt in prompts))
@@ -106,9 +127,7 @@ class Sampling(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
             return super()._tokenize_prompts(prompts)
-        prepared = self._rollout.prompts
-        images = [prompt.images or None for prompt in prepared]  # vLLM takes these, `generate` the visual inputs
-        return [prompt.input_ids for prompt in prepared], images if any(images) else None, {}
+        return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         shares = self._prefills and _are_groups(prompt_ids, num_generations)

@@ -75,6 +75,8 @@ class _Writer:
         return self._places[id(value)][1]
 
     def _place(self, value: Any, where: str) -> dict[str, Any] | None:
+        if isinstance(value, Tensor) and value.is_meta:  # pixels that were let go
+            return {"meta": where, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if isinstance(value, Tensor):
             name = f"{len(self.tensors)}.{where.partition('.')[2]}"
             # A copy: safetensors takes no views that share their memory.
@@ -116,6 +118,9 @@ class _Reader:
             return tree
         if "tensor" in tree:
             return self._tensor(tree["tensor"], tree["host"])
+        if "meta" in tree:
+            empty = torch.empty(tree["shape"], dtype=getattr(torch, tree["dtype"]), device="meta")
+            return self._moved.setdefault(tree["meta"], empty)  # one object where it was one
         if "object" in tree:
             return self._object(tree["object"])
         if "float" in tree:

@@ -7,10 +7,8 @@ from typing import Any
 
 from ...media import MediaLimits, MediaSettings, ProcessorSizes, VideoSettings
 from ..adapters.rows import KNOWN_TYPES
+from ..names import CHECKS, MALFORMED
 from ..templates import get_template
-
-CHECKS = ("none", "exists", "decode")
-MALFORMED = ("error", "drop")
 
 
 @dataclass(frozen=True)

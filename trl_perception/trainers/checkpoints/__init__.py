@@ -2,6 +2,7 @@
 
 from .disk import DiskFullError, told_when_full
 from .folder import last_complete
-from .saving import Checkpoints
+from .run_facts import require_own_folder
+from .saving import ZERO_REWARD, Checkpoints
 
-__all__ = ["Checkpoints", "DiskFullError", "last_complete", "told_when_full"]
+__all__ = ["ZERO_REWARD", "Checkpoints", "DiskFullError", "last_complete", "require_own_folder", "told_when_full"]

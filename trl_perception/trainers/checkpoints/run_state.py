@@ -11,7 +11,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 
 from ..stored import restore, store
 from ..telling.trackers import in_words
-from .run_facts import facts_of, why_other
+from .run_facts import RUN, facts_of, why_other
 
 if TYPE_CHECKING:
     from ..base import GRPOVideoTrainer
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 FORMAT = 1  # of these files
-RUN = "run.json"  # what the run must have in common with the checkpoint, written once
 STATE = "rank{:05d}.json"  # a process's counters, metrics, open records, and the structure of its open rollout
 ROLLOUT = "rank{:05d}.safetensors"  # the tensors of that rollout
 REFERENCE = "reference.safetensors"  # a reference model that moves (`sync_ref_model`)
@@ -54,7 +53,7 @@ def write_state(trainer: "GRPOVideoTrainer", folder: Path) -> None:
         "step": trainer.state.global_step,
         "rollout_is_open": is_open,
         "only_model": args.save_only_model,
-        **facts_of(args, trainer.train_dataset),
+        **facts_of(trainer),
     }
     (folder / RUN).write_text(json.dumps(about, indent=1))
 
@@ -76,9 +75,10 @@ def read_state(trainer: "GRPOVideoTrainer", folder: Path) -> dict[str, Any]:
             f"{folder} holds weights alone (save_only_model), and training cannot go on from it. Set model_name_or_path to "
             "it to start anew with these weights, and save_only_model=False where runs are to be resumed."
         )
-    other = why_other(about, facts_of(trainer.args, trainer.train_dataset), rollout_is_open=about["rollout_is_open"])
+    other = why_other(about, facts_of(trainer), rollout_is_open=about["rollout_is_open"])
     if other is not None and not anew:
         raise ValueError(f"{folder} does not fit this run: {other}.")
+    trainer.accelerator.print(f"resuming from {folder.name} of {trainer._name} ({folder})")
     if reference_moves(trainer) and not (folder / REFERENCE).is_file():
         raise ValueError(f"{folder} has no {REFERENCE}, and sync_ref_model is set: it was saved without. Unset it.")
     path = folder / STATE.format(trainer.args.process_index)

@@ -15,11 +15,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 from ...assets.checkpoint import ADAPTER_FILE
+from ...reports.run import reward_stayed_zero
 from .disk import DiskFullError, told_when_full
 from .folder import UNFINISHED, clear_unfinished, finish, to_resume
+from .run_facts import require_own_folder
 from .run_state import go_on, read_state, reference_moves, write_state
 
 logger = get_logger(__name__)
+
+ZERO_REWARD = (
+    "The reward was 0 in every step that was logged, so that nothing was learned. Look at completions (log_completions: true): an "
+    "answer in another format than the rewards read wants another prompt_template, one that is cut a larger max_completion_length."
+)
 
 
 class Checkpoints(GRPOTrainer):
@@ -39,8 +46,9 @@ class Checkpoints(GRPOTrainer):
         """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
 
         Errors: ValueError where there is none, where the one that is named is damaged or not complete, and where it does
-        not fit this run: an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` goes on with the
-        latter nevertheless). ValueError for an output folder in which an adapter would be taken for this run's weights.
+        not fit this run: another trainer, an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` goes on with the
+        latter nevertheless). ValueError for an output folder that holds another run, and for one in which an adapter would be
+        taken for this run's weights; and where every row was left out.
         """
         run = Path(self.args.output_dir)
         self._refuse_references_out_of_reach()
@@ -50,11 +58,12 @@ class Checkpoints(GRPOTrainer):
                 f"{run} holds the adapter of another run ({ADAPTER_FILE}), which a loader takes instead of the weights that this "
                 "run would save there. Set output_dir to another folder, or take adapter_* out of this one."
             )
+        wanted = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+        require_own_folder(self, resuming=bool(wanted))
         if self.args.should_save:
             for said in clear_unfinished(run):
                 logger.warning(said)
         self.accelerator.wait_for_everyone()
-        wanted = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
         self._resumed = None
         if wanted:
             folder, passed = to_resume(run, wanted)
@@ -68,7 +77,11 @@ class Checkpoints(GRPOTrainer):
                 )
             self._resumed = read_state(self, folder)
             wanted = os.fspath(folder)
-        return super().train(wanted, *args, **kwargs)
+        trained = super().train(wanted, *args, **kwargs)
+        self._require_rows_used(at_the_end=True)
+        if reward_stayed_zero(self.state.log_history):
+            logger.warning(ZERO_REWARD)
+        return trained
 
     # Writing
 

@@ -28,6 +28,7 @@ class Origin:
         dataset, split: the rows it was trained on.
         on_hub: whether `dataset` is the name of a data set on the Hub.
         merged: whether the run ends by merging its adapter into the weights.
+        name: the recipe's name, such as "appo/tiny", or its file's.
     """
 
     recipe: str
@@ -37,6 +38,7 @@ class Origin:
     split: str
     on_hub: bool = False
     merged: bool = False
+    name: str | None = None
 
 
 def before_and_after(log_history: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

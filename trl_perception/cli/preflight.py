@@ -1,0 +1,135 @@
+"""Mistakes in the settings of a run that need no torch to be seen, before the seconds that its import takes.
+
+Whatever is not looked at here is judged where it is used.
+"""
+
+import ast
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+from ..assets import model_path
+from ..data.names import require_dataset
+from ..data.templates import get_template
+from ..recipe import (
+    config_apart,
+    given,
+    read_recipe,
+    recipe_path,
+    require_known,
+    require_trainer,
+    require_types,
+    trainer_name,
+)
+from ..rewards.registry import get_reward, split_names
+from .errors import PACKAGE, unknown_option
+
+INHERITED = (
+    Path("transformers/training_args.py"),
+    *(Path(f"trl/trainer/{name}_config.py") for name in ("base", "grpo", "model")),
+)
+"""Where the settings that are not this package's are declared; a test compares them with the classes."""
+
+
+def check_training(args: Sequence[str]) -> None:
+    """Recipe, trainer, keys and their types, data set, template, rewards and model of `trl-perception train`.
+
+    Errors: ValueError or FileNotFoundError, as the run itself would raise it.
+    """
+    args = config_apart(args)
+    recipe = read_recipe(args[args.index("--config") + 1]) if "--config" in args else {}
+    name = trainer_name(args, recipe)
+    require_trainer(name, trainer_names())
+    said = given(args)
+    hints = training_hints(name)
+    require_known(recipe, said, hints, name)
+    require_types({key: value for key, value in recipe.items() if value is not None}, hints, {})
+    for key, hint in hints.items():
+        _require_number(key, said.get(key, ()), hint)
+    check_values({**recipe, **said}, data="dataset_name", rewards="reward_funcs", model="model_name_or_path")
+
+
+def check_evaluation(args: Sequence[str]) -> None:
+    """Options, recipe, data, template, rewards and model of `trl-perception evaluate`."""
+    known = {
+        *declared_fields([PACKAGE / "evaluation" / "settings.py"], "EvaluationSettings"),
+        "recipe",
+        "compare",
+        "help",
+    }
+    said = given(args)
+    for key in said:
+        if key not in known and key.removeprefix("no_") not in known:
+            raise ValueError(unknown_option(f"--{key.replace('_', '-')}", [f"--{k.replace('_', '-')}" for k in known]))
+    for name in said.get("recipe", ()):
+        recipe_path(name)
+    check_values(said, data="data", rewards="rewards", model="model")
+
+
+def check_values(settings: Mapping[str, Any], *, data: str, rewards: str, model: str) -> None:
+    """What names and paths say, where a setting is one text or several; dotted paths of rewards are not imported."""
+    texts = {key: [value] if isinstance(value, str) else value for key, value in settings.items() if value}
+    for key, check in ((data, require_dataset), ("prompt_template", get_template), (model, model_path)):
+        for text in texts.get(key, ()):
+            check(text)
+    for text in split_names(texts.get(rewards, ())):
+        if "." not in text.partition("(")[0]:
+            get_reward(text)
+
+
+def require_folder(name: str) -> None:
+    """Errors: FileNotFoundError where a run's folder is not there."""
+    if not Path(name).expanduser().is_dir():
+        raise FileNotFoundError(f"{name} is no folder (looked from {Path.cwd()}). Name the output_dir of a run.")
+
+
+def trainer_names() -> dict[str, str]:
+    """`TRAINERS` with the names of its classes, read from its source."""
+    tree = ast.parse((PACKAGE / "trainers" / "__init__.py").read_text())
+    (table,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "TRAINERS")
+    return {key.value: of_class.id for key, of_class in zip(table.keys, table.values, strict=True)}
+
+
+def training_hints(trainer: str) -> dict[str, Any]:
+    """Every setting of a trainer's runs with its type: of its configuration, of `ModelConfig` and of `TrainArguments`."""
+    ours = [PACKAGE / "train.py", *(PACKAGE / "trainers").glob("*_config.py")]
+    files = [*ours, *(Path(find_spec(file.parts[0]).origin).parents[1] / file for file in INHERITED)]
+    config = trainer_names()[trainer].removesuffix("Trainer") + "Config"
+    return declared_fields(files, "ModelConfig", config, "TrainArguments")
+
+
+def declared_fields(files: Iterable[Path], *names: str) -> dict[str, Any]:
+    """The fields that classes and their bases declare, with their types: read from Python files without importing them.
+
+    A type that is not made of Python's own and of `typing`'s is Any.
+    """
+    classes = {node.name: node for file in files for node in ast.parse(file.read_text()).body if hasattr(node, "bases")}
+
+    def of(name: str) -> dict[str, Any]:
+        if name not in classes:
+            return {}
+        hints = {key: hint for base in classes[name].bases for key, hint in of(ast.unparse(base)).items()}
+        fields = (node for node in classes[name].body if isinstance(node, ast.AnnAssign))
+        return hints | {ast.unparse(field.target): _hint(ast.unparse(field.annotation)) for field in fields}
+
+    return {key: hint for name in names for key, hint in of(name).items()}
+
+
+def _hint(annotation: str) -> Any:
+    try:
+        return eval(annotation, vars(typing).copy())
+    except (NameError, TypeError):
+        return Any
+
+
+def _require_number(key: str, values: Sequence[str], hint: Any) -> None:
+    """Refuse text where a number is wanted, as argparse does later on."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if len(kinds) != 1 or kinds[0] not in (int, float) or len(values) != 1:
+        return
+    try:
+        kinds[0](values[0])
+    except ValueError:
+        raise ValueError(f"--{key} is {values[0]!r}; {kinds[0].__name__} is wanted.") from None
