@@ -19,8 +19,11 @@ def skeleton():
     return policy_skeleton(config, model)
 
 
-def parts_of(skeleton, world=World(), batch=None, **options):
-    batch = batch or Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True)
+ALONE = World()
+
+
+def parts_of(skeleton, world=ALONE, **options):
+    batch = Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True)
     options = {"checkpointing": False, "optimizer": "adamw_torch", **options}
     return {part.name: part for part in memory_parts(skeleton, batch, world, **options)}
 
@@ -100,7 +103,7 @@ def test_the_estimate_is_within_a_quarter_of_a_step_s_peak(tmp_path, extra):
     script, config, model = parse(given)
     trainer = build(script, config, model)
     plan = plan_recipe(
-        config, model, world=World(), rows=train_rows(script), preparer=trainer.prompt_preparer, device="cpu"
+        config, model, world=ALONE, rows=train_rows(script), preparer=trainer.prompt_preparer, device="cpu"
     )
     measured = {}
     step, rollout = trainer.training_step, trainer._generate_and_score_completions
