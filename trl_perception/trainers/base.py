@@ -94,6 +94,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     _name = "GRPO"
     config_class = GRPOVideoConfig
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass without a name and a paper has its class's name and no paper: it is not its parent's method."""
+        super().__init_subclass__(**kwargs)
+        if "_name" not in cls.__dict__:
+            cls._name, cls._paper = cls.__name__.removesuffix("Trainer"), {}
+
     # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
     # update that follows its rollout directly serves these readings, and `token_weights` is called there.
     sighted_reads: SightedReads | None = None
