@@ -2,13 +2,11 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText
 
 from trl_perception.assets import model_path
 from trl_perception.trainers import GRPOVideoConfig
 from trl_perception.trainers.activation_checkpointing import unify_checkpointing_names, without_checkpointing
-
-RENAMED = hasattr(TrainingArguments("unused", use_cpu=True), "activation_checkpointing")
 
 
 @pytest.mark.parametrize("set_to", [True, False])
@@ -25,12 +23,10 @@ def test_the_older_name_sets_both_without_a_warning(set_to, tmp_path):
         )
     assert config.gradient_checkpointing is set_to
     assert config.gradient_checkpointing_kwargs == options
-    if RENAMED:
-        assert config.activation_checkpointing is set_to
-        assert config.activation_checkpointing_kwargs == options
+    assert config.activation_checkpointing is set_to
+    assert config.activation_checkpointing_kwargs == options
 
 
-@pytest.mark.skipif(not RENAMED, reason="transformers knows one name only")
 def test_the_newer_name_counts_before_the_older(tmp_path):
     config = GRPOVideoConfig(str(tmp_path), activation_checkpointing=False, use_cpu=True, bf16=False)
     assert config.activation_checkpointing is config.gradient_checkpointing is False  # TRL's default is True
@@ -41,9 +37,6 @@ def test_what_trl_writes_to_the_older_name_reaches_the_newer():
     config = SimpleNamespace(**old, activation_checkpointing=True, activation_checkpointing_kwargs=None)
     unify_checkpointing_names(config, to_new=False)
     assert config.activation_checkpointing_kwargs == {"use_reentrant": True}
-    one_name = SimpleNamespace(**old)
-    unify_checkpointing_names(one_name, to_new=False)
-    assert vars(one_name) == old
 
 
 def test_forwards_without_checkpointing_restore_each_layer():

@@ -1,4 +1,4 @@
-"""Activation checkpointing under the names of every supported transformers, and forwards without it."""
+"""Activation checkpointing: its two names in transformers, and forwards without it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +8,16 @@ from torch import nn
 
 
 def unify_checkpointing_names(config: Any, *, to_new: bool) -> None:
-    """Give a configuration the same values under both names, where transformers (5.24 and later) knows both.
+    """Give a trainer's configuration the same values under both names of activation checkpointing.
 
     transformers reads `activation_checkpointing` and `activation_checkpointing_kwargs`, and warns when it has to take them
     from the deprecated `gradient_checkpointing` and `gradient_checkpointing_kwargs`, which TRL and recipes set.
 
-    Args:
-        config: a configuration of a trainer.
-        to_new: fill the new names where they are unset; False overwrites them with what TRL wrote to the old ones.
+    Args: to_new: fill the new names where they are unset; False overwrites them with what TRL wrote to the old ones.
     """
     for suffix in ("", "_kwargs"):
         new = f"activation_checkpointing{suffix}"
-        if hasattr(config, new) and (not to_new or getattr(config, new) is None):
+        if not to_new or getattr(config, new) is None:
             setattr(config, new, getattr(config, f"gradient_checkpointing{suffix}"))
 
 
