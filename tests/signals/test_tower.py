@@ -8,6 +8,7 @@ from tests.helpers import message
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
 from trl_perception.signals import OneTowerRun, row_forward
+from trl_perception.signals.cache import CACHE
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,8 @@ def test_where_nobody_waits_the_tower_is_run_as_needed(prompts):
     assert forward(model, prompts["text"])[2] == 1
     with torch.no_grad():
         ids = torch.tensor([prompts["text"].input_ids])
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = model(input_ids=ids, use_cache=True)[CACHE]
         runs = []
         model.model.visual.register_forward_hook(lambda *given: runs.append(1))
-        model(input_ids=ids[:, :1], past_key_values=cache)  # a token after its prompt
+        model(input_ids=ids[:, :1], **{CACHE: cache})  # a token after its prompt
     assert not runs
