@@ -6,7 +6,7 @@ from .head import Head, base_model, divergence, head_is_sharded, head_of, log_pr
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .tower import OneTowerRun
-from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
+from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted, zeroed
 from .vision import adapted_modules, encode, media_kwargs, pixels_of, same_frozen_tower, why_not_frozen
 from .whole import keep_head_whole, whole_parameters
 
@@ -48,4 +48,5 @@ __all__ = [
     "why_not_frozen",
     "why_not_packed",
     "why_not_prefilled",
+    "zeroed",
 ]
