@@ -21,7 +21,10 @@ MORE = {
     "ral, reference": ("ral", {"num_iterations": 2, "attn_reference": "ref", "attn_keys": "visual", "beta": 0.01}),
     "pgpo, exact": ("pgpo", {"dependency": "kl", "num_iterations": 2}),
 }
-MORE["ktr, as in the recipes"] = ("ktr", {"gradient_checkpointing": True, "freeze_vision_tower": True})
+MORE["ktr, zeroed under a frozen tower"] = (
+    "ktr",
+    {"visual_view": "zeroed", "gradient_checkpointing": True, "freeze_vision_tower": True},
+)
 MORE["ral, checkpointed"] = ("ral", {**METHODS["ral"][1], "gradient_checkpointing": True, "group_forward": "off"})
 # Averages of TRL over micro-batches, whatever the number of tokens in each, and lengths of repeated rows.
 NOT_COMPARED = ("entropy", "clip_ratio", "eval_completions")

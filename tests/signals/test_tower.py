@@ -1,5 +1,7 @@
 """One run of the tower a forward, with the numbers and gradients of as many runs as the media ask for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -7,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.helpers import message
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
-from trl_perception.signals import OneTowerRun, row_forward
+from trl_perception.signals import OneTowerRun, row_forward, zeroed
 from trl_perception.signals.cache import CACHE
 
 
@@ -56,6 +58,19 @@ def test_every_forward_runs_the_tower_once_at_the_same_numbers(prompts, kind):
     assert set(of_once) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, gradient in of_once.items():
         torch.testing.assert_close(gradient, gradients.get(name, torch.zeros_like(gradient)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "both"])
+def test_zeroed_features_stay_zeros_while_the_tower_is_run(prompts, kind):
+    model, prompt = AutoModelForImageTextToText.from_pretrained(model_path("tiny")), prompts[kind]
+    zeros = zeroed(model, torch.tensor(prompt.input_ids), prompt.visual).visual
+    apart = replace(prompt, visual=zeros)
+    logits, _, runs = forward(model, apart)
+    assert runs == 0
+    OneTowerRun(model)
+    once, _, runs = forward(model, apart)
+    assert runs == 1
+    torch.testing.assert_close(once, logits, rtol=1e-5, atol=1e-5)
 
 
 def test_where_nobody_waits_the_tower_is_run_as_needed(prompts):
