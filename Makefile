@@ -1,23 +1,49 @@
 # make demo   installs, trains on real video, shows the result
 # make test   runs the tests
+# make lock   renews requirements/, which the two above install
 PYTHON ?= python3
 VENV ?= .venv
+LATEST ?= .venv-latest
 BIN := $(VENV)/bin
 METHOD ?= appo
 RUN ?= runs/demo-$(METHOD)
 CODE := trl_perception tests benchmarks
 
-.PHONY: install demo test test-slow quality style bench soak clean
+UV := $(BIN)/uv
+# What requirements/ lists is installed, and nothing else, with its hashes; sources are built with versions listed there.
+INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
+COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+	--custom-compile-command 'make lock'
+
+.PHONY: install demo test test-latest test-slow lock newest quality style bench soak clean
 
 install: $(VENV)/.installed
 
-# uv takes a torch and a torchvision that fit together from the registry, in seconds.
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.uv: requirements/uv.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is wanted, found {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q --system-certs --python $(BIN)/python -e '.[dev]'
+	$(BIN)/python -m pip install -q --require-hashes -r $<
 	touch $@
+
+$(VENV)/.installed: $(VENV)/.uv setup.cfg pyproject.toml requirements/dev.txt
+	$(INSTALL) --require-hashes -r requirements/dev.txt
+	$(INSTALL) --build-constraints requirements/dev.txt --no-deps -e .
+	touch $@
+
+# The newest versions that setup.cfg allows, the same for Python 3.11 to 3.13.
+lock: $(VENV)/.uv
+	$(COMPILE) --upgrade --generate-hashes --extra dev setup.cfg -o requirements/dev.txt
+	$(COMPILE) --upgrade --generate-hashes --extra dev --extra quant --extra deepspeed -c requirements/dev.txt setup.cfg \
+		-o requirements/slow.txt
+	echo uv | $(COMPILE) --upgrade --generate-hashes - -o requirements/uv.txt
+
+# What `make lock` would change, and what the ranges of setup.cfg hold back. It changes nothing.
+newest: install
+	@$(COMPILE) --extra dev setup.cfg | sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' > $(VENV)/newest.txt
+	@sed -n 's/^\([a-z0-9][^ ]*\).*/\1/p' requirements/dev.txt | diff - $(VENV)/newest.txt \
+		&& echo 'The lock has the newest versions that setup.cfg allows.' || echo '(< locked, > the newest that setup.cfg allows)'
+	@echo 'Newer than the lock, whether setup.cfg allows it or not:'
+	@$(UV) pip list --system-certs --python $(BIN)/python --outdated
 
 # Nothing is fetched: the model ships with the package and the videos are made here.
 demo: export HF_HUB_OFFLINE = 1
@@ -30,9 +56,15 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
+# The same on the newest versions that setup.cfg allows, in an environment of its own.
+test-latest:
+	$(MAKE) $(LATEST)/.uv VENV=$(LATEST)
+	$(LATEST)/bin/uv pip install -q --system-certs --python $(LATEST)/bin/python --upgrade -e '.[dev]'
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n auto --maxprocesses 8
+
 # With models in 4 and 8 bit, and under DeepSpeed, which compiles an operation of its own once.
 test-slow: install
-	$(BIN)/uv pip install -q --system-certs --python $(BIN)/python -e '.[dev,quant,deepspeed]'
+	$(INSTALL) --require-hashes --build-constraints requirements/dev.txt -r requirements/slow.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
 
 quality: install

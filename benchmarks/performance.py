@@ -262,7 +262,7 @@ def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result:
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     model.train()
     if device != "cpu":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     result["model"] = f"{millions:.0f} M parameters, {options.dtype}"
     cases = []

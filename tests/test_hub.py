@@ -59,7 +59,7 @@ def train_and_push(hub, folder, home):
         env={**clean, **settings, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
 

@@ -80,7 +80,7 @@ def test_twenty_steps_through_accelerate_launch(recipe, tmp_path, cache):
         *("--config", f"{recipe}/tiny", "--output_dir", str(tmp_path), "--max_steps", "20", "--save_strategy", "steps"),
         *("--save_steps", "20", "--synthetic", '{"size": 16, "seed": 1}', *SMALL),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "over the first tenth of steps" in done.stdout
     state = json.loads((tmp_path / "checkpoint-20" / "trainer_state.json").read_text())

@@ -1,5 +1,6 @@
 """Recipes and the command that runs them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def test_a_tiny_run_trains_saves_and_says_so(tmp_path, monkeypatch, capsys):
         [
             *("--config", str(RECIPES / "grpo" / "tiny.yaml"), *ON_CPU),
             *("--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--synthetic", '{"size": 16}'),
-            *("--per_device_train_batch_size", "8", "--disable_tqdm", "true"),
+            *("--per_device_train_batch_size", "8", "--disable_tqdm", "true", "--reward_funcs", "accuracy,format"),
         ]
     )
     said = capsys.readouterr().out
@@ -201,6 +202,11 @@ def test_a_tiny_run_trains_saves_and_says_so(tmp_path, monkeypatch, capsys):
     assert "over the first tenth of steps" in said
     assert (tmp_path / "run" / "reward_curve.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "model.safetensors").exists()
+    # The recipe that it left runs again, under the name that it began with.
+    again = str(tmp_path / "run" / "recipe.yaml")
+    main(["--config", again, "--max_steps", "1", "--output_dir", str(tmp_path / "again")])
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["recipe"] == "grpo/tiny"
+    assert (tmp_path / "again" / "README.md").exists()
     # The folder loads with plain transformers, and answers about an MP4.
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
     clip = next((tmp_path / "cache").rglob("*.mp4"))

@@ -28,7 +28,9 @@ def published(folder: str | Path) -> list[str]:
     files = [
         path
         for path in folder.iterdir()
-        if path.is_file() and (path.name in PUBLISHED_NAMES or path.suffix in PUBLISHED_ENDINGS)
+        if path.is_file()
+        and path.name != "run.json"  # whose folder it is
+        and (path.name in PUBLISHED_NAMES or path.suffix in PUBLISHED_ENDINGS)
     ]
     adapter = (path for path in (folder / ADAPTER).glob("*") if path.suffix in PUBLISHED_ENDINGS)
     return sorted(str(path.relative_to(folder)) for path in [*files, *adapter])

@@ -39,6 +39,7 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
         on_hub=dataset != "synthetic" and not Path(dataset).expanduser().exists(),
         merged=parsed["merge_adapter"],
         name=None if recipe is None else recipe_name(recipe),
+        template=parsed["prompt_template"],
     )
 
 
@@ -53,7 +54,7 @@ def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, An
         name = key.removeprefix("no_") if key not in parsed else key
         value = parsed[name]
         plain = isinstance(value, (bool, int, float, dict)) or (isinstance(value, list) and len(value) == len(values))
-        settings[name] = value if plain else " ".join(values)
+        settings[name] = value if plain or name == "reward_funcs" else " ".join(values)
     for key in ("env", "resume_from_checkpoint"):
         settings.pop(key, None)
     return _without_tokens(settings)

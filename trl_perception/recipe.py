@@ -1,6 +1,7 @@
 """Recipes: where one lies, what it says, and whether each value is of its key's type."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -9,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 ACCELERATE_CONFIGS = "accelerate_configs"
+RECIPE_OF_RUN = "recipe.yaml"
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant")
 
 
@@ -35,8 +37,18 @@ def shipped_recipes() -> dict[str, Path]:
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 
 
+def recipe_of_run(model: str) -> Path | None:
+    """The recipe that a run left beside its weights, for its folder or one of its checkpoints; None for other models."""
+    folder = Path(model).expanduser()
+    beside = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
+    return next((place / RECIPE_OF_RUN for place in beside if (place / RECIPE_OF_RUN).is_file()), None)
+
+
 def recipe_name(path: Path) -> str:
-    """The name of a shipped recipe, or of a file."""
+    """The name of a shipped recipe, or of a file; a run's own recipe has the name that the run began with."""
+    run = path.parent / "run.json"
+    if path.name == RECIPE_OF_RUN and run.is_file():
+        return json.loads(run.read_text())["recipe"]
     return next((name for name, shipped in shipped_recipes().items() if shipped == path), path.name)
 
 

@@ -20,6 +20,7 @@ from .hub import UploadError, make_repository, merge_adapter, publish
 from .planning import plan_recipe, world_of
 from .provenance import origin_of
 from .recipe import (
+    RECIPE_OF_RUN,
     config_apart,
     given,
     read_recipe,
@@ -242,7 +243,7 @@ def main(args: Sequence[str] | None = None) -> None:
     folder, failed = Path(config.output_dir), None
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(origin.recipe)
+        (folder / RECIPE_OF_RUN).write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with told_when_full(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
         trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise

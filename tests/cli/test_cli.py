@@ -4,8 +4,10 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_perception.assets import model_path
+from trl_perception.cli import ask as ask_module
 from trl_perception.cli.ask import ask
 from trl_perception.cli.main import COMMANDS, main
+from trl_perception.media import VideoSettings
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["trian"]])
@@ -16,6 +18,45 @@ def test_usage_names_every_command(argv, capsys):
     assert all(f"  {name}" in said for name in COMMANDS)
     assert stop.value.code == (0 if argv == ["--help"] else 2)
     assert ("Unknown command 'trian'" in said) == (argv == ["trian"])
+
+
+def test_ask_takes_the_settings_that_a_run_was_trained_with(clips, tmp_path, monkeypatch):
+    """From its folder or from a checkpoint in it; options win."""
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    settings = ("video_fps: 4.0", "video_max_frames: 8", "image_max_pixels: 784", "prompt_template: think_answer")
+    (tmp_path / "run" / "recipe.yaml").write_text("\n".join(settings))
+    asked = []
+    monkeypatch.setattr(ask_module, "from_pretrained", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr(ask_module, "ask", lambda *args, **kwargs: asked.append(kwargs))
+    for model in ("run", "run/checkpoint-3", "tiny"):
+        main(["ask", str(tmp_path / model) if model != "tiny" else model, clips[0], "What?"])
+    main(
+        [
+            "ask",
+            str(tmp_path / "run"),
+            clips[0],
+            "What?",
+            "--fps",
+            "1",
+            "--image-max-pixels",
+            "1568",
+            "--template",
+            "none",
+        ]
+    )
+    of_run = (VideoSettings(fps=4.0, max_frames=8), (None, 784), "think_answer")
+    seen = [(given["video_settings"], given["image_pixels"], given["template"]) for given in asked]
+    assert seen == [
+        of_run,
+        of_run,
+        (VideoSettings(), (None, None), "none"),
+        (VideoSettings(fps=1.0, max_frames=8), (None, 1568), "none"),
+    ]
+
+
+def test_show_wants_a_recipe_where_the_model_has_none():
+    with pytest.raises(SystemExit, match=r"tiny has no recipe\.yaml beside it"):
+        main(["show", "--model", "tiny"])
 
 
 def test_ask_answers_about_a_clip_and_a_picture(clips, pictures, capsys):

@@ -18,6 +18,8 @@ TINY = ("train", "--config", "grpo/tiny")
 MISTAKES = {
     "command": (("trian",), "unknown command 'trian'. Did you mean 'train'?"),
     "recipe": (("train", "--config", "grpo/tyni"), "There is no recipe grpo/tyni, as a file or among those shipped. Did you"),
+    "no recipe": (("train",), "No recipe. Name one, such as --config grpo/tiny"),
+    "recipe without its key": (("train", "grpo/tiny"), "The command line has stray values ['grpo/tiny']; every value follows"),
     "recipe's file": (("train", "--config", "./mine.yaml"), "There is no recipe ./mine.yaml"),
     "key": ((*TINY, "--lerning_rate", "1"), "Unknown key 'lerning_rate' in the command line for trainer 'grpo'. Did you"),
     "key of another method": ((*TINY, "--alpha", "1"), "Unknown key 'alpha' in the command line for trainer 'grpo'."),

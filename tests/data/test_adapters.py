@@ -1,7 +1,10 @@
 """Each published layout becomes rows, checked field by field; what breaks a layout is named."""
 
 import json
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests import layouts
@@ -140,6 +143,72 @@ def test_a_tag_in_a_row_without_such_media_is_text(tmp_path, clips):
     assert texts(row) == ["<video>", "What is <image> in HTML?"]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": None}, "no prompt"),
+        ({"prompt": "What?"}, "'prompt' is plain text; messages"),
+        ({"prompt": [{"content": "?"}]}, "Message 1 has the role None"),
+        ({"prompt": [{"role": "user", "content": {"type": "text", "text": "?"}}]}, "is a dict; a text or a list"),
+        ({"prompt": [{"role": "user", "content": [{"type": "video", "max_frame": 2}]}]}, "did you mean 'max_frames'"),
+        ({"videos": []}, "1 video placeholder.* holds 0"),
+        ({"video": ["0.mp4"], "videos": None}, "a list that holds the clip '0.mp4'"),
+        ({"videos": [["0.png", "1.png"]]}, "a video is given as list"),
+        ({"question": "?"}, "unknown field 'question'; beside 'prompt' known are"),
+        ({"solution": "many"}, "'many' does not suit problem_type 'numerical'"),
+        ({"solution": None}, "field 'solution' is null"),
+    ],
+)
+def test_malformed_rows_of_trl_are_named(tmp_path, change, words):
+    prompt = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+    row = {"id": "a", "prompt": prompt, "videos": ["0.mp4"], "problem_type": "numerical", "solution": "3"}
+    layouts.write_lines(tmp_path / "train.jsonl", [{**row, **change}])
+    with pytest.raises(RecordError, match=rf"train\.jsonl, record 1 \(id a\): .*{words}"):
+        rows_of("jsonl", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_own_rows_come_as_lists_and_parquet_too(tmp_path, suffix, pictures):
+    image = {"bytes": Path(pictures[0]).read_bytes(), "path": None}
+    rows = [
+        {"prompt": [{"role": "user", "content": "Which?"}], "images": [image if suffix == ".parquet" else pictures[0]]}
+    ]
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    else:
+        (tmp_path / "train.json").write_text(json.dumps(rows))
+    (row,) = rows_of("jsonl", tmp_path)
+    assert row["images"] == [image["bytes"] if suffix == ".parquet" else pictures[0]]
+    assert row["prompt"] == [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("jsonl", "train.jsonl", '{"question": "x"}\n{"question": "é"}\n'),
+        ("video-r1", "Video-R1-260k.json", '[{"a": "x"},\n{"a": "é"}]'),
+        ("next-qa", "val.csv", "video,qid\né,1\n"),
+    ],
+)
+def test_another_encoding_is_named_with_its_line(tmp_path, name, file, content):
+    (tmp_path / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(RecordError, match=rf"{file}, line 2 is not UTF-8 \(byte 0xe9\)\. Save the file in UTF-8"):
+        rows_of(name, tmp_path)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path, clips):
+    record = {**layouts.jsonl_records()[0], "video": clips[0]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record), encoding="utf-8-sig")
+    assert len(rows_of("jsonl", tmp_path)) == 1
+
+
+def test_a_path_may_begin_with_a_tilde(tmp_path, clips, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    record = {**layouts.jsonl_records()[0], "video": "~/a.mp4"}
+    layouts.write_lines(tmp_path / "train.jsonl", [record])
+    assert rows_of("jsonl", tmp_path)[0]["videos"] == ["/home/me/a.mp4"]
+
+
 def test_media_may_lie_in_another_folder(tmp_path, clips, pictures):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "Video-R1-260k.json").write_text(json.dumps(layouts.video_r1_records()[:1]))
@@ -180,6 +249,7 @@ MALFORMED = [  # adapter, field, its value (None takes the field away), what the
     ("virl39k", "image", [], "1 <image> tags for 0 videos and 0 images"),
     ("jsonl", "problem_type", "maths", "one of 'multiple choice'"),
     ("jsonl", "answer", "many", "'many' does not suit problem_type 'numerical'"),
+    ("jsonl", "video", ["1.mp4"], "field 'video' holds a list; one path is wanted there. Several go into 'videos'"),
     ("jsonl", "videos", ["1.mp4"], "both fields 'video' and 'videos' are set"),
     ("jsonl", "vidoe", "1.mp4", "unknown field 'vidoe'"),
     ("jsonl", "time_spans", [[2, 1]], "start < end are wanted"),

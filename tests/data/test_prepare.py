@@ -23,7 +23,7 @@ from trl_perception.data.preparation import run as run_module
 from trl_perception.data.preparation.filters import read_pass_rates
 from trl_perception.data.preparation.folder import SplitFolder
 from trl_perception.data.preparation.media_check import MediaChecker
-from trl_perception.media import ProcessorSizes, PromptPreparer, VideoSettings
+from trl_perception.media import ProcessorSizes, PromptPreparer, VideoSettings, conversation
 
 
 @pytest.fixture
@@ -76,6 +76,64 @@ def test_visual_tokens_by_hand(prepared):
     assert load_rows(str(prepared.out), "train")[0]["visual_tokens"] == 12
     assert summary["visual_tokens"]["median"] == 12
     assert summary["duration"] == {"min": 4, "median": 4, "95 %": 4, "max": 4, "mean": 4, "rows": 1}
+
+
+def test_rows_of_trl_keep_prompt_media_and_settings(prepared, clips, pictures):
+    def user(*blocks):
+        return [{"role": "system", "content": "Look."}, {"role": "user", "content": [*blocks]}]
+
+    text = {"type": "text", "text": "Which?"}
+    records = [
+        {
+            "id": "a",
+            "prompt": user({"type": "video"}, text),
+            "videos": ["0.mp4"],
+            "solution": 3,
+            "problem_type": "numerical",
+        },
+        {
+            "id": "b",
+            "prompt": user(text, {"type": "image", "image": "0.png", "max_pixels": 784}),
+            "solution": "anything",
+        },
+        {"id": "c", "prompt": [{"role": "user", "content": "<image>And <video>?"}], "image": "1.png"},
+        {
+            "id": "d",
+            "prompt": user({"type": "video", "nframes": 2}, {"type": "video", "video": "1.mp4"}),
+            "video": "2.mp4",
+        },
+        {"id": "e", "prompt": [{"role": "user", "content": "No media."}]},
+    ]
+    summary = prepared(records=records, check="decode")
+    assert summary["kept"] == 5
+    rows = {row["id"]: row for row in load_rows(str(prepared.out), "train")}
+    assert (rows["a"]["solution"], rows["a"]["problem_type"], rows["b"]["problem_type"]) == ("3", "numerical", None)
+    loaded = {name: conversation(row) for name, row in rows.items()}
+    there = {name: str(prepared.source / name) for name in ("0.mp4", "1.mp4", "2.mp4", "0.png", "1.png")}
+    look = {"role": "system", "content": [{"type": "text", "text": "Look."}]}
+    assert loaded == {
+        "a": [look, {"role": "user", "content": [{"type": "video", "video": there["0.mp4"]}, text]}],
+        "b": [look, {"role": "user", "content": [text, {"type": "image", "image": there["0.png"], "max_pixels": 784}]}],
+        "c": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": there["1.png"]}, {"type": "text", "text": "And <video>?"}],
+            }
+        ],
+        "d": [
+            look,
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video", "video": there["2.mp4"], "nframes": 2},
+                    {"type": "video", "video": there["1.mp4"]},
+                ],
+            },
+        ],
+        "e": [{"role": "user", "content": [{"type": "text", "text": "No media."}]}],
+    }
+    # 8 frames of 56 x 56: 4 cells of 4 tokens; 28 x 28; 56 x 84; 2 frames and 8 frames
+    assert {name: row["visual_tokens"] for name, row in rows.items()} == {"a": 16, "b": 1, "c": 6, "d": 4 + 16, "e": 0}
 
 
 SIZES = {

@@ -1,6 +1,8 @@
 """Every row looked at once: what is found, where it stands in its file, how long it takes."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -213,3 +215,8 @@ def test_thousands_of_rows_take_moments(folder):
     start = time.process_time()
     assert check_rows(rows, settings=MediaSettings().request, solutions=solution_check([accuracy_reward])) is None
     assert time.process_time() - start < 2  # a tenth of it here: 100,000 rows in some seconds
+
+
+def test_the_check_needs_no_torch():
+    code = "import sys, trl_perception.data.row_check; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -51,6 +51,19 @@ def test_every_form_of_prompt_takes_it(prompt, expected):
     assert templated_prompt(prompt, "none") == prompt
 
 
+def test_malformed_prompts_are_left_to_the_check_of_all_rows():
+    prompts = [None, [{"content": "?", "role": None}], [{"role": "user", "content": "?"}]]
+    rows = apply_template(Dataset.from_dict({"prompt": prompts}), "answer_only")
+    assert list(rows["prompt"])[:2] == [None, [{"content": "?", "role": None}]]
+    assert rows["prompt"][2][0]["content"] == f"?\n{ANSWER_ONLY}"
+
+
+def test_a_row_that_the_template_does_not_suit_is_named():
+    rows = Dataset.from_list([{"prompt": "?", "problem_type": kind} for kind in ("OCR", "math")])
+    with pytest.raises(ValueError, match=r"row 2 of the data: .* no sentence for problem_type 'math'"):
+        apply_template(rows, "video_r1")
+
+
 def test_video_r1_adds_a_sentence_for_each_type():
     texts = {kind: templated_prompt("?", "video_r1", kind) for kind in BY_TYPE}
     assert all(texts[kind].endswith(sentence) for kind, sentence in BY_TYPE.items())

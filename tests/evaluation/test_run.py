@@ -149,7 +149,14 @@ def broken_file(rows_file, tmp_path):
 def test_media_that_cannot_be_used_stop_the_run_by_name(broken_file, tmp_path):
     path, ids = broken_file
     with pytest.raises(UnusableSampleError, match=rf"sample ({ids[0]}|{ids[1]}): .*set on_bad_media to 'skip'"):
-        evaluate(settings(path, tmp_path / "out"))
+        evaluate(settings(path, tmp_path / "out", check_rows=False))
+
+
+def test_rows_are_checked_before_the_model_is_loaded(broken_file, tmp_path):
+    path, ids = broken_file
+    with pytest.raises(ValueError, match=r"1 of 14 rows of the evaluation data cannot be used") as error:
+        evaluate(settings(path, tmp_path / "out", model="nowhere/no-model"))
+    assert f"(id {ids[1]}): {tmp_path / 'gone.mp4'}" in str(error.value)
 
 
 def test_media_that_cannot_be_used_are_left_out_counted_and_listed(broken_file, tmp_path, capsys):

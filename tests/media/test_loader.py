@@ -95,7 +95,7 @@ def test_what_is_larger_than_the_cache_is_not_kept(clips):
 
 
 def test_media_are_read_in_parallel(monkeypatch):
-    together = threading.Barrier(3, timeout=5)  # passes only where three readers wait at once
+    together = threading.Barrier(3, timeout=60)  # passes only where three readers wait at once
 
     def wait(source, **_):
         together.wait()

@@ -86,6 +86,12 @@ def test_no_good_completion_leaves_all_with_the_frames_of_the_bad():
     assert frames_by_hand(rewards=torch.tensor([0.0, 0.0]), strategy="all") == [True, True]
 
 
+def test_soft_or_all_takes_every_vote_where_nobody_succeeds():
+    """The release's "soft"."""
+    assert frames_by_hand(strategy="soft_or_all") == [True, False]
+    assert frames_by_hand(rewards=torch.tensor([0.0, 0.0]), strategy="soft_or_all") == [True, True]
+
+
 def test_no_bad_completion_makes_hard_equal_soft():
     both_good = torch.tensor([1.0, 0.5])  # .5 is not below tau
     assert frames_by_hand(rewards=both_good, strategy="hard") == [True, True]
@@ -217,6 +223,22 @@ def test_a_rank_of_one_completion_takes_no_part():
     assert sorted(asked) == [(0, 0), (1, 0)]
 
 
+def test_missing_ranks_by_hand():
+    # One frame, lengths 3 and 1, N = 2. "uniform": completion 1 has (.5, .5) at ranks 1 and 2.
+    # rank 0: (1, 0) against (0, 1): D = ln 2 = .693147
+    # rank 1: (.5, .5) against (.5, .5): D = 0
+    # rank 2: (.75, .25) against (.5, .5): m = (.625, .375), KL .75 ln 1.2 + .25 ln(2/3) = .136741 - .101366 = .035375 and
+    #         .5 ln .8 + .5 ln(4/3) = -.111572 + .143841 = .032269; D = .033822
+    # d = (1, 0, .048795)
+    log_probs = torch.tensor([[[1.0, 0.0], [0.5, 0.5], [0.75, 0.25]], [[0.0, 1.0], [NAN, NAN], [NAN, NAN]]]).log()
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    found = appo_token_weights(
+        torch.ones(2, 3, 1), REWARDS, mask, lambda g, t: log_probs[g, t], missing_ranks="uniform"
+    )
+    expected = torch.tensor([[1.7, 1.0, 1 + 0.7 * 0.048795], [1.7, 0.0, 0.0]])
+    torch.testing.assert_close(found.weights, expected, atol=1e-5, rtol=0)
+
+
 def test_identical_completions_give_ones():
     log_probs = torch.randn(1, 12, 30, generator=torch.Generator().manual_seed(0)).log_softmax(-1).expand(4, -1, -1)
     attention = torch.rand(1, 12, 3, generator=torch.Generator().manual_seed(1)).expand(4, -1, -1)
@@ -273,6 +295,7 @@ def test_the_warning_comes_once_a_run():
         ({"normalizer": "mean"}, "normalizer is 'mean'"),
         ({"alpha": -0.1}, "alpha is -0.1"),
         ({"tokens_per_frame": 0}, "tokens_per_frame is 0"),
+        ({"missing_ranks": "pad"}, "missing_ranks is 'pad'"),
         ({"top_tokens": 0}, "top_tokens is 0"),
         ({"top_frames": 0}, "top_frames is 0"),
     ],
@@ -315,6 +338,7 @@ def loop_weights(
     alpha,
     divergence,
     normalizer,
+    missing_ranks,
 ):
     """The specification on Python lists: attention[i][j][f], mask[i][j], log_probs[i][j][v]."""
     group = range(len(attention))
@@ -338,6 +362,9 @@ def loop_weights(
         measured = {}
         for n in range(tokens_per_frame):
             rows = [log_probs[i][tokens[i][n]] for i in group if n < len(tokens[i])]
+            if missing_ranks == "uniform" and rows:
+                words = len(rows[0])
+                rows += [[-math.log(words)] * words] * (len(tokens) - len(rows))
             if len(rows) >= 2:
                 measured[n] = loop_divergence(rows, divergence)
         low, high = min(measured.values(), default=0), max(measured.values(), default=0)
@@ -392,14 +419,17 @@ def random_group(seed, group=4, length=9, frames=5, words=7, zeros=0.0, holes=Fa
 @pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("zeros", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("strategy", "divergence", "normalizer"),
-    list(itertools.product(["hard", "soft", "all"], ["kl", "release"], ["groups", "frames"])),
+    ("strategy", "divergence", "normalizer", "missing_ranks"),
+    list(
+        itertools.product(["hard", "soft", "all"], ["kl", "release"], ["groups", "frames"], ["skip", "uniform"]),
+    ),
 )
-def test_weights_match_the_loop(strategy, divergence, normalizer, zeros, holes):
+def test_weights_match_the_loop(strategy, divergence, normalizer, missing_ranks, zeros, holes):
     for seed in range(6):
         attention, rewards, mask, log_probs = random_group(seed, zeros=zeros, holes=holes)
         options = {"top_tokens": 1 + seed % 4, "top_frames": 1 + seed % 3, "tokens_per_frame": 2 + seed % 5}
-        options |= {"strategy": strategy, "alpha": 0.3 + seed / 4, "divergence": divergence, "normalizer": normalizer}
+        options |= {"strategy": strategy, "alpha": 0.3 + seed / 4, "divergence": divergence}
+        options |= {"normalizer": normalizer, "missing_ranks": missing_ranks}
         expected = loop_weights(attention.tolist(), rewards.tolist(), mask.tolist(), log_probs.tolist(), **options)
         exact = appo_token_weights(attention, rewards, mask, lambda g, t, x=log_probs: x[g, t], **options)
         torch.testing.assert_close(exact.weights, torch.tensor(expected), atol=1e-6, rtol=1e-6)

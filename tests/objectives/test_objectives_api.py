@@ -13,7 +13,8 @@ from trl_perception.objectives import Penalty, TokenWeights
 
 SIGNATURES = {
     "appo_token_weights": "frame_attention, rewards, completion_mask, log_probs_at, *, top_tokens=15, top_frames=3, "
-    "tokens_per_frame=64, reward_threshold=0.5, strategy='soft', alpha=0.7, divergence='kl', normalizer='groups'",
+    "tokens_per_frame=64, reward_threshold=0.5, strategy='soft', alpha=0.7, divergence='kl', normalizer='groups', "
+    "missing_ranks='skip'",
     "select_frames": "frame_attention, rewards, completion_mask, *, top_tokens, top_frames, reward_threshold, strategy",
     "visual_dependency": "sighted_logps, blind_logps, *, clamp=(0.0, 10.0)",
     "pgpo_token_weights": "dependency, completion_mask, *, threshold=0.4, visual_boost=2.0, eps=1e-08, "

@@ -18,13 +18,21 @@ class LaunchError(AssertionError):
 
 
 def launch(
-    job: dict, folder: Path, processes: int, *, seconds: float, config: dict | None = None, patience: int = 60
+    job: dict,
+    folder: Path,
+    processes: int,
+    *,
+    seconds: float,
+    config: dict | None = None,
+    patience: int = 180,
+    after: str | None = None,
 ) -> list[dict]:
     """What each process of `tests.processes.worker` made of a job, by rank.
 
     Args:
         job: what to do, see the worker. folder: an empty folder for its files.
-        seconds: how long the whole may take. patience: seconds that a process waits for the others in one collective.
+        seconds: how long the whole may take; with `after`, how long it may take after each process has written the file
+            AFTER-RANK. patience: seconds that a process waits for the others in one collective.
         config: an accelerate configuration; then `accelerate launch` starts the processes, else `torchrun` does.
     Errors: LaunchError, with the stacks of all processes where they did not end by themselves.
     """
@@ -46,6 +54,8 @@ def launch(
             cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
+            while after and len(list(folder.glob(f"{after}-*"))) < processes and run.poll() is None:
+                time.sleep(0.1)
             run.wait(timeout=seconds)
             ending = f"exit status {run.returncode}"
         except subprocess.TimeoutExpired:

@@ -36,6 +36,6 @@ def test_what_would_hang_is_refused(kinds, tmp_path, sharding):
     for method, extra, message in REFUSED[sharding]:
         (run,) = job([kinds["text"], kinds["video"]], 2, {message: method})
         runs.append({**run, **extra, "kind": "runs.refused"})
-    for of_process in launch({"runs": runs, "sharding": sharding}, tmp_path, 2, seconds=150, config=config):
+    for of_process in launch({"runs": runs, "sharding": sharding}, tmp_path, 2, seconds=500, config=config):
         for message, said in of_process.items():
             assert re.search(message, said), said or "nothing was refused"

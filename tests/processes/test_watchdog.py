@@ -6,11 +6,11 @@ from tests.processes.launch import LaunchError, launch
 
 
 def test_a_process_that_waits_is_found_by_the_clock(tmp_path):
-    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 300}]}
+    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 3600}]}
     with pytest.raises(LaunchError) as failure:
-        launch(job, tmp_path, 2, seconds=15, patience=200)
+        launch(job, tmp_path, 2, seconds=3, patience=3600, after="met")
     told = str(failure.value)
-    assert "still running after 15 seconds" in told
+    assert "still running after 3 seconds" in told
     first, second = (told.split(f"--- stacks-{rank}")[1].split("---")[0] for rank in range(2))
     assert "barrier" in first
     assert "sleep_instead" in second
@@ -18,9 +18,9 @@ def test_a_process_that_waits_is_found_by_the_clock(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_waits_is_found_by_the_others(tmp_path):
-    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 300}]}
+    job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 3600}]}
     with pytest.raises(LaunchError) as failure:
-        launch(job, tmp_path, 2, seconds=120, patience=5)
+        launch(job, tmp_path, 2, seconds=400, patience=20)
     told = str(failure.value)
     assert "exit status 1" in told
     assert "sleep_instead" in told.split("--- stacks-1")[1].split("---")[0]

@@ -1,12 +1,24 @@
 """A run folder made by hand: two steps of a log, groups with every kind of signal, media that exist and that do not."""
 
 import json
+import os
+import shutil
 
 import pytest
 
 from trl_perception.reports.rollouts import new_attempt, write_groups
 
 ABOUT = {"method": "PGPO", "reinforces": "Tokens that <see>.", "settings": {"visual_boost": "2.0"}}
+
+
+def installed_browser():
+    """Paths of Chromium and its driver. Without them the tests that need them are skipped, and fail where CI is set."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("no chromium with its chromedriver is installed (Debian: apt-get install chromium chromium-driver)")
+    return chromium, driver
 
 
 def make_completion(tokens, *, advantage, weights, reward=1.0, frames=None):

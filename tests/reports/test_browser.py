@@ -1,10 +1,9 @@
 """The report in a real browser: no error in the console, toggles that do what they say."""
 
-import shutil
-
 import pytest
+from selenium import webdriver
 
-from tests.reports.conftest import make_group
+from tests.reports.conftest import installed_browser, make_group
 from trl_perception.reports.html import write_report
 
 pytestmark = pytest.mark.slow
@@ -17,11 +16,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with its chromedriver is installed (Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+    chromium, driver = installed_browser()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):

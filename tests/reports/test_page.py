@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.reports.conftest import make_completion, make_group
+from tests.reports.conftest import installed_browser, make_completion, make_group
 from trl_perception.cli.main import main
 from trl_perception.reports.html import write_report
 
@@ -133,3 +133,13 @@ def test_two_runs_side_by_side(clips, write_run, capsys, tmp_path):
 def test_the_command_says_what_a_folder_lacks(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no trainer_state"):
         main(["report", str(tmp_path)])
+
+
+def test_a_browser_that_is_missing_fails_on_ci_and_is_skipped_elsewhere(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no chromium"):
+        installed_browser()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="no chromium"):
+        installed_browser()

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import threading
-import time
 
 import pytest
 import torch
@@ -80,15 +79,13 @@ def test_a_reward_that_hangs_is_left_behind():
         release.wait()
         return [0.0] * 3
 
-    begin = time.monotonic()
     words = r"'waits' did not return within 0.2 s \(for 3 completions of sample x, sample y, sample z\).*raise reward_timeout"
     with pytest.raises(RewardError, match=words):
-        called(checked(waits, timeout=0.2))
-    assert time.monotonic() - begin < 2
+        called(checked(waits, timeout=0.2))  # it would wait for ever
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "reward waits"]
     assert thread.daemon  # it does not hold up the end of the process
     release.set()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -138,7 +138,7 @@ def test_gradients_through_rows_equal_eager_gradients(way):
     (eager(**inputs, output_attentions=True).attentions[-1].mean(1)[:, ROWS] * weight).sum().backward()
     model = build("sdpa")
     if "checkpointed" in way:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if "peft" in way:
             model.enable_input_require_grads()
     with AttentionTap(model, last_rows) as tap:

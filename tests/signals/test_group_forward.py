@@ -162,7 +162,7 @@ def test_gradients_reach_tower_and_decoder(prompts):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(prompts, reentrant):
     model = fused(qwen2_5_vl())
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     assert_alike(*both(model, prompts, [4, 2, 1, 1]))
 
@@ -174,7 +174,7 @@ def test_adapters(prompts, checkpointing):
     torch.manual_seed(0)
     model = get_peft_model(model, config)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     plain, packed = both(model, prompts, [3, 2, 2, 1])
     assert all("lora" in name for name in packed[2])

@@ -1,5 +1,7 @@
 """One run of the tower a forward, with the numbers and gradients of as many runs as the media ask for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -7,7 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.helpers import message
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
-from trl_perception.signals import OneTowerRun, row_forward
+from trl_perception.signals import OneTowerRun, row_forward, zeroed
+from trl_perception.signals.cache import CACHE
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,19 @@ def test_every_forward_runs_the_tower_once_at_the_same_numbers(prompts, kind):
         torch.testing.assert_close(gradient, gradients.get(name, torch.zeros_like(gradient)), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["image", "video", "both"])
+def test_zeroed_features_stay_zeros_while_the_tower_is_run(prompts, kind):
+    model, prompt = AutoModelForImageTextToText.from_pretrained(model_path("tiny")), prompts[kind]
+    zeros = zeroed(model, torch.tensor(prompt.input_ids), prompt.visual).visual
+    apart = replace(prompt, visual=zeros)
+    logits, _, runs = forward(model, apart)
+    assert runs == 0
+    OneTowerRun(model)
+    once, _, runs = forward(model, apart)
+    assert runs == 1
+    torch.testing.assert_close(once, logits, rtol=1e-5, atol=1e-5)
+
+
 def test_where_nobody_waits_the_tower_is_run_as_needed(prompts):
     model = AutoModelForImageTextToText.from_pretrained(model_path("tiny"))
     tower = OneTowerRun(model)
@@ -65,8 +81,8 @@ def test_where_nobody_waits_the_tower_is_run_as_needed(prompts):
     assert forward(model, prompts["text"])[2] == 1
     with torch.no_grad():
         ids = torch.tensor([prompts["text"].input_ids])
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = model(input_ids=ids, use_cache=True)[CACHE]
         runs = []
         model.model.visual.register_forward_hook(lambda *given: runs.append(1))
-        model(input_ids=ids[:, :1], past_key_values=cache)  # a token after its prompt
+        model(input_ids=ids[:, :1], **{CACHE: cache})  # a token after its prompt
     assert not runs

@@ -1,14 +1,28 @@
 """Blind and shuffled views against the same views made the long way."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl.trainer.utils import add_fused_lm_head
 
 from tests.helpers import message
+from tests.trainers.reference import zeroed_tower
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer, forward_kwargs
+from trl_perception.signals import encode, group_forward
 from trl_perception.signals.row_forward import row_forward
-from trl_perception.signals.views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
+from trl_perception.signals.views import (
+    View,
+    blind,
+    blind_recomputed,
+    frames_shuffled,
+    seeded,
+    shuffled,
+    sighted,
+    zeroed,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +83,45 @@ def test_blind_equals_masking_every_visual_key(model, prompts, kind):
     masked = logits(model, full, attention_mask=mask[None, None].expand(2, -1, -1, -1))
     torch.testing.assert_close(text_alone, masked, atol=1e-5, rtol=1e-5)
     assert (text_alone - logits(model, full)).abs().max() > 1e-4  # the media do matter
+
+
+@pytest.mark.parametrize("known", ["pixels", "features", "features before a merger that trains"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["video", "several", "image"])
+def test_zeroed_equals_a_tower_that_gives_zeros(prompts, kind, packed, known):
+    model = AutoModelForImageTextToText.from_pretrained(model_path("tiny")).eval()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    prompt = prompts[kind]
+    visual = prompt.visual
+    if known != "pixels":
+        model.model.visual.requires_grad_(False)
+        model.model.visual.merger.requires_grad_(known != "features")
+        visual = encode(model, visual)
+    ids = torch.cat([ids_of(prompt).expand(2, -1), COMPLETIONS], 1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "fused_lm_head": True}
+
+    def logps(visual, forward, **extra):
+        with torch.no_grad():
+            return forward(model, completion_width=5, **inputs, **extra).log_probs[:, -5:]
+
+    with zeroed_tower(model):
+        expected = logps(prompt.visual, row_forward, visuals=[prompt.visual] * 2)
+    view = zeroed(model, ids_of(prompt), visual)
+    assert view.positions is None
+    assert view.visual.visual_tokens == prompt.visual.visual_tokens
+    if packed:
+        found = logps(view.visual, group_forward, visuals=[view.visual], runs=[2])
+    else:
+        found = logps(view.visual, row_forward, visuals=[view.visual] * 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    seen = logps(prompt.visual, row_forward, visuals=[prompt.visual] * 2)
+    assert (found - seen).abs().max() > 1e-4  # the media do matter
+
+
+def test_zeroed_is_refused_where_features_are_not_known(prompts):
+    stand_in = SimpleNamespace(config=SimpleNamespace(model_type="qwen3_vl"))
+    with pytest.raises(ValueError, match=r"qwen2_vl and qwen2_5_vl.*is a qwen3_vl\. Set visual_view='masked'"):
+        zeroed(stand_in, ids_of(prompts["video"]), prompts["video"].visual)
 
 
 def test_blind_views_differ_in_positions_alone(model, prompts):

@@ -10,6 +10,7 @@ import functools
 import gc
 import inspect
 import math
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -234,7 +235,8 @@ class Eager:
         """One completion under one view of its prompt.
 
         Args:
-            blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out.
+            blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
+                "zero" makes zeros of what the vision tower gives.
             cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
         """
         inputs = inputs_of(self.processor, row, frames)
@@ -257,7 +259,8 @@ class Eager:
                 "input_ids": inputs["input_ids"][:, kept],
                 "attention_mask": torch.ones(1, int(kept.sum())).long(),
             }  # and positions as of any text
-        with torch.set_grad_enabled(grad):
+        zeros = zeroed_tower(self.model) if blind == "zero" else nullcontext()
+        with torch.set_grad_enabled(grad), zeros:
             out = self.model(**inputs, output_attentions=True)
         maps = [layer[0] for layer in out.attentions]
         return Reading(ids, out.logits[0, -length - 1 : -1], maps, prompt, kinds, of_token)
@@ -272,6 +275,20 @@ class Eager:
         ]
         mask = torch.tensor(mask, dtype=torch.float64)[None, None]
         return {**inputs, "attention_mask": mask}
+
+
+@contextmanager
+def zeroed_tower(model):
+    """Context manager that multiplies what the vision tower of `model` returns by 0."""
+
+    def zero(module, args, output):
+        output.pooler_output = 0 * output.pooler_output
+
+    handle = model.model.visual.register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def inputs_of(processor, row, orders=None):
@@ -532,6 +549,7 @@ def appo_weights(
     alpha=0.7,
     divergence="kl",
     normalizer="groups",
+    missing_ranks="skip",
 ):
     """w[i][j] of one group."""
     if not any(kind != "text" for kind in readings[0].kinds):
@@ -544,7 +562,9 @@ def appo_weights(
             best = sorted((row[frame] for row in look), reverse=True)[:top_tokens]
             strength.append(sum(best) / len(best))
         votes[reward >= reward_threshold] |= set(sorted(range(len(strength)), key=lambda f: -strength[f])[:top_frames])
-    selected = {"soft": votes[True], "hard": votes[True] - votes[False], "all": votes[True] | votes[False]}[strategy]
+    everyone = votes[True] | votes[False]
+    of_strategy = {"soft": votes[True], "hard": votes[True] - votes[False], "all": everyone}
+    selected = {**of_strategy, "soft_or_all": votes[True] or everyone}[strategy]
 
     credits = [[[] for _ in reading.ids] for reading in readings]
     for frame in selected:
@@ -555,8 +575,11 @@ def appo_weights(
         disagreement = {}
         for rank in range(max(len(tokens) for tokens in chosen)):
             members = [(i, tokens[rank]) for i, tokens in enumerate(chosen) if rank < len(tokens)]
-            if len(members) > 1:
+            if len(members) > 1 or missing_ranks == "uniform":
                 log_p = torch.stack([readings[i].log_probs(temperature)[j] for i, j in members])
+                if missing_ranks == "uniform":
+                    absent = torch.full_like(log_p[:1], -math.log(log_p.size(-1)))
+                    log_p = torch.cat([log_p, absent.expand(len(chosen) - len(members), -1)])
                 disagreement[rank] = _disagreement(log_p, divergence)
         low, high = min(disagreement.values(), default=0.0), max(disagreement.values(), default=0.0)
         for i, tokens in enumerate(chosen):
@@ -650,7 +673,9 @@ def orders_of(seed, step, prompt_ids, lengths):
     return orders
 
 
-def ktr_signals(eager, pairs, temperature, *, seed, step, shuffle="grid", blind_positions="original"):
+def ktr_signals(
+    eager, pairs, temperature, *, seed, step, shuffle="grid", blind_positions="original", visual_view="masked"
+):
     """(dv, dt, H) of each (row, ids) of a group, lists; dv None without media, dt None without a video of two cells."""
     row = pairs[0][0]
     inputs = inputs_of(eager.processor, row)
@@ -671,7 +696,7 @@ def ktr_signals(eager, pairs, temperature, *, seed, step, shuffle="grid", blind_
 
         visual = temporal = None
         if row["videos"] or row["images"]:
-            way = "mask" if blind_positions == "original" else "delete"
+            way = "zero" if visual_view == "zeroed" else "mask" if blind_positions == "original" else "delete"
             visual = differences(eager.read(*completion, blind=way))
         if view:
             temporal = differences(eager.read(*completion, **view))
@@ -802,8 +827,8 @@ def outcome(make_trainer, rows, cls, **config):
 
 def assert_neutral(make_trainer, rows, cls, neutral, other, **config):
     """Five steps: with the neutral settings the method is GRPO, with others it is not."""
-    fields = cls.config_class.__dataclass_fields__
-    shared = {name: fields[name].default for name in ("loss_type", "epsilon_high")}
+    defaults = cls.config_class("defaults", use_cpu=True, bf16=False)
+    shared = {name: getattr(defaults, name) for name in ("loss_type", "epsilon_high")}
     shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 3e-5}
     grpo = outcome(make_trainer, rows, GRPOVideoTrainer, **shared)
     same = outcome(make_trainer, rows, cls, **shared, **config, **neutral)

@@ -64,6 +64,8 @@ OPTIONS = {
     "every vote": {"strategy": "all"},
     "stronger": {"alpha": 1.7},
     "divergence of the release": {"divergence": "release"},
+    "uniform where ranks are missing": {"missing_ranks": "uniform"},
+    "every vote where nobody succeeds": {"strategy": "soft_or_all", "reward_threshold": 1.5},
     "divided by frames": {"normalizer": "frames"},
 }
 
@@ -184,11 +186,54 @@ def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
         {"strategy": "softer"},
         {"divergence": "js"},
         {"normalizer": "tokens"},
+        {"missing_ranks": "pad"},
+        {"preset": "draft"},
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path, bad):
     assert_refused(tmp_path, APPOTrainer, bad, next(iter(bad)))
+
+
+def test_the_preset_sets_what_is_not_set(tmp_path):
+    """The release: force-all, K3 128, a success is any accuracy above 0, padded ranks, each process's own token mean."""
+
+    def fields(**options):
+        config = APPOTrainer.config_class(str(tmp_path), use_cpu=True, bf16=False, **options)
+        return {name: getattr(config, name) for name in paper}
+
+    paper = {
+        "strategy": "soft", "tokens_per_frame": 64, "reward_threshold": 0.5, "divergence": "kl", "missing_ranks": "skip",
+        "loss_type": "dapo", "alpha": 0.7, "top_tokens": 15, "top_frames": 3, "attention_layers": 3, "normalizer": "groups",
+        "beta": 0.0, "epsilon": 0.2, "epsilon_high": 0.28,
+    }  # fmt: skip
+    release = {
+        "strategy": "all", "tokens_per_frame": 128, "divergence": "release", "missing_ranks": "uniform", "loss_type": "bnpo",
+    }  # fmt: skip
+    assert fields() == fields(preset="paper") == paper
+    found = fields(preset="release")
+    assert 0 < found.pop("reward_threshold") < 1e-6
+    assert found == {name: value for name, value in {**paper, **release}.items() if name != "reward_threshold"}
+    assert fields(preset="release", strategy="soft", tokens_per_frame=512)["strategy"] == "soft"
+    assert fields(preset="release", loss_type="dapo", reward_threshold=0.25)["reward_threshold"] == 0.25
+
+
+def test_the_release_as_it_is_set_by_its_preset(rows, make_trainer):
+    """Every option of the preset together, but K3, which covers these completions of at most eight tokens."""
+    settings = {"preset": "release", "tokens_per_frame": 5, "top_frames": 2, "attention_layers": 2}
+    trainer, groups = groups_of(make_trainer, rows["several"], APPOTrainer, **settings)
+    options = {"strategy": "all", "divergence": "release", "missing_ranks": "uniform"}
+    for group in groups:
+        expected = appo_weights(
+            read_group(trainer, group),
+            [1.0, 0.0] * 2,
+            0.8,
+            tokens_per_frame=5,
+            top_frames=2,
+            attention_layers=2,
+            **options,
+        )
+        assert_group_weights(trainer.token_weights(group), expected)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -171,7 +171,7 @@ def test_two_processes_sample_the_same_rounds(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_PERCEPTION_CACHE": str(tmp_path / "cache")}
     run = subprocess.run(
         [*launch, "-m", "trl_perception.train", *flags],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     logged = {

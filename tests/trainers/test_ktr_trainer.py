@@ -32,7 +32,10 @@ from trl_perception import KTRTrainer
 MIXED = {**OBJECTIVES["mixed"], **TWO_UPDATES}
 
 
-def keys_of(update, **options):
+RELEASE_VIEWS = {"shuffle": "frames", "blind_positions": "recompute"}
+
+
+def keys_of(update, views=(), **options):
     """Whether each token of an update's completions is a key token."""
     keys = []
     for group in update.groups():
@@ -41,9 +44,8 @@ def keys_of(update, **options):
             continue
         eager = Eager(update.path, update.sampled_with)
         pairs = [(completion.row, completion.ids) for completion in group]
-        keys += ktr_keys(
-            ktr_signals(eager, pairs, update.temperature, seed=update.args.seed, step=update.sampled_at), **options
-        )
+        seeds = {"seed": update.args.seed, "step": update.sampled_at}
+        keys += ktr_keys(ktr_signals(eager, pairs, update.temperature, **seeds, **dict(views)), **options)
     return keys
 
 
@@ -70,7 +72,7 @@ def test_the_mean_over_kept_tokens_and_its_kl(rows, make_trainer, mask_kl):
     # The tenth of a group that depends most on the media: of a group of 1 and 7 tokens one token, so that the other
     # completion keeps none.
     ratios = {"visual": 0.1, "temporal": 0.0, "entropy": 0.0}
-    options = {"key_token_normalizer": "kept", "mask_kl": mask_kl, "beta": 0.3, "preset": "release"}
+    options = {"mask_kl": mask_kl, "beta": 0.3, "preset": "release"}
     options |= {f"{name}_keep_ratio": ratio for name, ratio in ratios.items()}
     trainer = build(make_trainer, rows["mixed"], KTRTrainer, **MIXED, **options)
     reference = weights_of(trainer.ref_model)
@@ -78,7 +80,7 @@ def test_the_mean_over_kept_tokens_and_its_kl(rows, make_trainer, mask_kl):
     empty = 0
     for step in (0, 1):
         update = Update(trainer, rows["mixed"], step)
-        keys = keys_of(update, preset="release", **ratios)
+        keys = keys_of(update, RELEASE_VIEWS, preset="release", **ratios)
         empty += sum(not any(of_one) for of_one in keys)
         if mask_kl:
             update.assert_weights([[float(key) for key in of_one] for of_one in keys])
@@ -109,6 +111,7 @@ OPTIONS = {
     "release": {"preset": "release"},
     "frames": {"shuffle": "frames"},
     "recomputed positions": {"blind_positions": "recompute", "visual_keep_ratio": 0.5},
+    "zeroed": {"visual_view": "zeroed", "visual_keep_ratio": 0.5},
     "all visual": {"visual_keep_ratio": 1.0},
     "all temporal": {"temporal_keep_ratio": 1.0},
     "all uncertain": {"entropy_keep_ratio": 1.0},
@@ -123,7 +126,7 @@ def test_each_option_changes_the_key_tokens_as_the_paper_says(rows, make_trainer
     signals = {}
     for name, option in {"as set": {}, **OPTIONS}.items():
         ratios = {ratio.split("_")[0]: option.get(ratio, 0.2) for ratio in RATIOS}
-        views = {key: option[key] for key in ("shuffle", "blind_positions") if key in option}
+        views = {key: option[key] for key in ("shuffle", "blind_positions", "visual_view") if key in option}
         changed = 0.0
         for number, (group, before) in enumerate(zip(groups, plain, strict=True)):
             key = (number, *views.values())
@@ -264,6 +267,8 @@ def test_signals_that_are_off_or_absent_cost_no_forward(rows, make_trainer):
         ({"weighting": "soft"}, "weighting"),
         ({"shuffle": "cells"}, "shuffle"),
         ({"blind_positions": "new"}, "blind_positions"),
+        ({"visual_view": "blank"}, "visual_view"),
+        ({"visual_view": "zeroed", "preset": "release"}, "visual_view='zeroed'.*blind_positions='original'"),
         ({"key_token_normalizer": "tokens"}, "key_token_normalizer"),
         ({"mask_kl": True}, "mask_kl.*key_token_normalizer='kept'"),
         ({"key_token_normalizer": "kept", "loss_type": "dapo"}, "key_token_normalizer.*loss_type"),
@@ -273,6 +278,22 @@ def test_signals_that_are_off_or_absent_cost_no_forward(rows, make_trainer):
 )
 def test_settings_out_of_range_are_refused_by_name(tmp_path, bad, words):
     assert_refused(tmp_path, KTRTrainer, bad, words)
+
+
+def test_the_preset_sets_what_is_not_set(tmp_path):
+    def fields(**options):
+        config = KTRTrainer.config_class(str(tmp_path), use_cpu=True, bf16=False, **options)
+        return {name: getattr(config, name) for name in paper}
+
+    paper = {
+        "shuffle": "grid", "blind_positions": "original", "key_token_normalizer": "length", "mask_kl": False,
+        "visual_view": "masked", "loss_type": "grpo",
+    }  # fmt: skip
+    release = {**paper, **RELEASE_VIEWS, "key_token_normalizer": "kept", "mask_kl": True}
+    assert fields() == fields(preset="paper") == paper
+    assert fields(preset="release") == release
+    own = {"mask_kl": False, "shuffle": "grid"}
+    assert fields(preset="release", **own) == {**release, **own}
 
 
 @pytest.mark.parametrize("run", RUNS)

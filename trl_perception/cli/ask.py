@@ -1,9 +1,14 @@
-"""Ask a model about a video or an image, with transformers' `generate`: `trl-perception ask MODEL MEDIUM QUESTION`."""
+"""Ask a model about a video or an image, with transformers' `generate`: `trl-perception ask MODEL MEDIUM QUESTION`.
+
+The folder of a run, or one of its checkpoints, brings the settings that it was trained with; options win.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..assets import from_pretrained, model_path
+from ..data.templates import get_template, templated_prompt
+from ..recipe import read_recipe, recipe_of_run
 from .errors import Parser, one_line
 
 if TYPE_CHECKING:
@@ -11,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..media import VideoSettings
 
+VIDEO_KEYS = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -21,6 +27,8 @@ def ask(
     question: str,
     *,
     video_settings: "VideoSettings | None" = None,
+    image_pixels: tuple[int | None, int | None] = (None, None),
+    template: str = "none",
     max_new_tokens: int = 256,
     position_rule: str = "released",
 ) -> str:
@@ -29,6 +37,8 @@ def ask(
     Args:
         medium: path or URL; endings of image files make it an image, anything else is a video.
         video_settings: frame sampling, as in training for figures that can be compared.
+        image_pixels: fewest and most pixels of an image; None leaves them to the processor.
+        template: prompt template that follows the question.
         position_rule: where text behind a video starts, as in training (see [`~signals.apply_position_rule`], which is
             applied to `model`).
     """
@@ -40,7 +50,10 @@ def ask(
     apply_position_rule(model, position_rule)
     kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"
     row = {"prompt": [{"role": "user", "content": [{"type": kind, kind: medium}, {"type": "text", "text": question}]}]}
-    (prompt,) = PromptPreparer(processor, video_settings=video_settings)([row])
+    row["prompt"] = templated_prompt(row["prompt"], template, "free-form")
+    low, high = image_pixels
+    preparer = PromptPreparer(processor, video_settings=video_settings, image_min_pixels=low, image_max_pixels=high)
+    (prompt,) = preparer([row])
     width = len(prompt.input_ids)
     visual = prompt.visual.to(model.device)
     input_ids = torch.tensor([prompt.input_ids], device=model.device)
@@ -55,37 +68,53 @@ def ask(
     return processor.tokenizer.decode(generated[0, width:], skip_special_tokens=True)
 
 
+def settings_of_run(model: str) -> dict[str, Any]:
+    """What a run's folder says of its media and prompts; nothing for another model."""
+    recipe = recipe_of_run(model)
+    return {} if recipe is None else read_recipe(str(recipe))
+
+
 @one_line("trl-perception ask")
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="trl-perception ask", description=__doc__)
     parser.add_argument("model", help="'tiny', a folder with a checkpoint or an adapter, or a model on the Hub")
     parser.add_argument("medium", help="a video or an image: path or URL")
     parser.add_argument("question")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames sampled per second of video")
-    parser.add_argument("--max-frames", type=int, default=768, help="most frames sampled")
+    parser.add_argument("--fps", type=float, help="frames sampled per second of video")
+    for name in ("min-frames", "max-frames", "min-pixels", "max-pixels", "total-pixels"):
+        parser.add_argument(f"--{name}", type=int, help="of a video, as the recipe's video_ setting")
+    for name in ("image-min-pixels", "image-max-pixels"):
+        parser.add_argument(f"--{name}", type=int, help="of an image")
+    parser.add_argument("--template", help="prompt template that follows the question")
     parser.add_argument(
-        "--position-rule",
-        default="released",
-        help="where text behind a video starts, as in training: released or transformers",
+        "--position-rule", help="where text behind a video starts, as in training: released (default) or transformers"
     )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the model brings")
     options = parser.parse_args(argv)
-    model_path(options.model)
+    model_path(options.model), get_template(options.template or "none")
     if "://" not in options.medium and not Path(options.medium).expanduser().is_file():
         raise FileNotFoundError(
             f"{options.medium} is no file (looked from {Path.cwd()}). Correct the path, or give a URL."
         )
     from ..media import VideoSettings
 
+    def setting(option: str, key: str, default: Any = None) -> Any:
+        value = getattr(options, option)
+        return trained_with.get(key, default) if value is None else value
+
+    trained_with = {key: value for key, value in settings_of_run(options.model).items() if value is not None}
+    video = {key: setting(key, f"video_{key}") for key in VIDEO_KEYS}
     print(
         ask(
             *from_pretrained(options.model, dtype="auto", trust_remote_code=options.trust_remote_code),
             options.medium,
             options.question,
-            video_settings=VideoSettings(fps=options.fps, max_frames=options.max_frames),
+            video_settings=VideoSettings(**{key: value for key, value in video.items() if value is not None}),
+            image_pixels=tuple(setting(key, key) for key in ("image_min_pixels", "image_max_pixels")),
+            template=setting("template", "prompt_template", "none"),
             max_new_tokens=options.max_new_tokens,
-            position_rule=options.position_rule,
+            position_rule=setting("position_rule", "position_rule", "released"),
         )
     )
 

@@ -32,6 +32,7 @@ FROM_RECIPE = {
                 "prompt_template",
                 "max_prompt_length",
                 "on_bad_media",
+                "check_rows",
                 "position_rule",
                 "dtype",
                 "attn_implementation",

@@ -39,6 +39,10 @@ def check_training(args: Sequence[str]) -> None:
     Errors: ValueError or FileNotFoundError, as the run itself would raise it.
     """
     args = config_apart(args)
+    if not args:
+        raise ValueError("No recipe. Name one, such as --config grpo/tiny; `trl-perception recipes` lists them.")
+    if not args[0].startswith("-"):
+        raise ValueError(f"The command line has stray values [{args[0]!r}]; every value follows a --key.")
     recipe = read_recipe(args[args.index("--config") + 1]) if "--config" in args else {}
     name = trainer_name(args, recipe)
     require_trainer(name, trainer_names())
@@ -70,7 +74,8 @@ def check_evaluation(args: Sequence[str]) -> None:
 
 def check_values(settings: Mapping[str, Any], *, data: str, rewards: str, model: str) -> None:
     """What names and paths say, where a setting is one text or several; dotted paths of rewards are not imported."""
-    texts = {key: [value] if isinstance(value, str) else value for key, value in settings.items() if value}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    texts = {key: [text for text in values if isinstance(text, str)] for key, values in lists.items()}
     for key, check in ((data, require_dataset), ("prompt_template", get_template), (model, model_path)):
         for text in texts.get(key, ()):
             check(text)

@@ -1,7 +1,7 @@
 """Show what training changed: a few held-out clips, answered by the model before and after, with transformers' `generate`."""
 
 from ..assets import from_pretrained, model_path
-from ..recipe import recipe_path
+from ..recipe import recipe_of_run, recipe_path
 from .ask import ask
 from .errors import Parser, one_line
 
@@ -10,15 +10,20 @@ from .errors import Parser, one_line
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="trl-perception show", description=__doc__)
     parser.add_argument("--model", required=True, help="the trained checkpoint")
-    parser.add_argument("--recipe", required=True, help="the recipe it was trained with")
+    parser.add_argument("--recipe", help="the recipe it was trained with; a run's own by default")
     parser.add_argument("--rows", type=int, default=4, help="how many held-out clips to show")
     options = parser.parse_args(argv)
-    model_path(options.model), recipe_path(options.recipe)
+    model_path(options.model)
+    recipe = recipe_of_run(options.model) if options.recipe is None else recipe_path(options.recipe)
+    if recipe is None:
+        raise ValueError(
+            f"{options.model} has no recipe.yaml beside it. Name the recipe that it was trained with: --recipe."
+        )
     from ..data.load import load_rows  # the parser answers first
     from ..media import media_columns
     from ..train import parse
 
-    script, config, model = parse(["--config", options.recipe])
+    script, config, model = parse(["--config", str(recipe)])
     models = {"before": model.model_name_or_path, "after": options.model}
     loaded = {when: from_pretrained(name, trust_remote_code=config.trust_remote_code) for when, name in models.items()}
     rows = load_rows(
@@ -40,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
                 video,
                 question,
                 video_settings=config.video_settings,
+                image_pixels=(config.image_min_pixels, config.image_max_pixels),
                 max_new_tokens=config.max_completion_length,
                 position_rule=config.position_rule,
             )

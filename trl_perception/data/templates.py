@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from ..media.messages import is_readable
+
 THINK_ANSWER = "Reason inside <think> and </think> first, then give your final answer inside <answer> and </answer>."
 ANSWER_ONLY = "Give your final answer alone, inside <answer> and </answer>, without any reasoning."
 BOXED = "Reason inside <think> and </think> first, then give your final answer in \\boxed{}."
@@ -116,11 +118,16 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
     features = rows.features.copy()
     features["prompt_template"] = Value("string")
 
-    def extend(row: dict) -> dict:
-        prompt = templated_prompt(row["prompt"], name, row.get("problem_type"))
+    def extend(row: dict, number: int) -> dict:
+        prompt = row["prompt"]
+        if is_readable(prompt):  # others are refused with all rows, before training
+            try:
+                prompt = templated_prompt(prompt, name, row.get("problem_type"))
+            except ValueError as error:
+                raise ValueError(f"row {number + 1} of the data: {error}") from error
         return {"prompt": prompt, "prompt_template": name}
 
-    return rows.map(extend, features=features, desc=f"prompt template {name}")
+    return rows.map(extend, with_indices=True, features=features, desc=f"prompt template {name}")
 
 
 def _followed_by(content: str | Sequence[Mapping], suffix: str) -> str | list[dict]:

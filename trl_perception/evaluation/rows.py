@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from PIL import Image
 
 from ..data.columns import undecoded_videos
 from ..data.load import load_rows
-from ..media import MEDIA_COLUMNS, MEDIA_KINDS, media_blocks, media_columns
+from ..data.row_check import check_rows
+from ..media import MEDIA_COLUMNS, MEDIA_KINDS, MediaSettings, media_blocks, media_columns
 from ..media.errors import describe
 from ..media.messages import ID_COLUMNS
 from .settings import EvaluationSettings
+
+logger = logging.getLogger(__name__)
 
 IDENTITY_COLUMNS = (*ID_COLUMNS, "prompt", "problem_type", "options", "solution")
 
@@ -36,9 +40,9 @@ class RowPlan:
 
 
 def read_rows(settings: EvaluationSettings) -> Dataset:
-    """The rows to evaluate, videos undecoded.
+    """The rows to evaluate, videos undecoded, each looked at once (see [`check_rows`]).
 
-    Errors: ValueError for a split without rows, or without a column that `by` names.
+    Errors: ValueError for a split without rows, or without a column that `by` names, and for rows that cannot be used.
     """
     rows = load_rows(
         settings.data,
@@ -58,6 +62,14 @@ def read_rows(settings: EvaluationSettings) -> Dataset:
             f"{settings.data} has no column {', '.join(missing)}, which by names. Its columns are "
             f"{', '.join(rows.column_names)}: set by to some of them."
         )
+    media = MediaSettings(
+        settings.video_settings, settings.image_min_pixels, settings.image_max_pixels, settings.media_limits
+    )
+    skips = settings.on_bad_media == "skip"
+    if settings.check_rows and (
+        table := check_rows(rows, title="evaluation data", skip_missing=skips, settings=media.request)
+    ):
+        logger.warning(table)
     return rows
 
 

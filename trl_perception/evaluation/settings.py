@@ -9,7 +9,7 @@ from ..media import MediaLimits, VideoSettings
 from ..rewards.registry import split_names
 from ..signals import check_position_rule
 
-SUMMARY_ONLY = ("output", "resamples")
+SUMMARY_ONLY = ("output", "resamples", "check_rows")
 """Settings that no prediction depends on."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -73,6 +73,8 @@ class EvaluationSettings:
             figures, counts it and lists it.
         position_rule (`str`, *optional*, defaults to `"released"`):
             Where text behind a video starts in Qwen2-VL and Qwen2.5-VL, as in training.
+        check_rows (`bool`, *optional*, defaults to `True`):
+            Whether every row is looked at once before the model is loaded, as in training.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Of the weights; `"auto"` takes the checkpoint's.
         device (`str`, *optional*):
@@ -145,6 +147,9 @@ class EvaluationSettings:
         metadata={
             "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released' or 'transformers', as in training."
         },
+    )
+    check_rows: bool = field(
+        default=True, metadata={"help": "Whether every row is looked at once before the model is loaded."}
     )
     dtype: str = field(default="auto", metadata={"help": f"Of the weights: {', '.join(DTYPES)}."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default what accelerate finds."})

@@ -1,29 +1,50 @@
 """Media: decoding, frame sampling, and the visual inputs of prompts."""
 
-from .errors import MediaError
-from .limits import MediaLimits
-from .loader import MediaLoader, MediaRequest
-from .messages import (
-    MEDIA_COLUMNS,
-    MEDIA_KINDS,
-    conversation,
-    fill_media,
-    media_blocks,
-    media_columns,
-    without_payloads,
-)
-from .prompts import PreparedPrompt, PromptPreparer, has_visual_grids, placeholder_ids, sample_name
-from .requests import MediaSettings, ProcessorSizes
-from .settings import VideoSettings
-from .video import VideoClip, frames_at, read_video
-from .visual_inputs import (
-    FORWARD_KEYS,
-    VisualInputs,
-    check_placeholders,
-    forward_kwargs,
-    padded_token_types,
-    stack_media,
-)
+from importlib import import_module
+
+_MODULES = {
+    "errors": ("MediaError",),
+    "limits": ("MediaLimits",),
+    "loader": (
+        "MediaLoader",
+        "MediaRequest",
+    ),
+    "messages": (
+        "MEDIA_COLUMNS",
+        "MEDIA_KINDS",
+        "conversation",
+        "fill_media",
+        "media_blocks",
+        "media_columns",
+        "without_payloads",
+    ),
+    "prompts": (
+        "PreparedPrompt",
+        "PromptPreparer",
+        "has_visual_grids",
+        "placeholder_ids",
+        "sample_name",
+    ),
+    "requests": (
+        "MediaSettings",
+        "ProcessorSizes",
+    ),
+    "settings": ("VideoSettings",),
+    "video": (
+        "VideoClip",
+        "frames_at",
+        "read_video",
+    ),
+    "visual_inputs": (
+        "FORWARD_KEYS",
+        "VisualInputs",
+        "check_placeholders",
+        "forward_kwargs",
+        "padded_token_types",
+        "stack_media",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "FORWARD_KEYS",
@@ -55,3 +76,10 @@ __all__ = [
     "stack_media",
     "without_payloads",
 ]
+
+
+def __getattr__(name: str):
+    """Names are imported when asked for: messages, paths and settings are read without torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

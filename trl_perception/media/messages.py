@@ -72,17 +72,13 @@ def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), video
         and media differ in number.
     """
     columns = {"image": list(images), "video": list(videos)}
-    if not isinstance(prompt, list | tuple):
-        raise ValueError(f"The prompt is a {type(prompt).__name__}; a string or a list of messages is wanted.")
-    tags = re.compile("|".join(f"(?:<{kind}>)" for kind in MEDIA_KINDS if columns[kind]) or r"(?!)")
-    given = [message for message in prompt if message is not None]
-    messages = [_message(number, message, tags) for number, message in enumerate(given, 1)]
+    messages = _messages(prompt, [kind for kind in MEDIA_KINDS if columns[kind]])
     free = dict.fromkeys(MEDIA_KINDS, 0)
     for block in media_blocks(messages):
         free[block["type"]] += block["type"] not in block
 
     unplaced = [kind for kind in MEDIA_KINDS if columns[kind] and not free[kind]]
-    if unplaced and all(isinstance(message.get("content"), str) for message in given):
+    if unplaced and all(isinstance(message.get("content"), str) for message in prompt if message is not None):
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
             raise ValueError(f"The prompt has {unplaced[0]}s but no user message to show them in.")
@@ -115,6 +111,16 @@ def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), video
     return messages
 
 
+def is_readable(prompt: Any) -> bool:
+    """Whether a prompt is text, or messages that [`fill_media`] reads, whatever their media."""
+    if isinstance(prompt, str):
+        return True
+    try:
+        return bool(_messages(prompt, ()))
+    except ValueError:
+        return False
+
+
 def media_blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict]:
     """The image and video blocks of a conversation, in the order in which the model sees them."""
     for message in messages:
@@ -139,6 +145,15 @@ def without_payloads(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
         }
         for message in messages
     ]
+
+
+def _messages(prompt: Any, tagged: Sequence[str]) -> list[dict]:
+    """The messages with their contents as blocks; tags of the kinds `tagged` are placeholders. Errors: ValueError."""
+    if not isinstance(prompt, list | tuple):
+        raise ValueError(f"The prompt is a {type(prompt).__name__}; a string or a list of messages is wanted.")
+    tags = re.compile("|".join(f"(?:<{kind}>)" for kind in tagged) or r"(?!)")
+    given = [message for message in prompt if message is not None]
+    return [_message(number, message, tags) for number, message in enumerate(given, 1)]
 
 
 def _message(number: int, message: Any, tags: re.Pattern) -> dict:

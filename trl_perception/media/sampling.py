@@ -142,7 +142,8 @@ def frame_size(
         if settings.resized_height is not None:
             size = smart_resize(settings.resized_height, settings.resized_width, factor)
         else:
-            low, high = _pixel_bounds(nframes, settings, factor, size_limits or (None, None))
+            low, limit, cap = pixel_bounds(nframes, settings, factor, size_limits or (None, None))
+            high = min(limit, cap)
             size = smart_resize(height, width, factor, min_pixels=low, max_pixels=high)
     except ValueError as error:
         raise MediaError(
@@ -206,7 +207,10 @@ def image_size(
     return size
 
 
-def _pixel_bounds(nframes: int, settings: VideoSettings, factor: int, size_limits: SizeLimits) -> tuple[int, float]:
+def pixel_bounds(
+    nframes: int, settings: VideoSettings, factor: int, size_limits: SizeLimits
+) -> tuple[int, float, float]:
+    """Pixels of a frame: the fewest, the most that settings and processor allow, and the most that a clip of nframes allows."""
     low, high = settings.min_pixels, settings.max_pixels
     if low is None:
         low = size_limits[0] if size_limits[0] is not None else VIDEO_MIN_TOKEN_NUM * factor**2
@@ -215,4 +219,4 @@ def _pixel_bounds(nframes: int, settings: VideoSettings, factor: int, size_limit
         high = max(size_limits[1], low)
     total = settings.total_pixels if settings.total_pixels is not None else MODEL_SEQ_LEN * factor**2 * 0.9
     cap = max(min(VIDEO_MAX_TOKEN_NUM * factor**2, total / nframes * FRAME_FACTOR), int(low * 1.05))
-    return low, cap if high is None else min(high, cap)
+    return low, cap if high is None else high, cap

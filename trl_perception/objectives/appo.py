@@ -21,6 +21,7 @@ from .masked import masked_mean, masked_min_max, masked_top
 from .rank_divergence import rank_divergences
 from .results import TokenWeights
 
+STRATEGIES = ("hard", "soft", "all", "soft_or_all")
 ROUNDING = 1e-6  # relative; divergences closer than this differ by rounding only
 
 
@@ -55,6 +56,7 @@ def select_frames(
     psi(i)      = the K2 frames with the largest Attn(o_i,f), ties to the earlier frame
     S1 = {i : r_i >= tau},  S2 = {i : r_i < tau};   psi_S1, psi_S2 = unions of psi(i) over them
     "hard": psi_S1 \\ psi_S2        "soft": psi_S1        "all": psi_S1 U psi_S2
+    "soft_or_all": psi_S1, or psi_S2 where S1 is empty
 
     S1 empty gives no frame for hard and soft; S2 empty gives hard = psi_S1. A completion without tokens has no psi.
 
@@ -65,16 +67,17 @@ def select_frames(
         top_tokens: K1 >= 1, clamped to each completion's length.
         top_frames: K2 >= 1, clamped to F.
         reward_threshold: tau.
-        strategy: "hard", "soft" or "all".
+        strategy: "hard", "soft", "all" or "soft_or_all".
     Returns: (F,) bool.
     Errors: ValueError for wrong shapes or settings, or a reward or valid attention that is not finite.
-    Source: arXiv:2602.23823, frame selection. Differs: the release calls the paper's soft "hard" and has no set
-        difference.
+    Source: arXiv:2602.23823, frame selection. Differs: the release (GeWu-Lab/APPO 9225180) has no set difference; its
+        names are "hard" for soft, "soft" for soft_or_all and "force-all" for all; its S1 is r_i > 0, which is a tau of
+        the smallest positive number.
     """
     valid = _check_group(frame_attention, rewards, completion_mask)
     check_count("top_tokens", top_tokens)
     check_count("top_frames", top_frames)
-    check_choice("strategy", strategy, ("hard", "soft", "all"))
+    check_choice("strategy", strategy, STRATEGIES)
 
     attention = frame_attention.to(working_dtype(frame_attention)).transpose(1, 2)  # (G,F,T)
     on_frames = valid.unsqueeze(1).expand_as(attention)
@@ -82,6 +85,8 @@ def select_frames(
     chosen = masked_top(looked, valid.any(-1, keepdim=True).expand_as(looked), top_frames)
     high = rewards >= reward_threshold
     by_high, by_low = chosen[high].any(0), chosen[~high].any(0)
+    if strategy == "soft_or_all":
+        return torch.where(by_high.any(), by_high, by_low)
     return {"hard": by_high & ~by_low, "soft": by_high, "all": by_high | by_low}[strategy]
 
 
@@ -100,6 +105,7 @@ def appo_token_weights(
     alpha: float = 0.7,
     divergence: str = "kl",
     normalizer: str = "groups",
+    missing_ranks: str = "skip",
 ) -> TokenWeights:
     """Lift the perception tokens of the selected frames, most where the group's completions disagree.
 
@@ -129,20 +135,25 @@ def appo_token_weights(
         divergence: "kl" as above, or "release": with c = clamp(mean_i ln p[i] - ln p[i], -11, 11),
             D = mean_i sum_v (exp(c) - c - 1), which is no KL and follows the noise of the tail.
         normalizer: "groups" divides by the number of (k,n) that contain the token, "frames" by that of selected frames.
+        missing_ranks: a completion of fewer than n tokens has no rank n. "skip" compares the others, as above; "uniform"
+            (release) gives it the uniform distribution 1/N there, so that every rank is compared over all G completions.
     Returns: weights (G,T) float32, >= 1, detached, 0 on padding. Metrics: appo/weight_mean, appo/weight_max,
         appo/perception_frac (share of valid tokens in some frame's K3), appo/frames_selected (how many),
         appo/no_frame (1 where none is selected), appo/high_reward_frac (share of S1), appo/divergence_mean and
         appo/divergence_max (of D over compared ranks).
     Errors: ValueError for wrong shapes or settings, for a reward, valid attention or divergence that is not finite.
     Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180. Differs: alpha is 0.7 where the paper prints 1.7, the
-        release's maximum weight; the paper's 1/K is `normalizer="frames"`; padded ranks are left out (the release fills
-        them with a uniform distribution, which inflates them).
+        release's maximum weight; the paper's 1/K is `normalizer="frames"`; missing ranks are skipped (the release's
+        "uniform" inflates D there). Not reproduced: the release multiplies the loss by weights with gradient, which adds
+        -A[i] grad w[i,j] to the gradient of each token; here weights are detached. The two agree where all completions
+        have the rank, for d[k,n] is shared and a group's advantages sum to zero. It rounds weights to bfloat16.
     """
     valid = _check_group(frame_attention, rewards, completion_mask)
     check_count("tokens_per_frame", tokens_per_frame)
     check_range("alpha", alpha, 0.0)
     check_choice("divergence", divergence, ("kl", "release"))
     check_choice("normalizer", normalizer, ("groups", "frames"))
+    check_choice("missing_ranks", missing_ranks, ("skip", "uniform"))
     frames = select_frames(
         frame_attention,
         rewards,
@@ -159,7 +170,7 @@ def appo_token_weights(
     attention = frame_attention[:, :, frames].to(working_dtype(frame_attention)).permute(2, 0, 1)  # (K,G,T)
     perception = masked_top(attention, valid.expand_as(attention), tokens_per_frame)
     rank = perception.cumsum(-1) - 1  # n of each perception token
-    disagreement, compared = rank_divergences(perception, rank, log_probs_at, divergence)  # D, (K,R)
+    disagreement, compared = rank_divergences(perception, rank, log_probs_at, divergence, missing_ranks)  # (K,R)
     credit = _rescale(disagreement, compared)  # d
 
     ranks = credit.shape[1]

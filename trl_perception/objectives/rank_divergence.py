@@ -1,5 +1,6 @@
 """APPO's comparison of a group's next-token distributions, each asked for once and none kept longer than needed."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,11 @@ LOG_ZERO = -1e4  # stands for log 0 where log-probabilities are averaged: finite
 
 
 def rank_divergences(
-    perception: Tensor, rank: Tensor, log_probs_at: Callable[[Tensor, Tensor], Tensor], divergence: str
+    perception: Tensor,
+    rank: Tensor,
+    log_probs_at: Callable[[Tensor, Tensor], Tensor],
+    divergence: str,
+    missing_ranks: str = "skip",
 ) -> tuple[Tensor, Tensor]:
     """Compare the completions of a group, rank by rank, on each frame.
 
@@ -26,7 +31,8 @@ def rank_divergences(
         rank: (K,G,T) int, the n of each perception token, by position; anything elsewhere.
         log_probs_at: (g_index (M,), t_index (M,)) -> (M,N) log-probabilities, see `appo_token_weights`.
         divergence: "kl" (mean KL to the mixture) or "release".
-    Returns: D (K,R), nats, and compared (K,R) bool, at least two completions there; R is the most ranks of any frame.
+        missing_ranks: "skip" compares the completions that have the rank; "uniform" gives the others 1/N and compares all.
+    Returns: D (K,R), nats, and compared (K,R) bool, at least two completions there ("uniform": one); R is the most ranks of any frame.
     Errors: ValueError where log_probs_at returns another shape, or rows whose divergence is not finite.
     """
     frames, group_size, length = perception.shape
@@ -34,13 +40,13 @@ def rank_divergences(
     k, i, j = perception.nonzero(as_tuple=True)
     tokens = torch.full((ranks, frames, group_size), -1, device=perception.device)  # i * T + j, -1: no such rank
     tokens[rank[k, i, j], k, i] = i * length + j
-    compared = (tokens >= 0).sum(-1) >= 2
+    compared = (tokens >= 0).sum(-1) >= (2 if missing_ranks == "skip" else 1)
     disagreement = torch.zeros(compared.shape, device=perception.device)
     if compared.any():
         # Frames that hold the same tokens are compared once. Rank by rank, a token's uses lie close together.
         sets = [tuple(row) for row in tokens[compared].tolist()]
         place = {row: index for index, row in enumerate(dict.fromkeys(sets))}
-        values = _stream_divergences(list(place), length, log_probs_at, divergence, perception.device)
+        values = _stream_divergences(list(place), length, log_probs_at, divergence, missing_ranks, perception.device)
         disagreement = disagreement.to(values.dtype)
         disagreement[compared] = values[[place[row] for row in sets]]
     return disagreement.T, compared.T
@@ -51,6 +57,7 @@ def _stream_divergences(
     length: int,
     log_probs_at: Callable[[Tensor, Tensor], Tensor],
     divergence: str,
+    missing_ranks: str,
     device: torch.device,
 ) -> Tensor:
     """D of each set of tokens i * length + j (-1 absent), asking for each distribution once.
@@ -77,7 +84,11 @@ def _stream_divergences(
         row_of = {-1: 0} | {token: row for row, token in enumerate(kept + new)}
         tokens = torch.tensor(batch, device=device)
         rows = held[torch.tensor([[row_of[token] for token in members] for members in batch], device=device)]
-        values.append(compare(rows.to(working_dtype(rows)), tokens >= 0))
+        rows, present = rows.to(working_dtype(rows)), tokens >= 0
+        if missing_ranks == "uniform":
+            rows = torch.where(present.unsqueeze(-1), rows, -math.log(rows.shape[-1]))
+            present = torch.ones_like(present)
+        values.append(compare(rows, present))
     result = torch.cat(values)
     if not torch.isfinite(result).all():
         raise ValueError(

@@ -70,7 +70,9 @@ def ktr_token_weights(
         ktr/kept_frac, ktr/visual_frac, ktr/temporal_frac, ktr/entropy_frac (each signal's keys), ktr/overlap_frac (keys
         of two signals or more), ktr/weight_mean (mean weight), ktr/empty_frac (completions that keep nothing).
     Errors: ValueError for wrong shapes or settings, or a valid signal that is not finite.
-    Source: arXiv:2601.19686, section 3.2; release zywang0104/Video-KTR 0162d46 behind `preset="release"`.
+    Source: arXiv:2601.19686, section 3.2; release zywang0104/Video-KTR 0162d46 behind `preset="release"`. Differs: the
+        release multiplies 1-r and n-1 in float32. Where the product is an integer k it may come out just above, and the
+        threshold then lies above the k-th score, whose token is lost (r = 0.4, n = 26; never at r = 0.2); here it stays.
     """
     check_float("entropies", entropies, "BT")
     valid = check_mask("completion_mask", completion_mask, "BT", like=entropies.shape)

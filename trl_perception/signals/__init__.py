@@ -7,7 +7,7 @@ from .positions import POSITION_RULES, apply_position_rule, check_position_rule,
 from .prefill import prefill_once, why_not_prefilled
 from .row_forward import row_forward
 from .tower import OneTowerRun
-from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted
+from .views import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, sighted, zeroed
 from .vision import adapted_modules, encode, media_kwargs, pixels_of, same_frozen_tower, why_not_frozen
 from .whole import keep_head_whole, whole_parameters
 
@@ -53,4 +53,5 @@ __all__ = [
     "why_not_frozen",
     "why_not_packed",
     "why_not_prefilled",
+    "zeroed",
 ]

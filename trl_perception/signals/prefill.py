@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from ..media import VisualInputs, padded_token_types
 from .attention import decoder_of, self_attentions, window_of
+from .cache import CACHE
 from .head import base_model
 from .vision import media_kwargs
 
@@ -41,8 +42,8 @@ def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repea
         return generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             generation_config=generation_config,
+            **{CACHE: cache},
             **inputs,
         )
 
@@ -81,7 +82,7 @@ def _prefill(generate: Callable, inputs: dict[str, Any], generation_config: Gene
         bos_token_id=generation_config.bos_token_id,
         eos_token_id=generation_config.eos_token_id,
     )
-    cache = generate(**inputs, generation_config=one_token).past_key_values
+    cache = generate(**inputs, generation_config=one_token)[CACHE]
     cache.crop(-1)
     return cache
 

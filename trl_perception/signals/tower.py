@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..media.visual_inputs import PIXELS
+from .cache import CACHE
 from .head import base_model
 
 
@@ -39,7 +40,7 @@ class OneTowerRun:
             self.paused = False
 
     def _run_tower(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         if self.paused or (cache is not None and cache.get_seq_length()):
             return None
         tower = self.backbone.visual

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..media import PreparedPrompt, PromptPreparer, VisualInputs, forward_kwargs
+from ..media import MEDIA_KINDS, PreparedPrompt, PromptPreparer, VisualInputs, forward_kwargs
 from ..media.frames import not_identity, shuffle_cells
 from .head import base_model
+from .vision import VISION_FAMILIES
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,32 @@ def blind_recomputed(prompt_ids: Tensor, visual: VisualInputs) -> View:
     """
     text = visual.token_types.to(prompt_ids.device) == 0
     return View(prompt_ids[text], without_media(visual))
+
+
+def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
+    """The prompt with zeros for the features of its images and videos; tokens, positions and attention are unchanged.
+
+    The vision tower is not run. Zeros take the place of the merged features, which the language model reads.
+
+    Args:
+        model: the policy, for its family and the width of its features.
+        prompt_ids: (P,) int. visual: its visual inputs.
+    Errors: ValueError for a family whose features cannot be replaced.
+    Source: Video-KTR, arXiv:2601.19686, section 3.2.
+    """
+    config = base_model(model).config
+    if config.model_type not in VISION_FAMILIES:
+        raise ValueError(
+            f"visual_view='zeroed' replaces the features of {' and '.join(VISION_FAMILIES)}, and the model is a "
+            f"{config.model_type}. Set visual_view='masked'."
+        )
+    width = config.get_text_config().hidden_size
+    zeros = {
+        f"{kind}_features": torch.zeros(visual.features(kind), width, device=prompt_ids.device)
+        for kind in MEDIA_KINDS
+        if visual.features(kind)
+    }
+    return View(prompt_ids, replace(visual, pixel_values=None, pixel_values_videos=None, **zeros))
 
 
 def shuffled(prompt_ids: Tensor, visual: VisualInputs, generator: torch.Generator) -> View | None:

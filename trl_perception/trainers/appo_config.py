@@ -2,56 +2,112 @@
 
 from dataclasses import dataclass, field
 
+from ..objectives.appo import STRATEGIES
 from .base_config import GRPOVideoConfig
-from .options import require_choice, require_positive, require_range
+from .options import require_choice, require_positive, require_range, take_preset
+
+ANY_SUCCESS = 1e-30  # r >= it stands for the release's r > 0
+PRESETS = {
+    "paper": {
+        "loss_type": "dapo",
+        "tokens_per_frame": 64,
+        "reward_threshold": 0.5,
+        "strategy": "soft",
+        "divergence": "kl",
+        "missing_ranks": "skip",
+    },
+    "release": {
+        "loss_type": "bnpo",
+        "tokens_per_frame": 128,
+        "reward_threshold": ANY_SUCCESS,
+        "strategy": "all",
+        "divergence": "release",
+        "missing_ranks": "uniform",
+    },
+}
 
 
 @dataclass
 class APPOConfig(GRPOVideoConfig):
     """
     Configuration of [`APPOTrainer`]: every field of [`GRPOVideoConfig`], and the following. Defaults are the paper's
-    (arXiv:2602.23823); the loss defaults to DAPO's, as there.
+    (arXiv:2602.23823), or with `preset="release"` those of the released script for SEED-Bench-R1 (GeWu-Lab/APPO 9225180); a
+    field that is set wins over the preset.
 
     Parameters:
+        preset (`str`, *optional*, defaults to `"paper"`):
+            `"paper"` or `"release"`: where `loss_type`, `tokens_per_frame`, `reward_threshold`, `strategy`, `divergence` and
+            `missing_ranks` come from where they are `None`. For the release's script for NExT-GQA set `strategy="soft"` and
+            `tokens_per_frame=512` beside it.
+        loss_type (`str`, *optional*):
+            TRL's loss type: `"dapo"`, the mean over the tokens of all processes (preset paper), or `"bnpo"`, each process's
+            own mean (release).
         attention_layers (`int`, *optional*, defaults to `3`):
             L, the last full-attention layers that are read.
         top_tokens (`int`, *optional*, defaults to `15`):
             K1, tokens whose attention to a frame is averaged.
         top_frames (`int`, *optional*, defaults to `3`):
             K2, frames that each completion votes for.
-        tokens_per_frame (`int`, *optional*, defaults to `64`):
-            K3, perception tokens of each completion and selected frame.
-        reward_threshold (`float`, *optional*, defaults to `0.5`):
-            tau, accuracy from which a completion counts as a success.
-        strategy (`str`, *optional*, defaults to `"soft"`):
-            Which votes select frames: `"soft"` those of successes, `"hard"` those of successes alone, `"all"` every one.
+        tokens_per_frame (`int`, *optional*):
+            K3, perception tokens of each completion and selected frame: 64 (preset paper) or 128 (release).
+        reward_threshold (`float`, *optional*):
+            tau, accuracy from which a completion counts as a success: 0.5 (preset paper), or any above 0 (release).
+        strategy (`str`, *optional*):
+            Which frames are selected: `"soft"`, those that successes vote for (preset paper); `"hard"`, of these the ones
+            that no failure votes for; `"all"`, every vote (release); `"soft_or_all"`, as soft, and every vote in a group
+            without successes.
         alpha (`float`, *optional*, defaults to `0.7`):
             Strength: the largest weight is 1 + alpha. 0 is GRPO.
-        divergence (`str`, *optional*, defaults to `"kl"`):
-            `"kl"` as defined, or `"release"`, the released code's.
+        divergence (`str`, *optional*):
+            `"kl"` as defined (preset paper), or `"release"`, the released code's.
+        missing_ranks (`str`, *optional*):
+            Where a completion has fewer perception tokens than others: `"skip"` compares the others (preset paper),
+            `"uniform"` puts a uniform distribution in its place (release).
         normalizer (`str`, *optional*, defaults to `"groups"`):
             `"groups"` (release) or `"frames"` (the paper's 1/K).
         accuracy_reward (`str`, *optional*):
             Name of the reward function that decides about success. `None` takes the one with "accuracy" in its name.
     """
 
-    loss_type: str = field(default="dapo", metadata={"help": "TRL's loss type; the paper trains with DAPO."})
+    preset: str = field(
+        default="paper",
+        metadata={
+            "help": "'paper' or 'release': where loss_type, tokens_per_frame, reward_threshold, strategy, divergence and "
+            "missing_ranks come from where they are not set."
+        },
+    )
+    loss_type: str | None = field(
+        default=None, metadata={"help": "TRL's loss type: 'dapo' (preset paper) or 'bnpo' (release)."}
+    )
     epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip range; the paper's 0.28."})
     attention_layers: int = field(default=3, metadata={"help": "L, the last full-attention layers that are read."})
     top_tokens: int = field(default=15, metadata={"help": "K1, tokens whose attention to a frame is averaged."})
     top_frames: int = field(default=3, metadata={"help": "K2, frames that each completion votes for."})
-    tokens_per_frame: int = field(
-        default=64, metadata={"help": "K3, perception tokens of each completion and selected frame."}
+    tokens_per_frame: int | None = field(
+        default=None,
+        metadata={
+            "help": "K3, perception tokens of each completion and selected frame: 64 (preset paper), 128 (release)."
+        },
     )
-    reward_threshold: float = field(
-        default=0.5, metadata={"help": "tau, accuracy from which a completion counts as a success."}
+    reward_threshold: float | None = field(
+        default=None,
+        metadata={"help": "tau, accuracy of a success: from 0.5 (preset paper), or any above 0 (release)."},
     )
-    strategy: str = field(
-        default="soft",
-        metadata={"help": "Which votes select frames: 'soft' successes', 'hard' successes' alone, 'all' every one."},
+    strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "Frames: 'soft', voted for by successes (preset paper); 'hard', and by no failure; 'all', by anyone "
+            "(release); 'soft_or_all', by anyone where nobody succeeds."
+        },
     )
     alpha: float = field(default=0.7, metadata={"help": "The largest weight is 1 + alpha. 0 is GRPO."})
-    divergence: str = field(default="kl", metadata={"help": "'kl' as defined, or 'release', the released code's."})
+    divergence: str | None = field(
+        default=None, metadata={"help": "'kl' as defined (preset paper), or 'release', the released code's."}
+    )
+    missing_ranks: str | None = field(
+        default=None,
+        metadata={"help": "A completion without a rank: 'skip' it (preset paper) or take it as 'uniform' (release)."},
+    )
     normalizer: str = field(default="groups", metadata={"help": "'groups' (release) or 'frames' (the paper's 1/K)."})
     accuracy_reward: str | None = field(
         default=None,
@@ -61,10 +117,12 @@ class APPOConfig(GRPOVideoConfig):
     )
 
     def __post_init__(self):
+        take_preset(self, PRESETS)
         super().__post_init__()
         for name in ("attention_layers", "top_tokens", "top_frames", "tokens_per_frame"):
             require_positive(self, name)
         require_range(self, "alpha", 0.0, None)
-        require_choice(self, "strategy", ("soft", "hard", "all"))
+        require_choice(self, "strategy", STRATEGIES)
         require_choice(self, "divergence", ("kl", "release"))
         require_choice(self, "normalizer", ("groups", "frames"))
+        require_choice(self, "missing_ranks", ("skip", "uniform"))

@@ -24,6 +24,9 @@ class APPOTrainer(GRPOVideoTrainer):
     A prompt without media, and a group for which no frame is selected, keep weight 1.
 
     Metrics: `appo/...` of [`appo_token_weights`].
+    Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180 behind `preset="release"`. Differs from the release: it reads
+        attention while it samples, and of a prompt's media the cells of its first video alone are frames; here every cell of
+        every video and every image is one. Its weights carry gradient, see [`appo_token_weights`].
     Errors: ValueError where the accuracy reward cannot be told from the others, or does not apply to a row with media.
     """
 
@@ -87,6 +90,7 @@ class APPOTrainer(GRPOVideoTrainer):
             alpha=options.alpha,
             divergence=options.divergence,
             normalizer=options.normalizer,
+            missing_ranks=options.missing_ranks,
         )
 
     def _accuracy_of(self, group: Group) -> Tensor:

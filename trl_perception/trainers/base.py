@@ -15,7 +15,6 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
 from ..assets import model_path
 from ..data.columns import undecoded_videos
@@ -38,6 +37,7 @@ from ..signals import (
     why_not_frozen,
     why_not_prefilled,
 )
+from .activation_checkpointing import unify_checkpointing_names, without_checkpointing
 from .adapters import (
     check_adapters_of,
     drops_out,
@@ -92,6 +92,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "GRPO"
     config_class = GRPOVideoConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass without a name and a paper has its class's name and no paper: it is not its parent's method."""
+        super().__init_subclass__(**kwargs)
+        if "_name" not in cls.__dict__:
+            cls._name, cls._paper = cls.__name__.removesuffix("Trainer"), {}
 
     # For subclasses. What `token_weights` reads of the policy on the prompt as it is: where it says so, the forward of an
     # update that follows its rollout directly serves these readings, and `token_weights` is called there.
@@ -156,6 +162,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         for policy in (self.model, self.ref_model):
             if policy is not None:
                 apply_position_rule(policy, args.position_rule)
+        # TRL forces the reentrant kind for adapters under ZeRO-3, and writes the old name.
+        unify_checkpointing_names(args, to_new=False)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         self._prepares_prompts = has_visual_grids(self.processing_class) and not (
             self.tools or self.rollout_func or self.environment_factories
@@ -292,8 +300,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 self, forward, input_ids, attention_mask, width, compute_entropy=entropy
             )
 
-        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with paused(self._taps_of_update), checkpointing, without_dropout(policy):
+        with paused(self._taps_of_update), without_checkpointing(self.model), without_dropout(policy):
             return read_group(
                 group,
                 view,

@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
 from ..signals import check_position_rule
+from .activation_checkpointing import unify_checkpointing_names
 
 
 @dataclass
@@ -214,6 +215,7 @@ class GRPOVideoConfig(GRPOConfig):
     def __post_init__(self):
         if self.generation_batch_size is None:  # TRL's own refusal names what nobody set
             self._require_whole_groups(self.steps_per_generation or self.gradient_accumulation_steps)
+        unify_checkpointing_names(self, to_new=True)
         super().__post_init__()
         self._require_whole_groups(self.steps_per_generation)
         if self.dynamic_sampling and self.scale_rewards == "batch":

@@ -3,30 +3,51 @@
 from dataclasses import dataclass, field
 
 from .base_config import GRPOVideoConfig
-from .options import require_choice, require_range
+from .options import require_choice, require_range, take_preset
+
+PRESETS = {
+    "paper": {
+        "shuffle": "grid",
+        "blind_positions": "original",
+        "key_token_normalizer": "length",
+        "mask_kl": False,
+    },
+    "release": {
+        "shuffle": "frames",
+        "blind_positions": "recompute",
+        "key_token_normalizer": "kept",
+        "mask_kl": True,
+    },
+}
 
 
 @dataclass
 class KTRConfig(GRPOVideoConfig):
     """
     Configuration of [`KTRTrainer`]: every field of [`GRPOVideoConfig`], and the following. Defaults are the paper's
-    (arXiv:2601.19686). Neutral (GRPO): any keep ratio of 1.
+    (arXiv:2601.19686), or with `preset="release"` those of the released code (zywang0104/Video-KTR 0162d46); a field that
+    is set wins over the preset. Neutral (GRPO): any keep ratio of 1.
 
     Parameters:
         visual_keep_ratio, temporal_keep_ratio, entropy_keep_ratio (`float`, *optional*, defaults to `0.2`):
             Share of tokens kept for each signal, in [0, 1]. 0 switches the signal off.
         preset (`str`, *optional*, defaults to `"paper"`):
             `"paper"`: |difference|, a share of each completion. `"release"`: signed difference, a quantile of the group.
+            It is also where `shuffle`, `blind_positions`, `key_token_normalizer` and `mask_kl` come from where they are
+            `None`.
+        visual_view (`str`, *optional*, defaults to `"masked"`):
+            What the visual signal compares with: `"masked"` hides the visual tokens (release), `"zeroed"` gives their
+            features as zeros (paper).
         weighting (`str`, *optional*, defaults to `"hard"`):
             `"hard"` keeps or drops; `"softmax"`, `"sigmoid"`, `"linear"` and `"exponential"` are the paper's ablation.
-        shuffle (`str`, *optional*, defaults to `"grid"`):
-            What the shuffled view permutes: `"grid"` temporal cells, `"frames"` raw frames (release).
-        blind_positions (`str`, *optional*, defaults to `"original"`):
-            Positions of the blind view: `"original"`, or `"recompute"` (release).
-        key_token_normalizer (`str`, *optional*, defaults to `"length"`):
-            Denominator of a completion's loss: its `"length"` (paper), or its `"kept"` tokens (release).
-        mask_kl (`bool`, *optional*, defaults to `False`):
-            Whether the KL term covers kept tokens only (release). Goes with `key_token_normalizer="kept"`.
+        shuffle (`str`, *optional*):
+            What the shuffled view permutes: `"grid"` temporal cells (preset paper), `"frames"` raw frames (release).
+        blind_positions (`str`, *optional*):
+            Positions of the masked view: `"original"` (preset paper), or `"recompute"` (release).
+        key_token_normalizer (`str`, *optional*):
+            Denominator of a completion's loss: its `"length"` (preset paper), or its `"kept"` tokens (release).
+        mask_kl (`bool`, *optional*):
+            Whether the KL term covers kept tokens only (preset release). Goes with `key_token_normalizer="kept"`.
     """
 
     visual_keep_ratio: float = field(
@@ -44,37 +65,54 @@ class KTRConfig(GRPOVideoConfig):
     )
     preset: str = field(
         default="paper",
-        metadata={"help": "'paper': |difference|, share of a completion; 'release': signed, quantile of the group."},
+        metadata={
+            "help": "'paper': |difference|, share of a completion; 'release': signed, quantile of the group, and the "
+            "release's shuffle, blind_positions, key_token_normalizer and mask_kl where they are not set."
+        },
+    )
+    visual_view: str = field(
+        default="masked",
+        metadata={"help": "The visual signal compares with visual tokens 'masked' (release) or 'zeroed' (paper)."},
     )
     weighting: str = field(
         default="hard", metadata={"help": "'hard', or 'softmax', 'sigmoid', 'linear', 'exponential' (ablation)."}
     )
-    shuffle: str = field(
-        default="grid", metadata={"help": "What the shuffled view permutes: 'grid' cells or raw 'frames' (release)."}
+    shuffle: str | None = field(
+        default=None,
+        metadata={"help": "What the shuffled view permutes: 'grid' cells (preset paper) or raw 'frames' (release)."},
     )
-    blind_positions: str = field(
-        default="original", metadata={"help": "Positions of the blind view: 'original' or 'recompute' (release)."}
+    blind_positions: str | None = field(
+        default=None,
+        metadata={"help": "Positions of the masked view: 'original' (preset paper) or 'recompute' (release)."},
     )
-    key_token_normalizer: str = field(
-        default="length",
-        metadata={"help": "Denominator of a completion: its 'length' (paper) or 'kept' tokens (release)."},
+    key_token_normalizer: str | None = field(
+        default=None,
+        metadata={"help": "Denominator of a completion: its 'length' (preset paper) or 'kept' tokens (release)."},
     )
-    mask_kl: bool = field(
-        default=False,
-        metadata={"help": "Whether the KL term covers kept tokens only; with key_token_normalizer 'kept'."},
+    mask_kl: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the KL term covers kept tokens only (preset release); with key_token_normalizer 'kept'."
+        },
     )
 
     def __post_init__(self):
+        take_preset(self, PRESETS)
         super().__post_init__()
         for name in ("visual_keep_ratio", "temporal_keep_ratio", "entropy_keep_ratio"):
             require_range(self, name, 0.0, 1.0)
         if self.visual_keep_ratio == self.temporal_keep_ratio == self.entropy_keep_ratio == 0:
             raise ValueError("All three keep ratios are 0, so no token would be trained on. Raise one of them.")
-        require_choice(self, "preset", ("paper", "release"))
+        require_choice(self, "visual_view", ("masked", "zeroed"))
         require_choice(self, "weighting", ("hard", "softmax", "sigmoid", "linear", "exponential"))
         require_choice(self, "shuffle", ("grid", "frames"))
         require_choice(self, "blind_positions", ("original", "recompute"))
         require_choice(self, "key_token_normalizer", ("length", "kept"))
+        if self.visual_view == "zeroed" and self.blind_positions == "recompute":
+            raise ValueError(
+                "visual_view='zeroed' keeps every token at its position, and blind_positions is 'recompute'. Set "
+                "blind_positions='original', or visual_view='masked'."
+            )
         if self.mask_kl and self.key_token_normalizer != "kept":
             raise ValueError(
                 "mask_kl=True is defined for the mean over kept tokens, as in the release. Set "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..objectives import TokenWeights, ktr_token_weights
-from ..signals import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled
+from ..signals import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, zeroed
 from .base import GRPOVideoTrainer
 from .ktr_config import KTRConfig
 from .reading import SightedReads
@@ -17,12 +17,16 @@ from .rollout import Group
 class KTRTrainer(GRPOVideoTrainer):
     """Video-KTR, key token attribution (arXiv:2601.19686), on [`GRPOVideoTrainer`].
 
-    The group is scored as it was shown (by the update's own forward where it follows the rollout directly), blind, and with
-    the cells of its videos shuffled; the largest
-    differences and the largest entropies make the key tokens (`ktr_token_weights`). A prompt without video keeps entropy
-    and, where it has images, the visual signal; a prompt without media keeps weight 1.
+    The group is scored as it was shown (by the update's own forward where it follows the rollout directly), with its media
+    masked or zeroed, and with its videos shuffled; the largest differences and the largest entropies make the key tokens
+    (`ktr_token_weights`). A prompt without video keeps entropy and, where it has images, the visual signal; a prompt without
+    media keeps weight 1.
 
     Metrics: `ktr/...` of [`ktr_token_weights`].
+    Source: arXiv:2601.19686; release zywang0104/Video-KTR 0162d46 behind `preset="release"`. Differs from the release: its
+        KL term bounds the log-ratio to +-10 and it does not clip, which changes nothing at one update a rollout; its scoring
+        forwards leave out second_per_grid_ts, so that time advances as at one cell a second; its permutation may be the
+        identity; its length reward counts kept tokens; all of it is in the model's bfloat16.
     """
 
     _tag_names = ["trl", "video-ktr", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
@@ -90,6 +94,8 @@ class KTRTrainer(GRPOVideoTrainer):
         return credit
 
     def _blind(self, group: Group) -> View:
+        if self.args.visual_view == "zeroed":
+            return zeroed(self.model, group.prompt_ids, group.visual)
         if self.args.blind_positions == "recompute":
             return blind_recomputed(group.prompt_ids, group.visual)
         return blind(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))

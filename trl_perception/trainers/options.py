@@ -1,6 +1,6 @@
 """Checks of configuration fields: what was found, what is wanted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -24,3 +24,11 @@ def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
     value = getattr(config, name)
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, choices))} is wanted.")
+
+
+def take_preset(config: Any, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fields that are None take the value that `config.preset` has for them: preset -> field -> value."""
+    require_choice(config, "preset", tuple(presets))
+    for name, value in presets[config.preset].items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)

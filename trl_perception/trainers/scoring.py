@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
@@ -64,16 +65,18 @@ class Scoring(GRPOTrainer):
         return output
 
     def _stop_together(self) -> None:
-        """Every process learns whether any had a fault; the others are told which."""
+        """Raise on every process when a reward function failed on any; each error has the text of the first that failed."""
         faults, self._reward_faults[:] = list(self._reward_faults), []
         failed = self._over_processes(float(len(faults))).nonzero()[:, 0].tolist()
+        if not failed:
+            return
+        texts = gather_object([str(faults[0]) if faults else ""])  # the launcher ends the others at the first that ends
         if faults:
             raise faults[0]
-        if failed:
-            raise RewardError(
-                f"A reward function failed on process(es) {', '.join(map(str, failed))}, whose error says how; this process "
-                "stops with them."
-            )
+        raise RewardError(
+            f"A reward function failed on process(es) {', '.join(map(str, failed))}, and this process stops with them: "
+            f"{texts[failed[0]]}"
+        )
 
     def _leave_out(self, rewards: Tensor, bad: Tensor, inputs: list[dict[str, Any]]) -> None:
         """Groups with a reward that is not finite: an error, or no part in statistics and loss.
@@ -88,11 +91,10 @@ class Scoring(GRPOTrainer):
             for reward, name in enumerate(self.reward_func_names)
             if bad[start + index, reward]
         ]
-        found = ", ".join(own[:5])
-        more = f" and {len(own) - 5} more" if len(own) > 5 else ""
-        found = f"rewards that are not finite: {found}{more}" if own else "rewards on another process are not finite"
         if self.args.on_nonfinite == "error":
+            found = rewards_not_finite(gather_object(own))
             raise ValueError(f"{found}. A finite number is wanted; on_nonfinite='skip' leaves such groups out.")
+        found = rewards_not_finite(own) if own else "rewards on another process are not finite"
         if own:
             warnings.warn(f"Left out (on_nonfinite='skip'): the groups of {found}", stacklevel=2)
         groups = bad.any(1).view(-1, count).any(1)
@@ -110,6 +112,11 @@ class Scoring(GRPOTrainer):
         """This process's part of the rows that are left out."""
         start = self.accelerator.process_index * len(inputs)
         return self._unscorable[start : start + len(inputs)]
+
+
+def rewards_not_finite(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"rewards that are not finite: {', '.join(names[:5])}{more}"
 
 
 def distinct(names: Sequence[str]) -> list[str]:

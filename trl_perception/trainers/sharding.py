@@ -4,10 +4,10 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
 from ..signals import Head, OneTowerRun, base_model, keep_head_whole, paused
 from ..signals.vision import VISION_FAMILIES
+from .activation_checkpointing import without_checkpointing
 from .in_step import InStep
 
 
@@ -93,8 +93,7 @@ class Sharding(GRPOTrainer):
     def _empty_forward(self, model: nn.Module) -> None:
         """The collectives of a forward, for three tokens of padding."""
         ids = torch.full((1, 3), self._tokenizer.pad_token_id, device=self.accelerator.device)
-        checkpointing = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with paused(self._taps_of_update), checkpointing, self.accelerator.autocast():
+        with paused(self._taps_of_update), without_checkpointing(self.model), self.accelerator.autocast():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True)
 
 

@@ -66,7 +66,7 @@ def log_of(trainer):
     return [{k: v for k, v in entry.items() if not k.endswith(UNCOMPARED)} for entry in history]
 
 
-def started(command, seconds=300):
+def started(command, seconds=500):
     """A command that runs jobs, ended: without a network, one thread a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(

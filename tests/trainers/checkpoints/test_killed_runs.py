@@ -175,7 +175,7 @@ def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, c
 def test_two_processes_go_on_exactly(name, four, tmp_path):
     """Each has a rollout, random state and records of its own; 4 steps are an epoch, saved after 3."""
     trainer, config = METHODS[name]
-    config = {**config, "save_steps": 3, "report_every": 1, "ddp_timeout": 60}
+    config = {**config, "save_steps": 3, "report_every": 1, "ddp_timeout": 180}
     job = {"trainer": trainer, "rows": four}
     folders = {run: str(tmp_path / run) for run in ("never", "killed")}
     jobs = [
@@ -202,7 +202,7 @@ def test_two_processes_go_on_exactly(name, four, tmp_path):
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "-m"]
     jobs_of_two = ["tests.trainers.checkpoints.resuming", str(tmp_path / "jobs.json")]
-    run = started([sys.executable, "-m", *launch, *jobs_of_two], seconds=400)
+    run = started([sys.executable, "-m", *launch, *jobs_of_two], seconds=500)
     ended = [line for line in run.stdout.splitlines() if line.startswith("ended")]
     assert len(ended) == 6, run.stderr[-4000:]
     assert ended.count("ended 0") == 4, run.stderr[-4000:]

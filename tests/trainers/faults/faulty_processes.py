@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
@@ -34,6 +35,24 @@ class BadOnLast(GRPOVideoTrainer):
         return TokenWeights(weights, {})
 
 
+class SlowToDump(BadOnLast):
+    """The last process is at fault, and takes longer over its dump than the others."""
+
+    def _kept(self, *args, **options):
+        time.sleep(2 * (RANK == LAST))
+        return super()._kept(*args, **options)
+
+
+class FullOnLast(BadOnLast):
+    """The last process is at fault, and has no room for its dump."""
+
+    def _kept(self, *args, **options):
+        if RANK != LAST:
+            return super()._kept(*args, **options)
+        with patch("trl_perception.trainers.faults.nonfinite.dump_micro_batch", side_effect=OSError("no room")):
+            return super()._kept(*args, **options)
+
+
 class Sums(TrainerCallback):
     """The sum of all weights at the beginning of each step."""
 
@@ -56,7 +75,7 @@ async def raises_later(completions, **columns):
 
 def hangs(completions, **columns):
     if RANK == LAST:
-        time.sleep(600)
+        time.sleep(3600)
     return letter_variety(completions)
 
 
@@ -66,11 +85,12 @@ def nan(completions, **columns):
 
 
 SCENARIOS = {
-    "loss, error": (BadOnLast, letter_variety, {}),
+    "loss, error": (SlowToDump, letter_variety, {}),
+    "loss, error, full disk": (FullOnLast, letter_variety, {}),
     "loss, skip": (BadOnLast, letter_variety, {"on_nonfinite": "skip"}),
     "reward raises": (GRPOVideoTrainer, raises, {}),
     "async reward raises": (GRPOVideoTrainer, raises_later, {}),
-    "reward hangs": (GRPOVideoTrainer, hangs, {"reward_timeout": 0.5}),
+    "reward hangs": (GRPOVideoTrainer, hangs, {"reward_timeout": 5.0}),
     "reward nan, error": (GRPOVideoTrainer, nan, {}),
     "reward nan, skip": (GRPOVideoTrainer, nan, {"on_nonfinite": "skip", "beta": 0.1}),
 }
@@ -96,17 +116,21 @@ def outcome(name, cls, reward, settings, folder):
     trainer = cls(model="tiny", reward_funcs=reward, args=args, train_dataset=Dataset.from_list(rows))
     sums = Sums(trainer.model)
     trainer.add_callback(sums)
-    error = None
+    error, dumped = None, []
     try:
         trainer.train()
     except (ValueError, RuntimeError, FloatingPointError) as caught:
         error = f"{type(caught).__name__}: {caught}"
+        step = Path(args.output_dir) / "nonfinite" / "step-000001"
+        dumped = [
+            str(path.relative_to(step)) for path in step.rglob("*")
+        ]  # at once: a launcher would end the others now
     return {
         "error": error,
         "step": trainer.state.global_step,
         "sums": sums.seen,
         "skipped": history(trainer, "nonfinite/skipped", "nonfinite/rewards"),
-        "folders": sorted(str(p.relative_to(args.output_dir)) for p in Path(args.output_dir).glob("nonfinite/*/*")),
+        "dumped": dumped,
     }
 
 

@@ -228,6 +228,18 @@ def test_a_disk_that_refuses_the_dump_does_not_hide_what_it_is_about(make_traine
             trainer.train()
 
 
+def test_a_process_that_dies_over_its_dump_does_not_hide_what_was_found(make_trainer, rows, monkeypatch):
+    def gone(objects):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("trl_perception.trainers.faults.nonfinite.gather_object", gone)
+    trainer = make_trainer(rows["text"], cls=BadWeights)
+    error, _ = stopped(trainer)
+    assert "the loss is not finite" in str(error)
+    assert "another process ended before its part was: Connection closed by peer" in str(error)
+    assert (error.folder / "weights" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(("cls", "accumulation"), [(BadWeights, 1), (BadPenalty, 2), (BadGradient, 2)])
 def test_a_skipped_step_changes_neither_weights_nor_optimizer(make_trainer, rows, cls, accumulation):
     before = []

@@ -23,11 +23,11 @@ def raises_for_blue(completions, target, **columns):
 
 
 def hangs(completions, **columns):
-    time.sleep(30)
+    time.sleep(3600)
 
 
 async def hangs_later(completions, **columns):
-    await asyncio.sleep(30)
+    await asyncio.sleep(3600)
 
 
 def test_a_reward_that_raises_stops_and_names_reward_and_row(make_trainer):
@@ -41,10 +41,8 @@ def test_a_reward_that_raises_stops_and_names_reward_and_row(make_trainer):
 @pytest.mark.parametrize("reward", [hangs, hangs_later])
 def test_a_reward_that_hangs_stops_in_time(make_trainer, reward):
     trainer = make_trainer([row("red")], reward=reward, reward_timeout=0.2)
-    begin = time.monotonic()
     with pytest.raises(RewardError, match=rf"'{reward.__name__}' did not return within 0.2 s.*raise reward_timeout"):
         trainer.train()
-    assert time.monotonic() - begin < 15
 
 
 def nan_for_blue(completions, target, **columns):

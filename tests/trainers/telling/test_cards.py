@@ -1,5 +1,8 @@
 """Model cards: the method, its paper and how to cite it; what was done and what came of it."""
 
+import dataclasses
+import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,6 +10,8 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig
 
+from tests.helpers import message
+from trl_perception.data.templates import templated_prompt
 from trl_perception.trainers import TRAINERS
 from trl_perception.trainers.telling.card_facts import Origin, before_and_after, parts_trained
 
@@ -127,6 +132,45 @@ def test_an_adapters_card_loads_it_onto_its_base(rows, make_trainer):
     assert "| language model | 926,848 | frozen |" in card.text
     parts = parts_trained(trainer.model)
     assert parts["adapter"][0] == parts["adapter"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "template"),
+    [
+        ({}, "none"),
+        ({"video_fps": 1.0, "video_max_frames": 2}, "think_answer"),
+        ({"video_fps": 4.0, "video_max_pixels": 1568}, "video_r1"),
+        ({"video_min_pixels": 12544, "video_total_pixels": 40000}, "none"),
+    ],
+)
+def test_the_cards_code_prepares_a_clip_as_training_did(settings, template, rows, clips, make_trainer, monkeypatch):
+    """Run as it stands, it makes as many tokens, visual ones and others, as the trainer's own preparation."""
+    trainer = make_trainer(rows["video"], **settings)
+    trainer.origin = dataclasses.replace(ORIGIN, template=template)
+    folder = Path(trainer.args.output_dir)
+    trainer.save_model(str(folder), _internal_call=True)
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(trainer).text, re.DOTALL)
+    monkeypatch.chdir(folder.parent)
+    shutil.copy(clips[0], "clip.mp4")
+    ran = {}
+    exec(code, ran)
+    prompt = templated_prompt(message("What happens in this clip?", "video"), template, "free-form")
+    (wanted,) = trainer._prompt_preparer([{"prompt": prompt, "videos": [clips[0]]}])
+    assert ran["inputs"]["input_ids"][0].tolist() == wanted.input_ids
+    assert ran["inputs"]["video_grid_thw"].tolist() == wanted.visual.video_grid_thw.tolist()
+
+
+def test_a_trainer_of_ones_own_has_its_own_name(rows, make_trainer):
+    class LastFrameTrainer(TRAINERS["appo"]):
+        pass
+
+    def accuracy(completions, **columns):
+        return [1.0] * len(completions)
+
+    text = card_of(make_trainer(rows["text"], cls=LastFrameTrainer, reward=accuracy)).text
+    assert "This model was trained with LastFrame." in text
+    assert "LastFrame is a trainer of its own (`LastFrameTrainer`) on top of APPO: [" in text
+    assert f"https://huggingface.co/papers/{PAPERS['appo']}" in text
 
 
 def test_means_before_and_after_by_hand():

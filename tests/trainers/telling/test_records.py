@@ -334,7 +334,7 @@ def test_two_processes_share_the_groups(tmp_path):
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, "TRL_PERCEPTION_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+        [*launch, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (attempt,) = (tmp_path / "run" / "rollouts").iterdir()

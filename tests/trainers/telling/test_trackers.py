@@ -200,7 +200,7 @@ def tracked(tmp_path, clips):
             env={**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", **settings},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

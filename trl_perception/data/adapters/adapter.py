@@ -23,6 +23,7 @@ class Adapter:
         splits: splits that are published; empty where the split only names the rows that are written.
         left_out: the reason shown for records that give no row.
         warm_up: whether rows have a `completion`.
+        block_settings: whether the blocks of a prompt may have settings of their own, such as `max_pixels`.
     """
 
     title: str
@@ -33,3 +34,4 @@ class Adapter:
     splits: tuple[str, ...] = ()
     left_out: str = ""
     warm_up: bool = False
+    block_settings: bool = False

@@ -9,14 +9,18 @@
 - `options`: a list of texts, for multiple choice alone.
 - `video` or `videos`, `image` or `images`: a path or a list of paths, from the file's folder or absolute. None is fine.
 - `id`: the line's number where it is missing. `time_spans`: [[start, end], ...] in seconds, where known.
+
+A record with a `prompt` is a row of TRL's own layout instead (`trl_rows`). JSON lists and parquet are read as well.
 """
 
+from pathlib import Path
 from typing import Any
 
 from .adapter import Adapter
 from .record import Record
 from .rows import KNOWN_TYPES, checked_spans, make_row
-from .source import Source, read_jsonl
+from .source import Records, Source, read_json, read_jsonl, read_parquet
+from .trl_rows import trl_row
 
 FIELDS = frozenset(
     ["id", "question", "answer", "problem_type", "options", "video", "videos", "image", "images", "time_spans"],
@@ -24,7 +28,9 @@ FIELDS = frozenset(
 
 
 def jsonl_row(record: Record, source: Source) -> dict[str, Any]:
-    """A row of the layout above; fields that it does not know are refused. Errors: RecordError."""
+    """A row of the layout above, or of TRL's; fields that it does not know are refused. Errors: RecordError."""
+    if "prompt" in record.values:
+        return trl_row(record, source)
     if unknown := sorted(set(record.values) - FIELDS):
         raise record.wrong(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(FIELDS))}.")
     problem_type = record.one_of("problem_type", KNOWN_TYPES)
@@ -48,14 +54,21 @@ def _media(record: Record, source: Source, kind: str) -> list[str]:
     single, several = record.values.get(kind), record.values.get(f"{kind}s")
     if single is not None and several is not None:
         raise record.wrong(f"both fields {kind!r} and '{kind}s' are set; keep one.")
+    if isinstance(single, list):
+        raise record.wrong(f"field {kind!r} holds a list; one path is wanted there. Several go into '{kind}s'.")
     paths = [record.text(kind)] if single is not None else record.texts(f"{kind}s", optional=True)
     return [source.medium(path) for path in paths]
 
 
+def _read(file: Path) -> Records:
+    return {".json": read_json, ".parquet": read_parquet}.get(file.suffix, read_jsonl)(file)
+
+
 JSONL = Adapter(
     title="JSONL",
-    layout="SPLIT.jsonl with question, answer, problem_type, options, video(s), image(s)",
-    files=lambda source: [source.file(f"{source.split}.jsonl")],
-    read=read_jsonl,
+    layout="SPLIT.jsonl (.json, .parquet) with question, answer, problem_type, options, video(s), image(s), or TRL's rows",
+    files=lambda source: [source.file(*(f"{source.split}{suffix}" for suffix in (".jsonl", ".json", ".parquet")))],
+    read=_read,
     row=jsonl_row,
+    block_settings=True,
 )

@@ -36,8 +36,10 @@ class Record:
         for name in names:
             if self.values.get(name) is not None:
                 return self.values[name]
+        if null := next((name for name in names if name in self.values), None):
+            raise self.wrong(f"field {null!r} is null.")
         raise self.wrong(
-            f"field {' or '.join(map(repr, names))} is missing or empty. Found fields: "
+            f"field {' or '.join(map(repr, names))} is missing. Found fields: "
             f"{', '.join(map(str, self.values)) or 'none'}."
         )
 

@@ -1,6 +1,7 @@
 """A data set on disk: its files by name, their records, and where its media lie."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...media.paths import local_path
 from .record import Record, RecordError
 
 URLS = ("http://", "https://")
@@ -62,7 +64,7 @@ class Source:
         if names[0].startswith(URLS):
             return names[0]
         root = self.media or self.folder
-        paths = [os.path.abspath(root / name) for name in names]
+        paths = [os.path.abspath(root / local_path(name)) for name in names]
         return paths[0] if len(paths) == 1 else next((path for path in paths if os.path.exists(path)), paths[0])
 
 
@@ -74,10 +76,22 @@ class Records:
     read: Callable[[int], Iterator[Record]]  # number of records to pass over -> the rest
 
 
+def _text(file: Path) -> str:
+    """The text of a file in UTF-8, with or without a mark at its start. Errors: RecordError naming the first other line."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecordError(
+            f"{file}, line {line} is not UTF-8 (byte 0x{content[error.start]:02x}). Save the file in UTF-8."
+        ) from error
+
+
 def read_json(file: Path) -> Records:
     """A JSON file that holds a list of objects. Errors: RecordError where it does not."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(_text(file))
     except json.JSONDecodeError as error:
         raise RecordError(f"{file} is not JSON: {error}. Fetch the file again.") from error
     if not isinstance(values, list):
@@ -88,22 +102,18 @@ def read_json(file: Path) -> Records:
 def read_jsonl(file: Path) -> Records:
     """A file with one JSON object a line; blank lines are passed over. Errors: RecordError naming the line."""
     values = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    values.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise RecordError(
-                        f"{file}, line {number} is not JSON: {error}. Mend or remove the line."
-                    ) from error
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if line.strip():
+            try:
+                values.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise RecordError(f"{file}, line {number} is not JSON: {error}. Mend or remove the line.") from error
     return _listed(values, file)
 
 
 def read_csv(file: Path) -> Records:
     """A comma-separated file with a header. Errors: RecordError for a line with more or fewer cells than the header."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        values = list(csv.DictReader(lines, restkey="", restval=None))
+    values = list(csv.DictReader(io.StringIO(_text(file), newline=""), restkey="", restval=None))
     for number, row in enumerate(values, 1):
         if "" in row or None in row.values():
             raise RecordError(f"{file}, record {number} has more or fewer cells than the header. Mend or remove it.")

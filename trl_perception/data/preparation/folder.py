@@ -6,6 +6,7 @@ OUT/media/train/...                  images that the source holds as bytes
 OUT/.prepare/train/                  options, drafts of an unfinished run, the finished summary
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
+from ...media.settings import VideoSettings
 from ..adapters.source import URLS
 
 STATE = ".prepare"
@@ -38,6 +40,10 @@ FEATURES = Features(
         "prompt_template": Value("string"),
     }
 )
+_FLOATS = ("fps", "video_start", "video_end", "sample_fps")
+_SETTINGS = [*(f.name for f in dataclasses.fields(VideoSettings)), "sample_fps"]
+_BLOCK = {name: Value("float64" if name in _FLOATS else "int64") for name in _SETTINGS}
+BLOCKS_WITH_SETTINGS = [{"role": Value("string"), "content": [{**TEXT_BLOCKS[0]["content"][0], **_BLOCK}]}]
 _MAGIC = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..adapters import Record, RecordError, Source, get_adapter
 from ..templates import templated_prompt
 from .filters import RowFilter
-from .folder import TEXT_BLOCKS, SplitFolder
+from .folder import BLOCKS_WITH_SETTINGS, TEXT_BLOCKS, SplitFolder
 from .media_check import MediaChecker
 from .options import PrepareOptions, fingerprint
 from .summary import summarize, write_card
@@ -56,7 +56,9 @@ def prepare(
         "media": os.path.abspath(source.media or source.folder),
         "options": options.as_json(),
     }
-    folder = SplitFolder(Path(output), source.split, Features({"completion": TEXT_BLOCKS}) if adapter.warm_up else None)
+    columns = {"prompt": BLOCKS_WITH_SETTINGS} if adapter.block_settings else {}
+    columns |= {"completion": TEXT_BLOCKS} if adapter.warm_up else {}
+    folder = SplitFolder(Path(output), source.split, Features(columns))
     finished = folder.open(spec, restart)
     if finished is not None:
         write_card(folder)  # an earlier run may have ended before it

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from trl import GRPOTrainer
@@ -96,7 +97,7 @@ class NonFinite(GRPOTrainer):
         problem = ""
         if stops or self._dumps_written < DUMPS_WHEN_SKIPPING:
             self._dumps_written += 1
-            problem = self._kept(model, watched, flags, folder, message, with_weights=stops)
+            problem = self._dumped_by_all(model, watched, flags, folder, message, with_weights=stops)
         if stops:
             limit = f" after {self._skipped_in_a_row} steps in a row that were left out" if skips else ""
             where = problem or f"{folder} holds it for trl_perception.trainers.replay (see docs/faults.md)"
@@ -130,6 +131,18 @@ class NonFinite(GRPOTrainer):
             gradient.fill_(torch.nan)
             return
 
+    def _dumped_by_all(self, *args: Any, **options: Any) -> str:
+        """Write the dump and wait for the others' parts: when one process ends, the launcher ends the rest at once.
+
+        Returns: what could not be written, on any process.
+        """
+        problem = "the dump was broken off"
+        try:
+            problem = self._kept(*args, **options)
+        finally:
+            problem = _of_all_processes(problem)
+        return problem
+
     def _kept(
         self,
         model: nn.Module,
@@ -158,3 +171,16 @@ class NonFinite(GRPOTrainer):
         except (OSError, SafetensorError) as error:
             return f"the dump could not be written: {error}"
         return ""
+
+
+def _of_all_processes(problem: str) -> str:
+    """The problems of all processes. One that died is a problem too, and must not hide what was found."""
+    try:
+        problems = gather_object([problem])
+    except RuntimeError as error:
+        return (
+            f"{problem or 'this part of the dump is written'}, but another process ended before its part was: {error}"
+        )
+    if len(problems) == 1:
+        return problem
+    return "; ".join(f"process {process}: {said}" for process, said in enumerate(problems) if said)

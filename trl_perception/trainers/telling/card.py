@@ -1,5 +1,6 @@
 """The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,10 +10,17 @@ from peft import PeftModel
 from trl import GRPOTrainer
 
 from ... import __version__
+from ...data.templates import get_template
+from ...media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, pixel_bounds
 from ...reports import reward_gain
 from ...signals import position_rule_of
 from .card_facts import before_and_after, hardware, parts_trained
 
+SAMPLING_IMPORTS = (
+    "import torch",
+    "from qwen_vl_utils.vision_process import smart_nframes, smart_resize",
+    "from torchvision.transforms.functional import InterpolationMode, resize",
+)
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
 
 
@@ -60,6 +68,10 @@ def _introduction(trainer: GRPOTrainer, base: str | None) -> Iterator[str]:
         f"{f'[{base}](https://huggingface.co/{base})' if base else local}, post-trained with {trainer._name} by "
         "trl_perception, trainers for [TRL](https://github.com/huggingface/trl)."
     )
+    if not trainer._paper:
+        parent = next(cls for cls in type(trainer).__mro__ if cls._paper)
+        paper = f"[{parent._paper['title']}](https://huggingface.co/papers/{parent._paper['id']})"
+        yield f"{trainer._name} is a trainer of its own (`{type(trainer).__name__}`) on top of {parent._name}: {paper}."
     if _is_adapter(trainer):
         yield "These weights are an adapter: they are loaded onto that model."
     elif origin is not None and origin.merged:
@@ -80,22 +92,54 @@ def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
     lines.append(f"from transformers import {model}, {reader}")
     if _sees(trainer):
         lines.append("from transformers.video_utils import load_video")
+    if trainer._prepares_prompts:
+        lines = [*SAMPLING_IMPORTS, *lines]
     lines += ["", f'model = {model}.from_pretrained("{base if adapter else name}", device_map="auto")']
     if adapter:
         lines.append(f'model = PeftModel.from_pretrained(model, "{name}")')
     lines.append(f'processor = {reader}.from_pretrained("{name}")')
     if not _sees(trainer):
         return lines
+    template = get_template("none" if origin is None else origin.template)
+    asked = "\n".join(filter(None, ["What happens in this clip?", template.suffix("free-form")]))
+    as_is = ", do_resize=False" if trainer._prepares_prompts else ""
     return [
         *lines,
-        f'frames, metadata = load_video("clip.mp4", fps={trainer.args.video_fps:g}, backend="pyav")',
-        'content = [{"type": "video"}, {"type": "text", "text": "What happens in this clip?"}]',
+        *_frames(trainer),
+        f'content = [{{"type": "video"}}, {{"type": "text", "text": {json.dumps(asked)}}}]',
         'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
         "inputs = processor(",
-        '    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"',
+        "    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False"
+        + as_is
+        + ', return_tensors="pt"',
         ").to(model.device)",
         f"output = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
         'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _frames(trainer: GRPOTrainer) -> list[str]:
+    """Code that reads a clip's frames, as many and as large as in training where its prompts were prepared here."""
+    args, settings = trainer.args, trainer.args.video_settings
+    if not trainer._prepares_prompts:
+        return [f'frames, metadata = load_video("clip.mp4", fps={args.video_fps:g}, backend="pyav")']
+    part = trainer.processing_class.video_processor
+    factor = part.patch_size * part.merge_size
+    sizes = (part.size["shortest_edge"], part.size["longest_edge"])
+    low, high, _ = pixel_bounds(FRAME_FACTOR, settings, factor, sizes)
+    total = settings.total_pixels if settings.total_pixels is not None else MODEL_SEQ_LEN * factor**2 * 0.9
+    clip = f"max(min({VIDEO_MAX_TOKEN_NUM * factor**2}, {total * FRAME_FACTOR:.0f} / len(frames)), {int(low * 1.05)})"
+    return [
+        "",
+        f'sampling = {{"fps": {args.video_fps:g}, "min_frames": {args.video_min_frames}, "max_frames": {args.video_max_frames}}}',
+        "",
+        "def sampled(metadata, **_):  # the frames and their size are those of training",
+        "    count = smart_nframes(sampling, metadata.total_num_frames, metadata.fps)",
+        "    return torch.linspace(0, metadata.total_num_frames - 1, count).round().long().numpy()",
+        "",
+        'frames, metadata = load_video("clip.mp4", backend="pyav", sample_indices_fn=sampled)',
+        f"size = smart_resize(*frames.shape[1:3], {factor}, min_pixels={low}, max_pixels=min({high:.0f}, {clip}))",
+        "frames = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), size, InterpolationMode.BICUBIC, antialias=True)",
     ]
 
 
@@ -140,6 +184,7 @@ def _doings(trainer: GRPOTrainer) -> Iterator[str]:
     else:
         link = f"[{origin.dataset}](https://huggingface.co/datasets/{origin.dataset})"
         yield f"{link if origin.on_hub else f'`{origin.dataset}`'}, split `{origin.split}`, {count}."
+    yield _media(trainer)
     yield "### What was trained"
     parts = parts_trained(trainer.model).items()
     cells = [f"| {part} | {size:,} | {f'{trained:,}' if trained else 'frozen'} |" for part, (size, trained) in parts]
@@ -149,6 +194,22 @@ def _doings(trainer: GRPOTrainer) -> Iterator[str]:
         yield "### Recipe"
         yield _code("yaml", origin.recipe.strip().splitlines())
         yield f"Run with\n\n{_code('bash', [origin.command])}"
+
+
+def _media(trainer: GRPOTrainer) -> str:
+    """The settings of media and prompts that were trained with."""
+    args, origin = trainer.args, trainer.origin
+    names = (
+        "video_fps",
+        "video_min_frames",
+        "video_max_frames",
+        "video_min_pixels",
+        "video_max_pixels",
+        "video_total_pixels",
+    )
+    values = {name: getattr(args, name) for name in (*names, "image_min_pixels", "image_max_pixels")}
+    said = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
+    return f"Media: {said}. Prompt template: `{'none' if origin is None else origin.template}`."
 
 
 def _is_adapter(trainer: GRPOTrainer) -> bool:

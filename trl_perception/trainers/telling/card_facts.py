@@ -29,6 +29,7 @@ class Origin:
         on_hub: whether `dataset` is the name of a data set on the Hub.
         merged: whether the run ends by merging its adapter into the weights.
         name: the recipe's name, such as "appo/tiny", or its file's.
+        template: the prompt template.
     """
 
     recipe: str
@@ -39,6 +40,7 @@ class Origin:
     on_hub: bool = False
     merged: bool = False
     name: str | None = None
+    template: str = "none"
 
 
 def before_and_after(log_history: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
