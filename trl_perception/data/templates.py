@@ -8,6 +8,8 @@ from typing import Any
 
 from datasets import Dataset, Value
 
+from .. import __version__
+
 THINK_ANSWER = "Reason inside <think> and </think> first, then give your final answer inside <answer> and </answer>."
 ANSWER_ONLY = "Give your final answer alone, inside <answer> and </answer>, without any reasoning."
 BOXED = "Reason inside <think> and </think> first, then give your final answer in \\boxed{}."
@@ -113,11 +115,12 @@ def apply_template(rows: Dataset, name: str) -> Dataset:
     features = rows.features.copy()
     features["prompt_template"] = Value("string")
 
-    def extend(row: dict) -> dict:
+    def extend(row: dict, version: str) -> dict:
         prompt = templated_prompt(row["prompt"], name, row.get("problem_type"))
         return {"prompt": prompt, "prompt_template": name}
 
-    return rows.map(extend, features=features, desc=f"prompt template {name}")
+    # `version` is part of what `datasets` caches by: the texts of another version of this package are not taken.
+    return rows.map(extend, features=features, desc=f"prompt template {name}", fn_kwargs={"version": __version__})
 
 
 def _followed_by(content: str | Sequence[Mapping], suffix: str) -> str | list[dict]:
