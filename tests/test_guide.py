@@ -6,7 +6,7 @@ from benchmarks.guide_drawing import DRAWINGS
 from benchmarks.guide_figures import METHODS, example
 
 RIGHT, WRONG = 0, 1
-SAID = ["<think>first blue triangle then purple triangle", "<think>at 0.0 blue cross at 1.5 purple cross"]
+SAID = ["<think>first blue triangle then purple triangle", "<think>at 0.0 blue cross at 2.5 purple cross"]
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,18 @@ def test_every_method_sees_the_same_group(as_printed):
 
 def test_appo(as_printed):
     values = as_printed["appo"].values
-    assert values["selected"].nonzero()[:, 0].tolist() == [0, 1, 7]  # 0.0, 0.5 and 3.5 s
-    for number, word in ((RIGHT, "triangle"), (WRONG, "cross")):
-        assert values["weights"][number, at(as_printed["appo"], number, word)] > 1.6
+    assert values["selected"].nonzero()[:, 0].tolist() == [0, 4, 6, 7]  # 0.0, 2.0, 3.0 and 3.5 s
+    for number, word, nth in ((RIGHT, "triangle", 1), (RIGHT, "triangle", 2), (WRONG, "2", 0)):
+        assert values["weights"][number, at(as_printed["appo"], number, word, nth)] > 1.69
     assert values["weights"][RIGHT, 0] == 1  # <think>
 
 
 def test_pgpo(as_printed):
     weights = as_printed["pgpo"].values["weights"]
-    assert weights[RIGHT, at(as_printed["pgpo"], RIGHT, "then")] == pytest.approx(6.81, abs=0.05)
     assert weights[RIGHT].max() == weights[RIGHT, at(as_printed["pgpo"], RIGHT, "then")]
-    assert weights[WRONG, at(as_printed["pgpo"], WRONG, "cross")] == pytest.approx(0.14, abs=0.02)
+    assert weights[WRONG, at(as_printed["pgpo"], WRONG, "blue", nth=1)] == pytest.approx(7.04, abs=0.05)
+    assert weights[[RIGHT, WRONG]].max() == weights[WRONG, at(as_printed["pgpo"], WRONG, "blue", nth=1)]
+    assert weights[WRONG, at(as_printed["pgpo"], WRONG, "cross")] == pytest.approx(0.01, abs=0.005)
     for number in (RIGHT, WRONG):
         assert weights[number].sum() == pytest.approx(len(as_printed["pgpo"].tokens[number]), rel=1e-5)
 
@@ -64,7 +65,8 @@ def test_ktr(as_printed):
     assert values["order"].tolist().index(0) == 1  # the triangle's cells, seen at 0.5 and at 2.0 s
     assert values["order"].tolist().index(1) == 4
     for number, word in ((RIGHT, "triangle"), (WRONG, "cross")):
-        assert values["entropy"][number, at(of_one, number, word)]
+        assert values["entropy"][number, at(of_one, number, word, nth=1)]
+    assert values["temporal"][RIGHT, at(of_one, RIGHT, "first")]
     union = values["visual"] | values["temporal"] | values["entropy"]
     assert (values["weights"] > 0).equal(union)
 
@@ -72,16 +74,18 @@ def test_ktr(as_printed):
 def test_ral(as_printed):
     of_one = as_printed["ral"]
     jsd = of_one.values["jsd"] * 1000
-    assert jsd[RIGHT, at(of_one, RIGHT, "blue")] == pytest.approx(12.4, rel=0.05)
-    assert jsd[WRONG, at(of_one, WRONG, "purple")] == pytest.approx(26.7, rel=0.05)
+    assert jsd[RIGHT, at(of_one, RIGHT, "triangle", nth=1)] == pytest.approx(16.7, rel=0.05)
+    assert jsd[WRONG, at(of_one, WRONG, "blue", nth=1)] == pytest.approx(18.8, rel=0.05)
 
 
 def test_attention_distillation(as_printed):
     of_one = as_printed["attn_distill"]
     gkd = of_one.values["gkd"]
-    place = at(of_one, RIGHT, "triangle", nth=1)
-    assert gkd[RIGHT, place] == pytest.approx(1.52, abs=0.03)
-    assert max(gkd[n, : len(of_one.tokens[n])].max() for n in of_one.shown) == gkd[RIGHT, place]
+    assert gkd[RIGHT, at(of_one, RIGHT, "purple")] == pytest.approx(0.43, abs=0.03)
+    assert gkd[WRONG, at(of_one, WRONG, "0", nth=1)] == pytest.approx(0.96, abs=0.03)
+    place = at(of_one, WRONG, "0")
+    assert gkd[WRONG, place] == pytest.approx(1.81, abs=0.03)
+    assert max(gkd[n, : len(of_one.tokens[n])].max() for n in of_one.shown) == gkd[WRONG, place]
 
 
 @pytest.mark.parametrize("method", METHODS)

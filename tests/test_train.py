@@ -1,6 +1,7 @@
 """Recipes and the command that runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,41 @@ def test_every_recipe_parses_into_what_it_says(recipe):
         elif key not in ("bf16", "use_cpu"):
             assert parsed[key] == value, key
     assert isinstance(config, TRAINERS[FOLDERS[recipe.parent.name]].config_class)
+
+
+@pytest.mark.parametrize("recipe", trainer_recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_with_a_kl_term_name_its_form(recipe):
+    """The papers' KL term is the plain k3; TRL's default is not."""
+    written = yaml.safe_load(recipe.read_text())
+    if written["beta"] > 0:
+        assert written["use_bias_correction_kl"] is False
+        line = next(line for line in recipe.read_text().splitlines() if line.startswith("use_bias_correction_kl"))
+        letter = next(line for line in recipe.read_text().splitlines() if line.startswith("beta"))[-3:]
+        assert letter in line, "the KL term's form has the source of its coefficient"
+        _, config, _ = parse(["--config", str(recipe), *ON_CPU])
+        assert config.use_bias_correction_kl is False
+
+
+@pytest.mark.parametrize("recipe", trainer_recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_keeps_float32_master_weights(recipe):
+    """Its weights are float32, or the launcher that it names is DeepSpeed in bf16, which keeps float32 copies."""
+    written = yaml.safe_load(recipe.read_text())
+    if written["dtype"] == "float32":
+        return
+    (launcher,) = re.findall(r"--accelerate_config (\w+)", recipe.read_text())
+    launched = yaml.safe_load((RECIPES / "accelerate_configs" / f"{launcher}.yaml").read_text())
+    assert (launched["distributed_type"], launched["mixed_precision"]) == ("DEEPSPEED", "bf16")
+
+
+def test_every_command_keeps_float32_master_weights():
+    """Of the pages: a launcher without master weights of its own goes with a recipe whose weights are float32."""
+    found = 0
+    for page in [RECIPES.parent / "README.md", *sorted((RECIPES.parent / "docs").glob("*.md"))]:
+        for launcher, recipe in re.findall(r"--accelerate_config (\w+) .*--config (\w+/qwen\w+)", page.read_text()):
+            found += 1
+            dtype = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())["dtype"]
+            assert dtype == "float32" or launcher.startswith("zero"), (page.name, launcher, recipe)
+    assert found >= 2
 
 
 @pytest.mark.parametrize("recipe", sorted((RECIPES / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)

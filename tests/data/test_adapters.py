@@ -147,7 +147,8 @@ def test_a_tag_in_a_row_without_such_media_is_text(tmp_path, clips):
     ("change", "words"),
     [
         ({"prompt": None}, "no prompt"),
-        ({"prompt": "What?"}, "'prompt' is plain text; messages"),
+        ({"prompt": "What?"}, "must be conversational"),
+        ({"prompt": "What?", "videos": []}, "'prompt' is plain text; messages"),
         ({"prompt": [{"content": "?"}]}, "Message 1 has the role None"),
         ({"prompt": [{"role": "user", "content": {"type": "text", "text": "?"}}]}, "is a dict; a text or a list"),
         ({"prompt": [{"role": "user", "content": [{"type": "video", "max_frame": 2}]}]}, "did you mean 'max_frames'"),
@@ -282,9 +283,9 @@ def test_malformed_records_are_named(tmp_path, clips, pictures, name, field, val
     [
         ({"location": {"6": [[3, 1]]}}, "start < end"),
         ({"location": {"6": [[0, 1], ["a", 2]]}}, "time spans are"),
-        ({"duration": None}, "field 'duration' is missing"),
+        ({"duration": None}, "field 'duration' is null"),
         ({"duration": "long"}, "duration of clip 4010069381 is 'long'"),
-        ({"location": None}, r"gsub_val\.json, record 1: field 'location' is missing"),
+        ({"location": None}, r"gsub_val\.json, record 1: field 'location' is null"),
     ],
 )
 def test_malformed_spans_are_named(tmp_path, clips, pictures, change, words):

@@ -93,7 +93,7 @@ def test_rows_of_trl_keep_prompt_media_and_settings(prepared, clips, pictures):
         },
         {
             "id": "b",
-            "prompt": user(text, {"type": "image", "image": "0.png", "max_pixels": 784}),
+            "prompt": user(text, {"type": "image", "image": "0.png", "max_pixels": 28 * 56}),
             "solution": "anything",
         },
         {"id": "c", "prompt": [{"role": "user", "content": "<image>And <video>?"}], "image": "1.png"},
@@ -105,7 +105,8 @@ def test_rows_of_trl_keep_prompt_media_and_settings(prepared, clips, pictures):
         {"id": "e", "prompt": [{"role": "user", "content": "No media."}]},
     ]
     summary = prepared(records=records, check="decode")
-    assert summary["kept"] == 5
+    assert summary["kept"] == 5, summary
+    assert summary["problem_types"] == {"without a problem type": 4, "numerical": 1}
     rows = {row["id"]: row for row in load_rows(str(prepared.out), "train")}
     assert (rows["a"]["solution"], rows["a"]["problem_type"], rows["b"]["problem_type"]) == ("3", "numerical", None)
     loaded = {name: conversation(row) for name, row in rows.items()}
@@ -113,7 +114,10 @@ def test_rows_of_trl_keep_prompt_media_and_settings(prepared, clips, pictures):
     look = {"role": "system", "content": [{"type": "text", "text": "Look."}]}
     assert loaded == {
         "a": [look, {"role": "user", "content": [{"type": "video", "video": there["0.mp4"]}, text]}],
-        "b": [look, {"role": "user", "content": [text, {"type": "image", "image": there["0.png"], "max_pixels": 784}]}],
+        "b": [
+            look,
+            {"role": "user", "content": [text, {"type": "image", "image": there["0.png"], "max_pixels": 28 * 56}]},
+        ],
         "c": [
             {
                 "role": "user",
@@ -132,7 +136,7 @@ def test_rows_of_trl_keep_prompt_media_and_settings(prepared, clips, pictures):
         ],
         "e": [{"role": "user", "content": [{"type": "text", "text": "No media."}]}],
     }
-    # 8 frames of 56 x 56: 4 cells of 4 tokens; 28 x 28; 56 x 84; 2 frames and 8 frames
+    # 8 frames of 56 x 56: 4 cells of 4 tokens; 56 x 84 within 28 * 56 pixels is 28 x 28; 56 x 84; 2 frames and 8 frames
     assert {name: row["visual_tokens"] for name, row in rows.items()} == {"a": 16, "b": 1, "c": 6, "d": 4 + 16, "e": 0}
 
 

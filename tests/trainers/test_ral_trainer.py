@@ -15,9 +15,11 @@ from tests.trainers.reference import (
     assert_runs,
     attention_policies,
     build,
+    default_path,
     jensen_shannon,
     outcome,
     policy_terms,
+    shaken,
     size_of,
     trained,
     weights_of,
@@ -224,6 +226,30 @@ def test_a_schedule_in_which_the_term_can_never_act_is_refused(tmp_path, schedul
 def test_a_reference_that_is_not_there_is_refused(rows, make_trainer):
     with pytest.raises(ValueError, match=r"needs a reference model.*Set beta above 0.*peft_config"):
         make_trainer(rows["video"], cls=RALTrainer, attn_reference="ref")
+
+
+def test_the_term_does_not_measure_dropout(rows, make_trainer):
+    """With an adapter that drops half of its inputs and a learning rate of 0, two passes over a rollout are one policy."""
+    model = shaken(default_path(make_trainer))
+    dropping = LoraConfig(r=4, target_modules=["q_proj", "k_proj"], lora_dropout=0.5, init_lora_weights=False)
+    settings = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.0, "model": model}
+    trainer = build(make_trainer, rows["video"], RALTrainer, **settings, extra={"peft_config": dropping})
+    assert trainer.args.disable_dropout
+    assert history(trained(trainer), "ral/jsd") == [[0.0, pytest.approx(0.0, abs=1e-9)]]
+
+
+def test_dropout_is_refused(rows, make_trainer):
+    model = shaken(default_path(make_trainer))
+    dropping = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.05)}
+    settings = {"cls": RALTrainer, "num_iterations": 2}
+    with pytest.raises(ValueError, match=r"would measure dropout. Leave disable_dropout=True"):
+        make_trainer(rows["video"], **settings, disable_dropout=False, extra=dropping)
+    grpo = make_trainer(rows["video"], **settings, disable_dropout=False, attn_weight=0.0, extra=dropping)
+    assert grpo.taps == ()
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="set attention_dropout of the model's configuration to 0"):
+        make_trainer(rows["video"], **settings, model=model)
 
 
 def test_reentrant_checkpointing_is_refused(rows, make_trainer):

@@ -2,7 +2,7 @@
 
 from trl_perception.rewards.accuracy import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward
 from trl_perception.rewards.boxes import box_iou, box_iou_reward, parse_box
-from trl_perception.rewards.check import check_solution, solution_check
+from trl_perception.rewards.check import solution_check
 from trl_perception.rewards.choice import choice_letter
 from trl_perception.rewards.errors import RewardError
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
@@ -23,7 +23,6 @@ __all__ = [
     "box_iou_reward",
     "boxed_accuracy_reward",
     "boxed_format_reward",
-    "check_solution",
     "choice_letter",
     "completion_text",
     "extract_answer",

@@ -4,24 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
-from trl_perception.rewards.boxes import BOX_GROUNDING, box_iou_reward
-from trl_perception.rewards.temporal import TEMPORAL_GROUNDING, temporal_iou_reward
+from trl_perception.rewards.registry import REWARDS
 
 PARSED = 1000  # mathematical expressions; one takes milliseconds
 # reward function -> the problem types that it reads, None for all
 READS = {
-    accuracy_reward: None,
-    boxed_accuracy_reward: None,
-    temporal_iou_reward: (TEMPORAL_GROUNDING,),
-    box_iou_reward: tuple(BOX_GROUNDING),
+    REWARDS["accuracy"]: None,
+    REWARDS["boxed_accuracy"]: None,
+    REWARDS["temporal_iou"]: ("temporal grounding",),
+    REWARDS["box_iou"]: ("box grounding", "spatial grounding"),
 }
 
 
 def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
     """Nothing, where `accuracy_reward` can score a row with these values. Raises: ValueError on what is wrong."""
     try:
-        accuracy_reward([None], [""], solution=[solution], problem_type=[problem_type], options=[options])
+        REWARDS["accuracy"]([None], [""], solution=[solution], problem_type=[problem_type], options=[options])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(str(error).removeprefix("row 0 of the batch: ")) from error
 

@@ -53,6 +53,7 @@ from .crediting import Crediting, require_scalar
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .faults import NonFinite, samples
 from .forwards import Forwards
+from .precision import MasterWeights
 from .quantising import require_quantised_training
 from .reading import AttentionReduce, Reading, SightedForward, SightedReads, credit_taps, read_group
 from .refusals import averaged_credit, check_datasets, refuse_vllm, require_prompts, require_trainable
@@ -178,6 +179,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, args)
         require_trainable(self.model)
+        self.add_callback(MasterWeights(self.accelerator))
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         self._meet_the_others()

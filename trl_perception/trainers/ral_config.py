@@ -47,12 +47,17 @@ class RALConfig(AttentionPolicyConfig):
         attn_reference (`str`, *optional*, defaults to `"old"`):
             Attention that the term compares with: the policy's at rollout time (`"old"`), or the reference model's
             (`"ref"`), which acts from the first update.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            TRL's setting, on by default here: the term compares two forwards of one model, and would measure dropout.
     """
 
     attn_weight: float = field(default=1.0, metadata={"help": "lambda, weight of the attention term. 0 is GRPO."})
     attn_reference: str = field(
         default="old",
         metadata={"help": "What the term compares with: the policy at rollout time 'old', or model 'ref'."},
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "No dropout in the model (lora_dropout too), which the term would measure."}
     )
 
     def __post_init__(self):

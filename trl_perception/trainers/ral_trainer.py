@@ -29,7 +29,8 @@ class RALTrainer(GRPOVideoTrainer):
     of the rollout where one does.
 
     Metrics: `ral/...` of [`ral_penalty`], `ral/visual_mass`, `ral/sink_mass`.
-    Errors: ValueError for reentrant gradient checkpointing, under which the term would lose its gradient.
+    Errors: ValueError for reentrant gradient checkpointing, under which the term would lose its gradient, and for dropout,
+        which the term would measure.
     """
 
     _tag_names = ["trl", "ral", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
@@ -53,6 +54,11 @@ class RALTrainer(GRPOVideoTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         refuse_reentrant(self)
+        if self.args.attn_weight > 0 and self._drops_out:
+            raise ValueError(
+                "RAL compares the attention of two forwards, and this model drops out in training, so that the term would "
+                "measure dropout. Leave disable_dropout=True, and set attention_dropout of the model's configuration to 0."
+            )
         if self.args.attn_weight > 0:
             self.taps = (AttentionTap(self.model, lambda *caught: caught, layers=self.args.attn_layers),)
         adapter = hasattr(self.accelerator.unwrap_model(self.model), "peft_config")

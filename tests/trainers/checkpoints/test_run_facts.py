@@ -57,8 +57,8 @@ def test_a_digest_tells_rows_apart_and_does_not_decode():
 def test_another_format_is_refused(saved, four, tmp_path):
     folder = shutil.copytree(saved / "checkpoint-2", tmp_path / "checkpoint-2")
     about = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(about.replace('"format": 1', '"format": 7'))
+    (folder / "run.json").write_text(about.replace('"format": 2', '"format": 7'))
     listed = json.loads((folder / "complete.json").read_text())
     (folder / "complete.json").write_text(json.dumps({"files": listed["files"]}))
-    with pytest.raises(ValueError, match=r"written by another version of this package \(format 7; 1 is wanted\)"):
+    with pytest.raises(ValueError, match=r"written by another version of this package \(format 7; 2 is wanted\)"):
         resumed(tmp_path, four, str(folder))

@@ -138,7 +138,7 @@ def test_an_adapters_card_loads_it_onto_its_base(rows, make_trainer):
     ("settings", "template"),
     [
         ({}, "none"),
-        ({"video_fps": 1.0, "video_max_frames": 2}, "think_answer"),
+        ({"video_fps": 1.0, "video_min_frames": 2, "video_max_frames": 2}, "think_answer"),
         ({"video_fps": 4.0, "video_max_pixels": 1568}, "video_r1"),
         ({"video_min_pixels": 12544, "video_total_pixels": 40000}, "none"),
     ],

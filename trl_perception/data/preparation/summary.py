@@ -28,7 +28,9 @@ def summarize(folder: SplitFolder, tallies: Sequence[Mapping[str, Any]], spec: M
         "kept": sum(tally["kept"] for tally in tallies),
         "dropped": dict(dropped.most_common()),
         "examples": examples,
-        "problem_types": dict(Counter(folder.column("problem_type")).most_common()),
+        "problem_types": dict(
+            Counter(kind or "without a problem type" for kind in folder.column("problem_type")).most_common()
+        ),
         **{name: _distribution(values) for name, values in of_rows.items()},
         "video_settings": {key: value for key, value in _media_settings(spec["options"]).items() if value is not None},
         "template": spec["options"]["template"],

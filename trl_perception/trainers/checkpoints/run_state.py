@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-FORMAT = 1  # of these files
+FORMAT = 2  # of these files
 STATE = "rank{:05d}.json"  # a process's counters, metrics, open records, and the structure of its open rollout
 ROLLOUT = "rank{:05d}.safetensors"  # the tensors of that rollout
 REFERENCE = "reference.safetensors"  # a reference model that moves (`sync_ref_model`)

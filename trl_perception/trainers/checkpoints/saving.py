@@ -46,8 +46,8 @@ class Checkpoints(GRPOTrainer):
         """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
 
         Errors: ValueError where there is none, where the one that is named is damaged or not complete, and where it does
-        not fit this run: another trainer, an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` goes on with the
-        latter nevertheless). ValueError for an output folder that holds another run, and for one in which an adapter would be
+        not fit this run: another trainer, an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True`
+        resumes with other rows and batches nevertheless). ValueError for an output folder that holds another run, and for one in which an adapter would be
         taken for this run's weights; and where every row was left out.
         """
         run = Path(self.args.output_dir)
