@@ -83,9 +83,8 @@ def plan_recipe(
 
 def world_of(accelerator: Accelerator) -> World:
     """The processes of a run that has begun."""
-    plugin = accelerator.state.deepspeed_plugin
-    sharding = "fsdp" if accelerator.state.fsdp_plugin is not None else f"zero{plugin.zero_stage}" if plugin else "none"
-    sharding = "none" if sharding == "zero0" else sharding
+    stage = accelerator.state.deepspeed_plugin.zero_stage if accelerator.distributed_type == "DEEPSPEED" else 0
+    sharding = "fsdp" if accelerator.distributed_type == "FSDP" else f"zero{stage}" if stage else "none"
     return World(accelerator.num_processes, sharding, accelerator.mixed_precision == "bf16")
 
 
