@@ -15,7 +15,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest test-slow lock newest quality style bench soak clean
+.PHONY: install demo test test-latest test-slow lock newest quality style bench gpu-check soak clean
 
 install: $(VENV)/.installed
 
@@ -78,6 +78,11 @@ style: install
 bench: install
 	$(BIN)/python -m benchmarks.media
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance --json docs/performance.json
+
+# On a machine with a GPU: do the fast paths agree with float32, and what does a step of every method cost? With the
+# machine's own Python where nothing was installed here.
+gpu-check:
+	@$(if $(wildcard $(VENV)/.installed),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check --json runs/gpu-check.json
 
 # A thousand steps of every method: some forty minutes on two cores.
 soak: install

@@ -1,12 +1,30 @@
-"""Models with random weights to measure on: about 20 M parameters for a CPU, a whole Qwen2.5-VL-3B for a GPU."""
+"""Models with random weights to measure on: 1 M or 20 M parameters for a CPU, a whole Qwen2.5-VL-3B for a GPU."""
 
 import torch
 from transformers import AutoProcessor, ProcessorMixin, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from trl_perception.assets import model_path
 
-# Sizes of Qwen2.5-VL-3B as published, and a model of the same shape that a CPU can train.
+# Sizes of Qwen2.5-VL-3B as published, and models of the same shape that a CPU can train.
 SIZES = {
+    "1m": {
+        "text": {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+        },
+        "vision": {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "fullatt_block_indexes": [1],
+        },
+    },
     "20m": {
         "text": {
             "hidden_size": 384,

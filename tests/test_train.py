@@ -50,7 +50,7 @@ def test_recipes_with_a_kl_term_name_its_form(recipe):
     if written["beta"] > 0:
         assert written["use_bias_correction_kl"] is False
         line = next(line for line in recipe.read_text().splitlines() if line.startswith("use_bias_correction_kl"))
-        letter = next(line for line in recipe.read_text().splitlines() if line.startswith("beta"))[-3:]
+        letter = re.search(r"^beta: .*?(\[\w\])", recipe.read_text(), re.MULTILINE)[1]
         assert letter in line, "the KL term's form has the source of its coefficient"
         _, config, _ = parse(["--config", str(recipe), *ON_CPU])
         assert config.use_bias_correction_kl is False
@@ -172,7 +172,7 @@ def test_a_wrong_value_on_the_command_line_is_said_without_every_key(capsys):
         parse(["--config", "grpo/tiny", "--max_steps", "abc"])
     said = capsys.readouterr().err
     assert "argument --max_steps/--max-steps: invalid int value: 'abc'" in said
-    assert said.count("\n") == 2
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

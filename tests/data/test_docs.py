@@ -40,11 +40,11 @@ def test_the_story_exports_and_prepares(tmp_path, monkeypatch):
 
 
 def test_the_records_become_rows(tmp_path, clips, pictures):
-    (records,) = [text for kind, text in BLOCKS if kind == "json"]
-    put(tmp_path, [clips[0], *clips], [*pictures, pictures[0]])
-    (tmp_path / "train.jsonl").write_text(records)
+    records = [text for kind, text in BLOCKS if kind == "json"]
+    put(tmp_path, [clips[0], *clips, clips[0]], [*pictures, pictures[0]])
+    (tmp_path / "train.jsonl").write_text("".join(records))
     summary = prepare("jsonl", Source(tmp_path), tmp_path / "rows", progress=False)
-    assert (summary["kept"], summary["dropped"]) == (4, {})
+    assert (summary["kept"], summary["dropped"]) == (5, {})
 
 
 @pytest.mark.parametrize("names", [ADAPTERS, TEMPLATES])

@@ -1,7 +1,9 @@
 import base64
 import io
 import pickle
+import struct
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from qwen_vl_utils import vision_process
 
-from trl_perception.media import images
+from trl_perception.media import images, pictures
 from trl_perception.media.errors import MediaError, describe
 from trl_perception.media.images import read_image
 from trl_perception.media.loader import fingerprint
@@ -218,3 +220,55 @@ def test_sources_are_described_in_short():
     assert describe({"path": None, "bytes": b"abcd"}) == "bytes (4 B)"
     assert len(describe("data:" + "x" * 1000)) == 200
     assert len(MediaError("data:" + "x" * 1000, "bad", "Fix").source) == 200
+
+
+def grey_png(bits: int, values: list[int], clear: int) -> bytes:
+    """One row of a grey PNG of 2, 4 or 16 bits a pixel, one value of which is clear."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    row = sum(value << bits * place for place, value in enumerate(reversed(values)))
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row.to_bytes(len(values) * bits // 8, "big"))
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", clear)), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "values", "clear", "shown"),
+    [
+        (16, [0x8000, 0x4000, 0x4001], 0x4000, [0x80, 255, 0x40]),  # the upper 8 bits; the clear value is white
+        (16, [0xFFFF, 0x0012], 0x0012, [255, 255]),
+        (4, [3, 7], 3, [255, 7 * 17]),  # 15 * 17 = 255
+        (2, [0, 1, 2, 3], 1, [0, 255, 170, 255]),  # 3 * 85 = 255
+    ],
+)
+def test_a_clear_value_of_grey_is_white(bits, values, clear, shown):
+    pixels = np.array(read_image(grey_png(bits, values, clear)))
+    assert pixels[0].tolist() == [[value] * 3 for value in shown]
+
+
+def test_a_clear_colour_of_16_bits_is_refused():
+    grey = grey_png(16, [1, 2, 3], 0)  # as colour, a picture of one pixel
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    colour = grey[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    clear = struct.pack(">3H", 1, 2, 3)
+    colour += struct.pack(">I", 6) + b"tRNS" + clear + struct.pack(">I", zlib.crc32(b"tRNS" + clear))
+    colour += grey[grey.index(b"IDAT") - 4 :]
+    with pytest.raises(MediaError, match="one colour of 16 bits is clear"):
+        read_image(colour)
+
+
+def test_a_phone_picture_is_read_with_the_extra_and_named_without(monkeypatch, noise):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    smooth = Image.new("RGB", (64, 48), (200, 40, 40))
+    pillow_heif.from_pillow(smooth).save(file, quality=90)
+    red = np.array(read_image(file.getvalue()))
+    assert red.shape == (48, 64, 3)
+    assert np.abs(red.astype(int) - [200, 40, 40]).max() <= 6
+    monkeypatch.setattr(pictures, "_formats", lambda: ("PNG", "JPEG"))
+    monkeypatch.setattr(pictures, "has_heif", lambda: False)
+    with pytest.raises(MediaError, match=r"begins like HEIC\). Install trl_perception\[heif\], or convert it"):
+        read_image(file.getvalue())

@@ -77,6 +77,7 @@ def _decoded(source: Any, name: str, budget: Budget) -> Image.Image:
 def _flat(image: Image.Image, name: str, budget: Budget) -> Image.Image:
     """The picture upright and in RGB, its size checked before its pixels are read, and after: some formats hide it."""
     _charge(image, name, budget)
+    _scale_clear_value(image, name)
     with readable(name):
         image.load()
     _charge(image, name, budget)
@@ -138,14 +139,28 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
     return path
 
 
+def _scale_clear_value(image: Image.Image, name: str) -> None:
+    """The one value that a PNG says is clear, scaled as Pillow scales the pixels: 2 and 4 bits to 8."""
+    raw = image.tile[0].args if image.format == "PNG" and "transparency" in image.info and image.tile else None
+    if raw in ("L;2", "L;4"):
+        image.info["transparency"] *= 85 if raw == "L;2" else 17
+    if raw == "RGB;16B":
+        reason = "one colour of 16 bits is clear, and the picture is read with 8 bits, where others are equal to it"
+        raise MediaError(name, reason, "Convert it to 8 bits, or give it an alpha channel")
+
+
 def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        if "transparency" in image.info:  # Pillow would clip the values to 8 bits
+            grey[values == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))
         return white
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 HEAD = 512  # bytes looked at
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def begins_like(medium: Path | bytes) -> str:
     """ "; it begins like ..." for zeros, a web page or text, "" for anything else. Nothing of the content is quoted."""
-    if isinstance(medium, bytes):
-        head = medium[:HEAD]
-    else:
-        with medium.open("rb") as file:
-            head = file.read(HEAD)
+    head = _head(medium)
+    if is_heic(medium):
+        return "; it begins like HEIC"
     if head and not head.strip(b"\0"):
         return "; it begins with zero bytes"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -21,6 +20,14 @@ def begins_like(medium: Path | bytes) -> str:
     return "; it begins like text" if head and not head.strip(text) else ""
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+def is_heic(medium: Path | bytes) -> bool:
+    """Whether a file begins like HEIC, the pictures of phones."""
+    head = _head(medium)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+def _head(medium: Path | bytes) -> bytes:
+    if isinstance(medium, bytes):
+        return medium[:HEAD]
+    with medium.open("rb") as file:
         return file.read(HEAD)
