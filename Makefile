@@ -47,7 +47,6 @@ newest: install
 
 # Nothing is fetched: the model ships with the package and the videos are made here.
 demo: export HF_HUB_OFFLINE = 1
-demo: export PYTHONWARNINGS = ignore
 demo: install
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/cpu.yaml --num_cpu_threads_per_process 1 \
 		-m trl_perception.train --config recipes/$(METHOD)/tiny.yaml --output_dir $(RUN)

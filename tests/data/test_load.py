@@ -1,6 +1,7 @@
 """Datasets by name: local files with media beside them, folders, synthetic; and what is refused."""
 
 import json
+import os
 
 import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value, Video
@@ -56,6 +57,56 @@ def test_media_in_messages_and_frames_are_found_beside_the_file(tmp_path):
     video, image, text = found["prompt"][0]["content"]
     assert (video["video"], image["url"]) == (str(tmp_path / "a.mp4"), str(tmp_path / "1.png"))
     assert text["text"] == "a.mp4"  # text is no path
+
+
+@pytest.mark.parametrize("template", ["none", "think_answer"])
+def test_rows_are_mapped_once(rows, template, tmp_path, monkeypatch, caplog):
+    def load():
+        return load_rows(str(rows), "train", prompt_template=template)
+
+    def again(*args):
+        raise AssertionError("the rows that were cached are mapped again")
+
+    first = load()
+    monkeypatch.setattr("trl_perception.data.load._absolute", again)
+    assert load().cache_files == first.cache_files
+    assert load()[:] == first[:]
+    assert "couldn't be hashed" not in caplog.text
+    rows.rename(tmp_path / "clips" / "rows.jsonl")  # the same rows of another folder are others
+    with pytest.raises(AssertionError, match="mapped again"):
+        load_rows(str(tmp_path / "clips" / "rows.jsonl"), "train", prompt_template=template)
+
+
+def test_media_that_come_later_are_found(rows, tmp_path):
+    """What is cached does not depend on the files that there are."""
+    clip = tmp_path / "clips" / "a.mp4"
+    clip.unlink()
+    for _ in range(2):
+        (row,) = load_rows(str(rows), "train")
+        assert row["videos"][0] == str(clip)
+        clip.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("a.mp4", "{folder}/a.mp4"),
+        ("./a.mp4", "{folder}/a.mp4"),
+        ("concat:a.mp4", "{folder}/concat:a.mp4"),
+        ("~/a.mp4", "{home}/a.mp4"),
+        ("/a.mp4", "/a.mp4"),
+        ("file:///a.mp4", "file:///a.mp4"),
+        ("https://x/a.mp4", "https://x/a.mp4"),
+        ("data:image/png;base64," + "A" * 5000, "data:image/png;base64," + "A" * 5000),  # longer than a path can be
+        ("", ""),
+    ],
+)
+def test_relative_paths_count_from_the_file(given, found, tmp_path):
+    row = {"prompt": "?", "images": [given], "image": given}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (row,) = load_rows(str(tmp_path / "rows.jsonl"), "train")
+    found = found.replace("{folder}", str(tmp_path)).replace("{home}", os.path.expanduser("~"))
+    assert (row["images"], row["image"]) == ([found], found)
 
 
 def test_a_folder_has_a_file_for_each_split_and_media_beside(rows, tmp_path):

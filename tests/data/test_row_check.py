@@ -57,11 +57,11 @@ def test_all_that_is_wrong_is_one_table_with_file_and_line(folder):
         check_rows(data, settings=MediaSettings().request, solutions=solution_check([accuracy_reward]))
     said = str(error.value)
     # a blank line follows the first: row n stands in line n + 1
-    assert f"{folder / 'train.jsonl'}, line 3 (id r2): b.mp4" in said
+    assert f"{folder / 'train.jsonl'}, line 3 (id r2): {folder / 'b.mp4'}" in said
     assert "line 4 (id r3): The prompt has 0 video placeholder(s)" in said
     assert "line 5 (id r4): solution 'many' does not suit problem_type 'numerical'" in said
     assert "line 6 (id r5): unknown problem_type 'maths'" in said
-    assert "line 7 (id r6): c.mp4" in said
+    assert f"line 7 (id r6): {folder / 'c.mp4'}" in said
     assert "media that do not exist: 2 rows" in said
     assert "problem_type and solution: 6 rows" in said  # r4 and r7 to r11 have the same sentence
     assert "line 9 (id r8)" in said
@@ -74,7 +74,7 @@ def test_missing_files_are_a_warning_where_they_are_left_out(folder):
     rows = load_rows(write(folder / "train.jsonl", [good(1), good(2, videos=["b.mp4"])]), "train")
     table = check_rows(rows, skip_missing=True)
     assert table.startswith("1 of 2 rows of the training data will be left out")
-    assert "line 3 (id r2): b.mp4" in table
+    assert f"line 3 (id r2): {folder / 'b.mp4'}" in table
     rows = load_rows(write(folder / "train.jsonl", [good(1), good(2, videos=["b.mp4"], prompt=message(" "))]), "train")
     with pytest.raises(ValueError, match="1 of 2 rows"):
         check_rows(rows, skip_missing=True)
@@ -105,7 +105,7 @@ def test_rows_keep_their_place_through_what_is_done_to_them(folder, change):
         place = "row 3 (id r3)"
     with pytest.raises(ValueError, match="1 of ") as error:
         check_rows(rows)
-    assert f"    {place}: b.mp4" in str(error.value)
+    assert f"    {place}: {folder / 'b.mp4'}" in str(error.value)
 
 
 def test_media_in_every_place_are_looked_for(folder, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from .. import __version__
 from .names import LOADERS, require_dataset
 from .preparation import prepared_shards
 from .synthetic import VERSION, make_synthetic_dataset
@@ -157,40 +158,47 @@ def _split_of(rows: DatasetDict, split: str, name: str) -> Dataset:
 
 
 def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
-    """Media paths that exist from the dataset's folder, made absolute, in columns and messages; everything else as it is."""
+    """Relative media paths count from the dataset's folder, in columns and messages; everything else as it is.
 
-    def absolute(medium: Any) -> Any:
-        if isinstance(medium, list):
-            return [absolute(part) for part in medium]
-        if isinstance(medium, str) and medium.startswith("~"):
-            return os.path.expanduser(medium)
-        if isinstance(medium, str) and not Path(medium).is_absolute() and (folder / medium).exists():
-            return str((folder / medium).resolve())
-        return medium
-
-    def in_block(block: Any) -> Any:
-        if not isinstance(block, dict):
-            return block
-        return {key: absolute(value) if key in MEDIA_KEYS else value for key, value in block.items()}
-
-    def in_message(message: Any) -> Any:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-            return message
-        return {**message, "content": [in_block(block) for block in message["content"]]}
-
-    def fix(row: dict[str, Any]) -> dict[str, Any]:
-        fixed = {key: absolute(row[key] or []) for key in MEDIA_LISTS if key in row}
-        fixed |= {key: absolute(row[key]) for key in MEDIA_SINGLE if key in row}
-        if isinstance(row.get("prompt"), list):
-            fixed["prompt"] = [in_message(message) for message in row["prompt"]]
-        return fixed
-
+    The result depends on the arguments alone, whatever files there are, so that `datasets` can cache it.
+    """
     kinds = {key: str(feature) for key, feature in rows.features.items()}
     textual = [key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if "string" in kinds.get(key, "")]
     if any(f"'{key}'" in kinds.get("prompt", "") for key in MEDIA_KEYS) or "Json" in kinds.get("prompt", ""):
         textual.append("prompt")
-    fixed = {key: rows.features[key] for key in textual}
-    return rows.map(lambda row: fix({key: row[key] for key in fixed}), features=rows.features) if fixed else rows
+    if not textual:
+        return rows
+    # Functions of a module are hashed by name: of another version of this package, nothing cached is taken.
+    given = {"columns": textual, "folder": str(folder.resolve()), "version": __version__}
+    return rows.map(_absolute_row, features=rows.features, fn_kwargs=given)
+
+
+def _absolute_row(row: dict[str, Any], columns: Sequence[str], folder: str, version: str) -> dict[str, Any]:
+    fixed = {key: _absolute(row[key], folder) for key in columns if key != "prompt"}
+    fixed |= {key: fixed[key] or [] for key in MEDIA_LISTS if key in fixed}
+    if "prompt" in columns and isinstance(row["prompt"], list):
+        fixed["prompt"] = [_absolute_message(message, folder) for message in row["prompt"]]
+    return fixed
+
+
+def _absolute_message(message: Any, folder: str) -> Any:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    blocks = [
+        {key: _absolute(value, folder) if key in MEDIA_KEYS else value for key, value in block.items()}
+        if isinstance(block, dict)
+        else block
+        for block in message["content"]
+    ]
+    return {**message, "content": blocks}
+
+
+def _absolute(medium: Any, folder: str) -> Any:
+    if isinstance(medium, list):
+        return [_absolute(part, folder) for part in medium]
+    if not isinstance(medium, str) or not medium or "://" in medium or medium.startswith("data:"):
+        return medium
+    return str(Path(folder, os.path.expanduser(medium)))
 
 
 def _require_first_medium(rows: Dataset, folder: Path) -> Dataset:

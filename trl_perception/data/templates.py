@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from .. import __version__
 from ..media.messages import is_readable
 
 THINK_ANSWER = "Reason inside <think> and </think> first, then give your final answer inside <answer> and </answer>."
@@ -118,7 +119,7 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
     features = rows.features.copy()
     features["prompt_template"] = Value("string")
 
-    def extend(row: dict, number: int) -> dict:
+    def extend(row: dict, number: int, version: str) -> dict:
         prompt = row["prompt"]
         if is_readable(prompt):  # others are refused with all rows, before training
             try:
@@ -127,7 +128,9 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
                 raise ValueError(f"row {number + 1} of the data: {error}") from error
         return {"prompt": prompt, "prompt_template": name}
 
-    return rows.map(extend, with_indices=True, features=features, desc=f"prompt template {name}")
+    # `version` is part of what `datasets` caches by: the texts of another version of this package are not taken.
+    given = {"version": __version__}
+    return rows.map(extend, with_indices=True, features=features, fn_kwargs=given, desc=f"prompt template {name}")
 
 
 def _followed_by(content: str | Sequence[Mapping], suffix: str) -> str | list[dict]:

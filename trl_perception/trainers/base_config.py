@@ -35,6 +35,9 @@ class GRPOVideoConfig(GRPOConfig):
         check_rows (`bool`, *optional*, defaults to `True`):
             Whether every row is looked at once before the model is loaded: messages, media and their settings, missing files,
             and the solutions that the accuracy rewards read. Nothing is decoded; rows of a stream are looked at as they come.
+        dataloader_pin_memory (`bool`, *optional*, defaults to `False`):
+            Whether the loader of rows pins memory. Rows hold text and paths, media are decoded after it: there is
+            nothing to pin, and without a GPU PyTorch warns.
         media_workers (`int`, *optional*):
             Threads that decode media. `None` takes one a core, at most 8.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
@@ -121,6 +124,9 @@ class GRPOVideoConfig(GRPOConfig):
             "help": "Whether every row is looked at once before the model is loaded: messages, media and their settings, missing "
             "files, solutions. Nothing is decoded."
         },
+    )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Whether the loader of rows, which hold no tensors, pins memory."}
     )
     media_workers: int | None = field(
         default=None, metadata={"help": "Threads that decode media. None takes one a core, at most 8."}
