@@ -8,10 +8,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
-from trl_perception.rewards.boxes import box_iou_reward
+from trl_perception.rewards.grounding import box_iou_reward, temporal_iou_reward
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
 from trl_perception.rewards.shaping import LengthWindow, repetition, soft_overlong
-from trl_perception.rewards.temporal import temporal_iou_reward
 
 REWARDS: dict[str, Callable] = {
     "accuracy": accuracy_reward,
