@@ -21,8 +21,8 @@ _KEY = "bbox_2d"  # the key under which Qwen2.5-VL writes boxes
 
 _SPACED = re.compile(rf"(?<![\w.,+-])[\[(]* ?{_NUMBER}" + rf" ?[,; ] ?{_NUMBER}" * 3 + r" ?[\])]*")
 _LABELS = re.compile(r"\b(?:[xy][ _]?(?:[0-2]|min|max)|left|top|right|bottom)(?=\W)[\"']? ?[:=]? ?", re.IGNORECASE)
-_TAGGED = re.compile(r"<\|box_start\|>(.*?)<\|box_end\|>|<box>(.*?)</box>|<bbox>(.*?)</bbox>", re.DOTALL)
-_REFERRED = re.compile(r"<\|object_ref_start\|>.*?<\|object_ref_end\|>|<ref>.*?</ref>", re.DOTALL)
+_BOX_TAGS = [("<|box_start|>", "<|box_end|>"), ("<box>", "</box>"), ("<bbox>", "</bbox>")]
+_REFERRED = re.compile(r"<\|object_ref_start\|>.{0,200}?<\|object_ref_end\|>|<ref>.{0,200}?</ref>", re.DOTALL)
 _CORNER_KEYS = [("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"), ("left", "top", "right", "bottom")]
 _CORNER_KEYS += [("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")]
 _SIDE_KEYS = [("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")]
@@ -62,8 +62,9 @@ def box_of(value: Any) -> Box | None:
 
 def _box_of_text(text: str) -> Box | None:
     text = _REFERRED.sub(" ", text)
-    if tagged := _TAGGED.findall(text):
-        text = "".join(tagged[0]) if len(tagged) == 1 else ""
+    for opening, closing in _BOX_TAGS:
+        if text.count(opening) == text.count(closing) == 1:
+            text = text.partition(opening)[2].partition(closing)[0]
     text = " ".join(_LABELS.sub("", text).split())
     if spaced := _SPACED.fullmatch(text):
         return _forward(spaced.groups())
@@ -86,7 +87,8 @@ def _boxes_within(value: Any) -> Iterator[Box | None]:
         for item in boxes if _Y_FIRST not in keys else [None]:
             yield from _boxes_within(item)
     elif isinstance(value, list | tuple):
-        flat = [side for item in value for side in (item if isinstance(item, list | tuple) else [item])]
+        corners = len(value) == 2 and all(isinstance(item, list | tuple) and len(item) == 2 for item in value)
+        flat = [side for item in value for side in item] if corners else value
         if len(flat) == 4 and not any(isinstance(side, list | tuple | Mapping) for side in flat):
             yield _forward(flat)
         else:

@@ -15,7 +15,7 @@ _MARKED = re.compile(r"[(\[]? ?([A-Z]) ?[)\].:]+ ?(.*)", re.DOTALL)
 # Without dress, any of these may surround or separate: "(B", "B:", "[[b]]", "B!"
 _BARE_LETTER = re.compile(r"[(\[{<]{0,2} ?([A-Za-z]) ?[)\]}>.:!]*")
 _LETTER_FIRST = re.compile(r"[(\[{<]? ?([A-Za-z])(?: ?[)\]}>.:,=–—-]+ ?| )(.+)", re.DOTALL)
-_LETTER_LAST = re.compile(r"(.+?)(?: ?[(\[:,=–—-]+ ?| )([A-Za-z]) ?[)\].]*", re.DOTALL)
+_LETTER_LAST = re.compile(r"(?: ?[(\[:,=–—-]{1,3} ?| )([A-Za-z]) ?[)\].]{0,3}$")
 # The only words that may stand around an option without being part of what it says.
 _BEFORE = re.compile(
     r"(?:i (?:would |will |'d |'ll )?(?:choose|pick|select|say|think|believe|go with)|it(?:'s| is| must be| would be)|"
@@ -79,8 +79,8 @@ def option_letter(text: str, options: Sequence[str] | None = None) -> str | None
     for texts, form in ((written, _plain), (plain, _undressed)):
         if len(picked := [letter for letter, option in texts.items() if option and option == form(text)]) == 1:
             return picked[0]
-    if last := _LETTER_LAST.fullmatch(text):
-        words, letter = last[1], last[2].upper()
+    if last := _LETTER_LAST.search(text, max(0, len(text) - 12)):
+        words, letter = text[: last.start()], last[1].upper()
         if plain.get(letter) and plain[letter] == _undressed(words):
             return letter
     if first := _LETTER_FIRST.fullmatch(text):
@@ -131,7 +131,9 @@ def _undressed(text: str) -> str:
 
 def _option_texts(options: Sequence[str]) -> list[str]:
     """The options in plain form, without the letters where every option carries its own."""
-    marks = [re.match(rf"\s*\(?{letter}[).:]\s*", str(o)) for letter, o in zip(ascii_uppercase, options, strict=False)]
+    marks = [
+        re.match(rf"\s*\(?{letter}[).:、．：]\s*", str(o)) for letter, o in zip(ascii_uppercase, options, strict=False)
+    ]
     if len(marks) == len(options) and all(marks):
         return [_plain(str(option)[mark.end() :]) for option, mark in zip(options, marks, strict=True)]
     return [_plain(str(option)) for option in options]

@@ -18,9 +18,19 @@ _SIGNS = {
 }
 _PLAIN = str.maketrans({**_FULL_WIDTH, **{ord(sign): plain for sign, plain in _SIGNS.items()}, **_INVISIBLE})
 
-_PAIRS = [("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("``", "``"), ("`", "`"), ('"', '"'), ("'", "'")]
+_PAIRS = [
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("_", "_"),
+    ("``", "``"),
+    ("`", "`"),
+    ('""', '""'),
+    ('"', '"'),
+    ("'", "'"),
+]
 _PAIRS += [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")]
-_FENCE = re.compile(r"```[\w+-]*[ \t]*\n?((?:(?!```).)*)```", re.DOTALL)
+_FENCE = re.compile(r"```(?:[\w+-]*[ \t]*\n)?((?:(?!```).)*)```", re.DOTALL)
 _COMMANDS = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|mbox|emph)\s*\{")
 _EMPHASIS = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,200})(?<=[^\s*])\*\*(?![\w*])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is no brace
@@ -75,7 +85,7 @@ def _without_layer(text: str) -> str:
     for opening, closing in _PAIRS:
         inner = text[len(opening) : -len(closing)]
         if text.startswith(opening) and text.endswith(closing) and inner and len(text) >= len(opening + closing):
-            if opening[-1] not in inner and closing not in inner:
+            if (opening if opening[0] == "\\" else opening[-1]) not in inner and closing not in inner:
                 return inner
             break
     if command := _COMMANDS.match(text):
@@ -84,7 +94,7 @@ def _without_layer(text: str) -> str:
             return text[command.end() : end]
     if phrase := _PHRASE.match(text) or _HEADING.match(text):
         return text[phrase.end() :]
-    return text[:-1] if text.endswith(".") and not text.endswith("..") else text
+    return text[:-1] if text.endswith(".") and not text.endswith("...") else text
 
 
 def closing_brace(text: str, start: int) -> int | None:

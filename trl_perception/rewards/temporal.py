@@ -23,15 +23,17 @@ _FOREIGN = re.compile(r"\d|%|\b(?:ms|m|mins?|minutes?|h|hrs?|hours?|frames?)\b")
 
 # Forms that models write besides: a time with its units ("1 min 5 s", "0m12s", "12.0 seconds", "1分5秒"), or a clock time.
 _AMOUNT = r"[0-9]{1,7}(?:\.[0-9]{1,20})?"
-_SECONDS = r"(?:s|secs?|seconds?|秒钟?|초|segundos?|secondes?|sekunden?)(?![a-z])"
+_SECONDS = r"(?:s|secs?|seconds?|秒钟?|초|segundos?|secondes?|sekunden?)(?![a-z])(?:\.(?![0-9]))?"
 _WORDED = (
     rf"(?:({_AMOUNT}) ?(?:h|hrs?|hours?|小时|時間)(?![a-z]) ?(?:and |, ?)?)?"
     rf"(?:({_AMOUNT}) ?(?:m|mins?|minutes?|分钟?|分)(?![a-z]) ?(?:and |, ?)?)?"
     rf"(?:({_AMOUNT}) ?{_SECONDS})?"
 )
 _CLOCK = r"[0-9]{1,3}:[0-5]?[0-9]:[0-5]?[0-9](?:[.,][0-9]{1,20})?|[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,20})?"
-_ANY_TIME = re.compile(rf"(?<![\w.:-])(?:({_CLOCK})|{_WORDED})(?: ?{_SECONDS})?(?![\w%:]|[.,]?[0-9])")
-_ARROWS = re.compile(r" ?(?:-+>|=+>|[→⟶⇒➔➜]|…|\.{2,3}|\b(?:through|till|til|hasta|bis|à)\b|[到至]|から|부터|[~〜～]) ?")
+_ANY_TIME = re.compile(rf"(?<![\w.:])(?<!\W-)(?<!^-)(?:({_CLOCK})|{_WORDED})(?: ?{_SECONDS})?(?![\w%:]|[.,]?[0-9])")
+_ARROWS = re.compile(
+    r" ?(?:-{1,3}>|={1,2}>|[→⟶⇒➔➜]|…|\.{2,3}|\b(?:through|till|til|hasta|bis|à)\b|[到至]|から|부터|[~〜～]) ?"
+)
 _LEFT_OUT = str.maketrans(dict.fromkeys("第从從在约", " ") | {";": ", "})
 _TAGS = re.compile(r"</?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>|[<>]")
 _LABELS = re.compile(

@@ -59,7 +59,7 @@ _PREFIXES = {"": "", "k": "kilo", "c": "centi", "d": "deci", "m": "milli", "μ":
 _PREFIXES |= {"G": "giga", "T": "tera"}
 _ALSO = {"L": ["l"], "s": ["sec", "secs", "秒"], "Ω": ["\\Omega"], "m": ["米"], "cm": ["厘米"], "km": ["公里"]}
 _ALSO |= {"kg": ["kgs", "公斤", "千克"], "mL": ["ml"], "μm": ["um"], "μs": ["us"], "h": ["hr"], "mm": ["毫米"]}
-_LETTERS = frozenset("msghNLlJWVAK")  # units of one letter; others are symbols where there may be any
+_LETTERS = frozenset("msghNLlJWVAKCFT")  # units of one letter; others are symbols where there may be any
 
 
 _POWER = r"(?:\^?\{?([+-]?[1-4])\}?|([²³]))"
@@ -102,7 +102,7 @@ def _beside_a_number(value: str, written: str, bare: str) -> bool:
     if _SYMBOL.search(_COMMAND.sub("", value)):
         return False
     single = len(bare) == 1 and bare.isascii() and bare.isalpha()
-    return not single or (bare != written and bare in _LETTERS and not re.search(r"[+=-]", value[1:]))
+    return not single or (bare != written and bare in _LETTERS and not re.search(r"(?<![{^eE])[+=-]", value[1:]))
 
 
 def _name(written: str) -> str | None:
@@ -134,10 +134,10 @@ def _named(word: str) -> str | None:
 def _names() -> dict[str, str]:
     """spelling -> name of the unit."""
     names = {}
-    for line in _SPELLINGS.split("\n"):
+    for line in _SPELLINGS.strip().split("\n"):
         spellings = line.split()
         names |= {spelling.replace("-", " "): spellings[0] for spelling in spellings}
-        names |= {spelling: spellings[0] for spelling in spellings}
+        names |= dict.fromkeys(spellings, spellings[0])
     for symbol, words in _SI.items():
         for short, long in _PREFIXES.items():
             unit = short + symbol
