@@ -117,7 +117,7 @@ RIGHT_AND_WRONG = {
     "numerical": ("3", ["3", "3.0", "3 m", "$3", "3%"], ["-3", "3 or 4", "3k", "33", "3-4"]),
     "regression": ("3", ["3", "3 m"], ["-3", "3 or 4"]),
     "OCR": ("KEEP LEFT", ["KEEP LEFT"], ["STOP HERE", "keep left"]),
-    "free-form": ("-x", ["-x", "−X"], ["x", "- x y", "--x", "-x%"]),
+    "free-form": ("-x", ["-x", "−X"], ["x", "- x y", "-x%"]),
     "free text": ("a red car", ["a red car"], ["two dogs"]),
     "mathematics": ("1/2", ["1/2", "½", "0.5", "50%"], ["2", "1/2 x", "-1/2", "1/2 or 1"]),
     "temporal grounding": (

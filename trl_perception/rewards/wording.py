@@ -17,7 +17,7 @@ MAX_ROUGE_WORDS = 2000
 def bare_words(text: str) -> str | None:
     """Case-folded words and the signs that carry a value, with single spaces; None without any letter or digit.
 
-    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%", "‰" and "!" behind a digit ("3%"), "#" and a
+    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" behind a digit, "#" and a
     single "*" behind a letter ("C#", "A*"), primes, a minus ("-x", "-3"), and "-", ".", ",", ":", "/" between digits
     ("10-30", "3.5") or before the first ("-.5"). All other punctuation is gone, so is a hyphen between words.
     """
@@ -44,7 +44,7 @@ def _counts(before: str, char: str, after: str, stars: int) -> bool:
     if char in ".,:/":
         return after.isdigit()
     if char in "%‰!":
-        return before.isdigit() or (char != "!" and before == " ")
+        return before.isdigit() if char == "!" else before.isalnum() or before == " "
     return char in "′″" or (char == "#" and before.isalpha()) or (char == "*" and stars == 1 and before.isalnum())
 
 
