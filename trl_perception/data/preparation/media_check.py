@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...media import MediaError, MediaRequest
+from ...media.limits import decoder_threads
 from ...media.probe import QWEN_PIXELS, clip_tokens, probe, visual_tokens
 from ..adapters.source import URLS
 from .options import PrepareOptions
@@ -31,6 +32,7 @@ class MediaChecker:
     def __init__(self, options: PrepareOptions, workers: int):
         self.options = options
         self.workers = workers
+        self.threads = decoder_threads(workers)
         self._known: dict[Any, MediaReport] = {}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[MediaReport]:
@@ -54,7 +56,7 @@ class MediaChecker:
         settings, sizes, limits = self.options.video, self.options.image_limits, self.options.media_limits
         try:
             if self.options.check == "decode" and kind == "video":
-                clip = MediaRequest("video", medium, settings, FACTOR, QWEN_PIXELS, limits=limits).read()
+                clip = MediaRequest("video", medium, settings, FACTOR, QWEN_PIXELS, limits=limits).read(self.threads)
                 return MediaReport(clip.total_frames / clip.fps, clip_tokens(clip, FACTOR))
             if self.options.check == "decode":
                 MediaRequest("image", medium, limits=limits).read()
