@@ -144,7 +144,7 @@ def test_a_path_in_place_of_a_list_stays_one(rows):
     [
         ("", r"rows\.jsonl has no rows"),
         ("[]", r"rows\.jsonl has no rows"),
-        ('{"prompt": \n', r"rows\.jsonl cannot be read as rows: JSON parse error.*One JSON object a line"),
+        ('{"prompt": \n', r"rows\.jsonl cannot be read as rows: line 1: .*One JSON object a line"),
     ],
 )
 def test_a_file_without_rows_is_refused(rows, text, words):
@@ -195,3 +195,37 @@ def test_video_columns_lose_their_decoder_and_nothing_else():
     assert undecoded_videos(None) is None
     both = undecoded_videos({"a": plain, "b": Dataset.from_list([raw], features=features)})
     assert both["b"][0] == raw
+
+
+def test_text_of_json_stays_text_and_values_keep_their_types(tmp_path):
+    rows = [
+        {"prompt": "?", "solution": "2024-01-05", "answers": ["2024-01-05T10:00:00Z"], "amount": 3, "mixed": 3.0},
+        {"prompt": "!", "solution": "10:30", "answers": None, "amount": 2.5, "mixed": "three", "late": True},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "shards" / "data").mkdir(parents=True)
+    for number, row in enumerate(rows):
+        (tmp_path / "shards" / "data" / f"train-{number:05d}.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("rows.jsonl", "rows.json", "shards"):
+        found = load_rows(str(tmp_path / name), "train").to_list()
+        assert found == [{**rows[0], "late": None}, rows[1]], name
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "?"}\n{"prompt": "caf\xe9"}\n', r"line 2: 'utf-8' codec"),
+        (b'{"prompt": "?"}\n["a"]\n', r"row 2 is 'a'; a JSON object is wanted"),
+        (b'{"id": 1%s}\n' % (b"0" * 30), "cannot be read as rows: .*int"),
+    ],
+)
+def test_a_json_file_that_holds_no_rows_says_where(tmp_path, content, words):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_rows(str(tmp_path / "rows.jsonl"), "train")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "?"}\n')
+    assert load_rows(str(tmp_path / "rows.jsonl"), "train").to_list() == [{"prompt": "?"}]

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from trl_perception.media import loader as loader_module
+from trl_perception.media.container import Charged
 from trl_perception.media.errors import MediaError
+from trl_perception.media.limits import Budget
 from trl_perception.media.loader import MediaLoader, MediaRequest, fingerprint
 from trl_perception.media.sampling import VideoSettings
 from trl_perception.media.video import VideoClip
@@ -227,3 +229,26 @@ def test_wrong_requests_are_refused():
 
 def test_no_requests():
     assert MediaLoader().load([]) == []
+
+
+@pytest.mark.parametrize(
+    ("processors", "workers", "threads"),
+    [(16, 4, 4), (16, 3, 5), (2, 8, 1), (None, 2, 1), (16, None, 2)],  # None: 8 workers, 16 / 8
+)
+def test_decoders_share_the_processors(clips, monkeypatch, processors, workers, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    seen, original = [], Charged.decode
+
+    def spied(self, stream, *args, **options):
+        seen.append(stream.codec_context.thread_count)
+        return original(self, stream, *args, **options)
+
+    monkeypatch.setattr(Charged, "decode", spied)
+    MediaLoader(workers=workers).load([video(clips["plain"])])
+    assert set(seen) == {threads}
+
+
+def test_a_clip_read_alone_has_all_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert Budget("a.mp4").threads == 3
+    assert Budget("a.mp4", threads=2).threads == 2

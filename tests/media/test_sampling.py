@@ -9,7 +9,6 @@ from trl_perception.media.sampling import (
     average_fps,
     frame_range,
     frame_size,
-    nearest_frames,
     sample_indices,
     thin_indices,
 )
@@ -186,16 +185,12 @@ def test_frames_that_cannot_be_sized_are_refused():
 
 def test_average_fps_prefers_an_exact_declaration_that_agrees():
     rounded = np.array([0.0, 0.033, 0.067, 0.1])
-    # 4 frames in 0.1 + 0.033 s are 30.08 per second, within 1 % of 30000 / 1001
-    assert average_fps(rounded, 0.033, 30000 / 1001) == 30000 / 1001
+    # gaps of 33, 34 and 33 ms are even within 2 ms; 3 of them at 30000 / 1001 take 0.1001 s, and 0.1 were found
+    assert average_fps(rounded, 0.033, 30000 / 1001, 0.002) == 30000 / 1001
+    # 1000 a second would take 0.003 s: 3 / 0.1 = 30, whatever the last frame's duration
+    assert average_fps(rounded, 5.0, 1000.0, 0.002) == pytest.approx(30.0)
     # 3 frames in 4 + 1 s are 0.6 per second, whatever was declared
-    assert average_fps(np.array([0.0, 1.0, 4.0]), 1.0, 25.0) == pytest.approx(0.6)
+    assert average_fps(np.array([0.0, 1.0, 4.0]), 1.0, 25.0, 0.002) == pytest.approx(0.6)
     # unknown last duration: the average gap, (4 - 0) / 2 = 2 s; 3 / 6 = 0.5
-    assert average_fps(np.array([0.0, 1.0, 4.0]), 0.0, 25.0) == pytest.approx(0.5)
-
-
-def test_nearest_frames_matches_hand_count():
-    times = np.array([0.0, 1.0, 4.0])
-    # 0.5 lies between 0 and 1: the earlier one; 2.6 is 1.6 from 1 and 1.4 from 4; 9 is past the end
-    assert nearest_frames(times, np.array([0.0, 0.5, 0.6, 2.6, 9.0])) == [0, 0, 1, 2, 2]
-    assert nearest_frames(np.array([0.0]), np.array([0.0, 3.0])) == [0, 0]
+    assert average_fps(np.array([0.0, 1.0, 4.0]), 0.0, 25.0, 0.002) == pytest.approx(0.5)
+    assert average_fps(np.array([0.0]), 0.04, 25.0, 0.0) == 25.0

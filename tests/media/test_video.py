@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import sys
 import types
@@ -10,8 +11,10 @@ from PIL import Image
 from qwen_vl_utils import vision_process
 
 from trl_perception.media import video
+from trl_perception.media.container import Charged
 from trl_perception.media.errors import MediaError
 from trl_perception.media.sampling import VideoSettings
+from trl_perception.media.timeline import packet_timeline
 from trl_perception.media.video import read_video
 
 HEIGHT, WIDTH = 56, 112  # of the clips in conftest.py
@@ -56,17 +59,17 @@ def test_sampling_by_fps_at_a_broken_rate(clips, numbers_of):
 def test_variable_rate_is_uniform_in_time(clips, numbers_of):
     clip = read_video(clips["variable"], VideoSettings(nframes=4, max_pixels=PIXELS))
     # 20 frames in 10.1 s (the last lasts 0.1 s) are 1.980 per second; indices 0, 6.3, 12.7, 19 -> 0, 6, 13, 19 ask for
-    # 0, 3.03, 6.565, 9.595 s; frame 10 is shown at 1 s and each later one after a second: the nearest are at 0, 3, 7
-    # and 10 s. By number they would be frames 6 (0.6 s), 13 (4 s) and 19.
+    # 0, 3.03, 6.565, 9.595 s; frame 10 is shown at 1 s and each later one after a second: on the screen are those of 0,
+    # 3, 6 and 9 s. By number they would be frames 6 (0.6 s), 13 (4 s) and 19.
     assert clip.indices == [0, 6, 13, 19]
-    assert numbers_of(clip.frames) == [0, 12, 16, 19]
-    assert clip.times.tolist() == pytest.approx([0.0, 3.0, 7.0, 10.0])
+    assert numbers_of(clip.frames) == [0, 12, 15, 18]
+    assert clip.times.tolist() == pytest.approx([0.0, 3.0, 6.0, 9.0])
     assert clip.metadata.timestamps == pytest.approx([0.0, 3.03, 6.565, 9.595])
 
 
 def test_frames_before_an_edit_are_not_shown(clips, numbers_of, monkeypatch):
     monkeypatch.setattr(video, "SEEK_GAP", 0)
-    monkeypatch.delattr(video, "_decoded_timeline")  # packets tell enough: no second pass over the file
+    monkeypatch.delattr(video, "decoded_timeline")  # packets tell enough: no second pass over the file
     clip = read_video(clips["edited"], VideoSettings(nframes=4, max_pixels=PIXELS))
     # frames 0..19 lie before time 0, and 0..11 before the keyframe that is needed, so that 28 of 40 declared frames are
     # there: no truncation, for the declared 2 s are. Of the 20 shown, numbers 20..39: 0, 6.3, 12.7, 19
@@ -88,15 +91,14 @@ def test_range_keeps_file_times_and_its_own_rate(clips, numbers_of):
 def decoded_frames(monkeypatch) -> list[int]:
     """Presentation timestamps of every frame that PyAV hands over from now on."""
     seen = []
-    original = video._by_timestamp
+    original = Charged.decode
 
-    def spied(container, stream, numbers, timeline):
-        wrapped = types.SimpleNamespace(
-            decode=lambda s: (seen.append(frame.pts) or frame for frame in container.decode(s)), seek=container.seek
-        )
-        return original(wrapped, stream, numbers, timeline)
+    def spied(*args, **options):
+        for frame in original(*args, **options):
+            seen.append(frame.pts)
+            yield frame
 
-    monkeypatch.setattr(video, "_by_timestamp", spied)
+    monkeypatch.setattr(Charged, "decode", spied)
     return seen
 
 
@@ -108,25 +110,53 @@ def test_seeking_never_changes_the_frames(clips, numbers_of, monkeypatch, gap):
     assert numbers_of(clip.frames) == [0, 22, 43, 65, 87, 109, 130, 152, 174, 196, 217, 239]
 
 
-def test_a_late_range_is_not_decoded_from_the_start(clips, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("c.mp4", "libx264"),
+        ("c.mp4", "libsvtav1"),
+        ("c.webm", "libsvtav1"),
+        ("c.webm", "libvpx"),
+        ("c.mkv", "libvpx-vp9"),
+        ("c.avi", "mpeg4"),
+        ("c.ts", "mpeg2video"),
+        ("c.ts", "libx264"),
+        ("c.flv", "flv"),
+    ],
+)
+def test_frames_are_decoded_once_and_only_from_the_keyframe_before(
+    tmp_path, write_clip, numbers_of, monkeypatch, name, codec
+):
+    clip = write_clip(tmp_path / name, range(120), codec=codec, gop=20, rate=25)
     seen = decoded_frames(monkeypatch)
-    read_video(clips["long"], VideoSettings(nframes=2, video_start=21.0, video_end=22.0, max_pixels=PIXELS))
-    # the keyframe before frame 210 is number 200: frames 200..220, and no pass over the file before
-    assert 0 < len(seen) <= 21
+    assert numbers_of(read_video(clip, VideoSettings(nframes=2, max_pixels=PIXELS)).frames) == [0, 119]
+    assert len(seen) <= 1 + 20 + 1  # frame 0, and from a seek on frames 100..119; each once
+    seen.clear()
+    # at 25 a second, 4 s to 4.4 s are frames 100..110
+    window = VideoSettings(nframes=2, video_start=4.0, video_end=4.4, max_pixels=PIXELS)
+    assert numbers_of(read_video(clip, window).frames) == [100, 110]
+    assert len(seen) <= 11 + 20  # a keyframe lies at most 20 before
+    seen.clear()
+    read_video(clip, VideoSettings(nframes=120, max_pixels=PIXELS))
+    assert len(seen) == 120
 
 
 def test_packets_that_promise_unshown_frames_are_counted_again(clips, numbers_of, monkeypatch):
-    honest = video._packet_timeline
+    def lying(*args):
+        honest = packet_timeline(*args)
+        packets = [*honest.packets, honest.packets[-1]._replace(pts=honest.packets[-1].pts + 1024)]
+        return dataclasses.replace(honest, times=np.append(honest.times, 3.0), packets=packets)
 
-    def lying(medium, name):
-        timeline = honest(medium, name)
-        pts = [*timeline.pts, timeline.pts[-1] + 1024]
-        return video._Timeline(np.append(timeline.times, 3.0), timeline.fps, pts, timeline.keyframes)
-
-    monkeypatch.setattr(video, "_packet_timeline", lying)
+    monkeypatch.setattr(video, "packet_timeline", lying)
     clip = read_video(clips["plain"], SIX)
     assert clip.total_frames == 30
     assert numbers_of(clip.frames) == SIX_OF_THIRTY
+
+
+def test_frames_out_of_turn_are_counted_again(tmp_path, write_clip, numbers_of):
+    # AVI has no presentation times: those of its packets are in order of decoding, and H.264 shows another order
+    clip = write_clip(tmp_path / "c.avi", range(30), codec="libx264", rate=25)
+    assert numbers_of(read_video(clip, SIX).frames) == SIX_OF_THIRTY
 
 
 def test_rotation_is_applied(clips):

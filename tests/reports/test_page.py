@@ -131,7 +131,7 @@ def test_two_runs_side_by_side(clips, write_run, capsys, tmp_path):
 
 
 def test_the_command_says_what_a_folder_lacks(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no trainer_state"):
+    with pytest.raises(SystemExit, match="holds no trainer_state"):
         main(["report", str(tmp_path)])
 
 

@@ -1,9 +1,22 @@
+import math
 import subprocess
 import sys
+import time
+from datetime import datetime
+from decimal import Decimal
 
+import numpy as np
 import pytest
+import torch
 
-from trl_perception.rewards import PROBLEM_TYPES, accuracy_reward, boxed_accuracy_reward, mathematics
+from trl_perception.rewards import (
+    PROBLEM_TYPES,
+    accuracy_reward,
+    boxed_accuracy_reward,
+    check_solution,
+    get_reward,
+    mathematics,
+)
 from trl_perception.rewards.math_process import MathProcess
 
 # problem_type, solution, answer, score
@@ -20,19 +33,26 @@ TABLE = [
     ("numerical", "3", " 3.00 ", 1.0),
     ("numerical", 3, "+3.", 1.0),
     ("numerical", 0.5, ".5", 1.0),
-    # 3.141 and 3.138 both round to 3.14; 3.146 rounds to 3.15
-    ("numerical", "3.141", "3.138", 1.0),
-    ("numerical", "3.141", "3.146", 0.0),
-    ("numerical", "0.001", "-0.001", 1.0),
+    # 3.138 and 3.14 both round to 3.14; 3.146 rounds to 3.15
+    ("numerical", "3.14", "3.138", 1.0),
+    ("numerical", "3.14", "3.146", 0.0),
+    # a solution of three decimals is compared to three; one of a float's sixteen to six digits
+    ("numerical", "3.141", "3.138", 0.0),
+    ("numerical", "3.141", "3.1411", 1.0),
+    ("numerical", "0.001", "-0.001", 0.0),
+    ("numerical", 1 / 3, "0.333333", 1.0),
+    ("numerical", 1 / 3, "0.3333", 0.0),
+    ("numerical", 2e-7, "0", 0.0),
+    ("numerical", "0", "0.004", 1.0),
     ("numerical", "3", "-3", 0.0),
     ("numerical", "1,234.5", "1234.50", 1.0),
     ("numerical", "1000000", "1e6", 1.0),
     ("numerical", "12", "1,2", 0.0),
-    ("numerical", "3", "3 s", 0.0),
+    ("numerical", "3", "3 s", 1.0),
     ("numerical", "3", "x = 3", 0.0),
     ("numerical", "3", "3 4", 0.0),
     ("numerical", "3", "\u0663", 0.0),
-    ("numerical", "3", "\uff13", 0.0),
+    ("numerical", "3", "\uff13", 1.0),
     ("numerical", "3", "\u00b3", 0.0),
     ("numerical", "3", "1_0", 0.0),
     ("numerical", "3", "nan", 0.0),
@@ -193,10 +213,10 @@ def test_accuracy_names_an_unknown_problem_type_and_the_known_ones(problem_type)
         ("multiple choice", "A, B"),
         ("multiple choice", None),
         ("multiple choice", "<answer></answer>"),
-        ("numerical", "3 cm"),
+        ("numerical", "3 apples"),
         ("numerical", float("nan")),
         ("free-form", "?"),
-        ("regression", "3 cm"),
+        ("regression", "about 3"),
         ("OCR", " "),
         ("free text", "?!"),
         ("mathematics", "1 2"),
@@ -208,6 +228,99 @@ def test_accuracy_names_an_unknown_problem_type_and_the_known_ones(problem_type)
 def test_accuracy_refuses_a_solution_that_nothing_can_match(problem_type, solution):
     with pytest.raises(ValueError, match=f"row 0 .* does not suit problem_type '{problem_type}'"):
         score("garbage", solution, problem_type)
+
+
+# solution, answer, score: the same for every problem type of texts
+TYPED = [
+    (3, "3", 1.0),
+    (3.0, "3", 1.0),
+    (2.5, "2.5", 1.0),
+    (1e-05, "0.00001", 1.0),
+    (Decimal("3.0"), "3", 1.0),
+    (np.int64(3), "3", 1.0),
+    (np.float32(0.1), "0.1", 1.0),
+    (np.array(3.0), "3", 1.0),
+    (torch.tensor(3), "3", 1.0),
+    (torch.tensor(0.1), "0.1", 1.0),
+    (torch.tensor(0.5, dtype=torch.bfloat16), "0.5", 1.0),
+    ([3, 4.0], "4", 1.0),
+    ((3, "4"), "4", 1.0),
+    (np.array([3, 4]), "3", 1.0),
+    (torch.tensor([3, 4]), "4", 1.0),
+    ([3, 4], "5", 0.0),
+]
+NOTHING = [
+    None,
+    math.nan,
+    np.nan,
+    np.float32("nan"),
+    Decimal("NaN"),
+    torch.tensor(math.nan),
+    math.inf,
+    [],
+    [None],
+    [math.nan],
+]
+
+
+@pytest.mark.parametrize(
+    "problem_type", ["numerical", "free-form", "OCR", "mathematics", "free text", "multiple choice"]
+)
+@pytest.mark.parametrize(("solution", "answer", "expected"), TYPED)
+def test_a_solution_is_its_value_and_a_list_any_of_its_values(problem_type, solution, answer, expected):
+    options = [3, 4.0, 5, 2.5, 0.00001, 0.1, 0.5] if problem_type == "multiple choice" else None
+    if (problem_type == "free text" and expected == 0.0) or (problem_type == "free text" and "." in answer):
+        return  # words of numbers are shared
+    assert score(f"<answer>{answer}</answer>", solution, problem_type, options) == expected
+    check_solution(problem_type, solution, options)
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("solution", [*NOTHING, {"a": None}, b"3", datetime(2024, 1, 5)], ids=repr)
+def test_a_solution_without_a_value_is_refused_for_every_type(problem_type, solution):
+    with pytest.raises(ValueError, match=f"does not suit problem_type '{problem_type}'"):
+        check_solution(problem_type, solution, ["nan", "None", "red"])
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [[2.0, 5.0], ["2.0", "5.0"], (2, 5), [[2, 5]], np.array([2.0, 5.0]), torch.tensor([[2.0, 5.0]]), ["2 to 5"]],
+    ids=repr,
+)
+def test_a_list_is_one_interval(solution):
+    assert score("<answer>2 to 5</answer>", solution, "temporal grounding") == 1.0
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [[1, 2, 3, 4], ["1", "2", "3", "4"], [[1, 2], [3, 4]], np.array([1.0, 2.0, 3.0, 4.0]), [[1, 2, 3, 4]]],
+    ids=repr,
+)
+def test_a_list_is_one_box(solution):
+    assert score("<answer>[1, 2, 3, 4]</answer>", solution, "box grounding") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("solution", "options"),
+    [
+        ("D", ["red", "blue"]),
+        ("purple", ["red", "blue"]),
+        ("B. red", ["red", "blue"]),
+        (["A", "C"], ["red", "blue"]),
+        (3, [1, 2]),
+    ],
+)
+def test_a_solution_that_is_none_of_its_options_is_refused(solution, options):
+    with pytest.raises(ValueError, match=r"row 0 of the batch: solution .* Mend or drop the row"):
+        score("<answer>A</answer>", solution, "multiple choice", options)
+
+
+def test_thousands_of_choices_a_second():
+    completions = ["<answer>B</answer>", "<answer>The answer is (b) blue.</answer>"] * 2000
+    row = {"solution": ["B"] * 4000, "problem_type": ["multiple choice"] * 4000, "options": [["red", "blue"]] * 4000}
+    started = time.process_time()
+    assert accuracy_reward([None] * 4000, completions, **row) == [1.0] * 4000
+    assert time.process_time() - started < 4
 
 
 def test_accuracy_refuses_options_in_one_string():
@@ -272,3 +385,19 @@ accuracy_reward(["?"], ["<answer>B</answer>"], solution=["B"], problem_type=["mu
 print([name for name in ("jiwer", "rouge_score", "nltk", "math_verify", "sympy", "torch", "trl") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_exact_reading_wants_the_answer_alone_whatever_dress_the_solution_has():
+    exact = get_reward("accuracy(answer_reading='exact')")
+    rows = [
+        ("multiple choice", "**B**", "B", 1.0),
+        ("multiple choice", "B", "**B**", 0.0),
+        ("numerical", "3 m", "3", 1.0),
+        ("numerical", "3", "3 m", 0.0),
+        ("OCR", '"STOP."', '"STOP."', 1.0),
+        ("temporal grounding", [2, 3], "2 to 3", 1.0),
+        ("temporal grounding", "2 to 3", "2 → 3", 0.0),
+    ]
+    for problem_type, solution, answer, expected in rows:
+        columns = {"solution": [solution], "problem_type": [problem_type]}
+        assert exact([None], [f"<answer>{answer}</answer>"], **columns) == [expected], (problem_type, answer)

@@ -2,7 +2,13 @@
 
 import pytest
 
-from trl_perception.rewards import accuracy_reward, answer_format_reward, boxed_accuracy_reward, format_reward
+from trl_perception.rewards import (
+    accuracy_reward,
+    answer_format_reward,
+    boxed_accuracy_reward,
+    format_reward,
+    get_reward,
+)
 
 CHOICE = ("multiple choice", "B")
 NUMBER = ("numerical", "3")
@@ -129,6 +135,87 @@ TABLE = [
     (BOX, "<answer>[0, 0, 0, 0]</answer>", 0, "no area"),
 ]
 
+# What lenient reading (the default) takes off: the accuracy of these entries of the table with it.
+UNDRESSED = {
+    "a box where a letter is asked for": 1,
+    "a full-width B": 1,
+    "a zero-width space behind the letter": 1,
+    "a full-width 3": 1,
+    "full-width digits": 1,
+    "a sentence, not a number": 1,
+}
+
+# (problem type, solution), completion, accuracy under lenient reading, why
+LENIENT_TABLE = [
+    # Two options, or none that is surely meant
+    (CHOICE, "The answer is not B", 0, "a negation in the phrase"),
+    (CHOICE, "It is not B", 0, "a negation before the letter"),
+    (CHOICE, "Anything but B", 0, "an exception"),
+    (CHOICE, "A is wrong, B is right", 0, "two letters, one taken back"),
+    (CHOICE, "Answer: A. Answer: B", 0, "two answers"),
+    (CHOICE, "**A** **B**", 0, "two letters in bold"),
+    (CHOICE, "\\boxed{A} \\boxed{B}", 0, "two boxes"),
+    (CHOICE, "~~B~~", 0, "struck out"),
+    (CHOICE, "B?", 0, "a question"),
+    (CHOICE, "B. maybe", 0, "a doubt behind the letter"),
+    (CHOICE, "B is wrong", 0, "the letter is taken back"),
+    (CHOICE, "B - red", 0, "another option's text"),
+    (CHOICE, "red (B)", 0, "another option's text before the letter"),
+    (CHOICE, "B. blue, red", 0, "its own text and another's"),
+    (CHOICE, "B. It is neither", 0, "the letter is taken back behind a mark"),
+    (CHOICE, "blue, red, green (B)", 0, "every text"),
+    (CHOICE, "（A）（B）", 0, "two letters in full width"),
+    (CHOICE, "选A或B", 0, "two letters in Chinese"),
+    (CHOICE, "不是B", 0, "a negation in Chinese"),
+    (CHOICE, "I choose (B), blue.", 1, "a phrase, the letter and its text"),
+    (CHOICE, "So the correct answer is:\n\n**B. blue**", 1, "a phrase over two lines"),
+    (CHOICE, "```\nB\n```", 1, "a code fence"),
+    (CHOICE, "$\\boxed{\\text{B}}$", 1, "four layers"),
+    (CHOICE, "blue is the correct answer", 1, "the text and a phrase behind it"),
+    (CHOICE, "B. blue, as the sky", 1, "words that name no other option"),
+    # Numbers
+    (NUMBER, "3 million", 0, "a word that multiplies"),
+    (NUMBER, "3k", 0, "a letter that multiplies"),
+    (NUMBER, "3!", 0, "a factorial"),
+    (NUMBER, "3 or 4 m", 0, "two numbers and a unit"),
+    (NUMBER, "about 3", 0, "a word that is no unit"),
+    (("numerical", "3 m"), "3 km", 0, "another unit"),
+    (("numerical", "0.0001"), "0", 0, "a small value"),
+    (NUMBER, "The answer is **3 kg**.", 1, "a phrase, bold type and a unit"),
+    # Mathematics
+    (("mathematics", "12"), "12 x", 0, "a symbol is no unit"),
+    (("mathematics", "12"), "12m", 0, "one letter at the number may be a symbol"),
+    (("mathematics", "12 x"), "12", 0, "a symbol is no unit in the solution"),
+    (("mathematics", "12 cm"), "12 m", 0, "another unit"),
+    (("mathematics", "12 cm"), "12 cm^2", 0, "another power of the unit"),
+    (("mathematics", "12 cm"), "12 centimetres", 1, "another spelling of the unit"),
+    (("mathematics", "10^{-9}x"), "10^{-8}x", 0, "a small factor"),
+    (("mathematics", "\\{10^{-9}, 1\\}"), "\\{10^{-8}, 1\\}", 0, "a small element"),
+    (("mathematics", "x = 10^{-9}"), "10^{-8}", 0, "a small side of an equation"),
+    (("mathematics", "1e-9"), "0", 0, "zero for a small value"),
+    (("mathematics", "0"), "1e-9", 0, "a small value for zero"),
+    (("mathematics", "10^{20}"), "10^{20}+1", 0, "one more than a large integer"),
+    (("mathematics", "50%"), "0.5%", 0, "both in percent"),
+    (("mathematics", "1e-9"), "10⁻⁹", 1, "raised digits"),
+    # Words
+    (("free-form", "3%"), "3", 0, "without its percent"),
+    (("free-form", "3"), "3%", 0, "a percent too many"),
+    (("free-form", "A+"), "A", 0, "without its plus"),
+    (("free-form", "$5"), "5", 0, "without its currency"),
+    (("free-form", "10-30"), "1030", 0, "without its range"),
+    (("free-form", "well-known"), "well known", 1, "a hyphen between words"),
+    # Spans and boxes
+    (SPAN, "2 to 3 minutes", 0, "minutes at one end alone"),
+    (SPAN, '{"start_time": 3, "end_time": 2}', 0, "back to front by name"),
+    (SPAN, '{"start": 2, "end": 3, "event": "2 dogs, 10 to 20"}', 1, "digits inside a label"),
+    (SPAN, "2 and 3 and 4", 0, "three times"),
+    (BOX, '[{"bbox_2d": [0, 0, 10, 10]}, {"bbox_2d": [0, 0, 5, 5]}]', 0, "two boxes by name"),
+    (BOX, '{"box_2d": [0, 0, 10, 10]}', 0, "a key under which y comes first"),
+    (BOX, "0 0 10 10 20", 0, "five numbers"),
+    (BOX, "[[0, 0, 10], [10]]", 0, "four numbers, not in pairs"),
+    (BOX, "[" * 300 + "0, 0, 10, 10" + "]" * 300, 1, "brackets that would take a parser deep"),
+]
+
 # (problem type, solution), completion, accuracy of the box, why
 BOXED_TABLE = [
     (CHOICE, "\\boxed{B}", 1, "one box"),
@@ -160,7 +247,15 @@ FORMAT_TABLE = [
 
 @pytest.mark.parametrize(("row", "completion", "expected", "why"), TABLE, ids=[entry[3] for entry in TABLE])
 def test_accuracy_of(row, completion, expected, why):
-    assert scores(accuracy_reward, completion, *row) == pytest.approx([expected] * 2, rel=1e-9, abs=1e-12), why
+    lenient = [UNDRESSED.get(why, expected)] * 2
+    assert scores(accuracy_reward, completion, *row) == pytest.approx(lenient, rel=1e-9, abs=1e-12), why
+    exact = get_reward("accuracy(answer_reading='exact')")
+    assert scores(exact, completion, *row) == pytest.approx([expected] * 2, rel=1e-9, abs=1e-12), why
+
+
+@pytest.mark.parametrize(("row", "answer", "expected", "why"), LENIENT_TABLE, ids=[e[3] for e in LENIENT_TABLE])
+def test_lenient_accuracy_of(row, answer, expected, why):
+    assert scores(accuracy_reward, f"<answer>{answer}</answer>", *row) == [expected] * 2, why
 
 
 @pytest.mark.parametrize(("row", "completion", "expected", "why"), BOXED_TABLE, ids=[e[3] for e in BOXED_TABLE])

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from trl_perception.rewards import box_iou, box_iou_reward, parse_box
+from trl_perception.rewards.boxes import box_of
 
 BOXES = [
     ("[10, 20, 30, 40]", (10.0, 20.0, 30.0, 40.0)),
@@ -54,6 +55,34 @@ def test_parse_box(text, expected):
     assert parse_box(text) == expected
 
 
+# text, list or mapping as models write them, the box
+WRITTEN = [
+    ('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "player 23"}]\n```', (10.0, 20.0, 30.0, 40.0)),
+    ("{'bbox': ['10', '20', '30', '40'], 'score': 0.9}", (10.0, 20.0, 30.0, 40.0)),
+    ('{"x": 10, "y": 20, "width": 20, "height": 20}', (10.0, 20.0, 30.0, 40.0)),
+    ('{"left": 10, "top": 20, "right": 30, "bottom": 40}', (10.0, 20.0, 30.0, 40.0)),
+    ("x1: 10, y1: 20, x2: 30, y2: 40", (10.0, 20.0, 30.0, 40.0)),
+    ("<|object_ref_start|>car 2<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>", (10.0, 20.0, 30.0, 40.0)),
+    ("<box>10 20 30 40</box>", (10.0, 20.0, 30.0, 40.0)),
+    ("[[10, 20, 30, 40]]", (10.0, 20.0, 30.0, 40.0)),
+    ("[10 20 30 40]", (10.0, 20.0, 30.0, 40.0)),
+    ([[10, 20], [30, 40]], (10.0, 20.0, 30.0, 40.0)),
+    ("[\uff11\uff10, 20, 30, 40]", (10.0, 20.0, 30.0, 40.0)),
+    ('[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]', None),
+    ('{"bbox_2d": [30, 20, 10, 40]}', None),
+    ('{"bbox_2d": [10, 20, 30, true]}', None),
+    ("<box>10 20 30 40</box><box>1 2 3 4</box>", None),
+    ("10 20 30 40 50", None),
+    ("[[10, 20, 30], [40]]", None),
+    ([10, 20, 30], None),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), WRITTEN)
+def test_box_of_what_models_write(written, expected):
+    assert box_of(written) == expected
+
+
 @pytest.mark.parametrize(("predicted", "target", "expected"), IOU)
 def test_box_iou_matches_hand_count(predicted, target, expected):
     assert box_iou(predicted, target) == pytest.approx(expected, abs=1e-12)
@@ -89,5 +118,5 @@ def test_box_iou_reward_names_the_missing_column(missing):
 
 @pytest.mark.parametrize("solution", ["left", None, "", "[2, 0, 1, 1]"])
 def test_box_iou_reward_refuses_a_solution_without_a_box(solution):
-    with pytest.raises(ValueError, match=r"row 0 .* holds no box"):
+    with pytest.raises(ValueError, match=r"row 0 .* wants one box"):
         box_iou_reward(["?"], ["x"], [[1]], solution=[solution], problem_type=["box grounding"])

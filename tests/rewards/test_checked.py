@@ -147,3 +147,35 @@ def test_a_number_that_no_float_holds_is_not_finite():
     ):
         called(checked(huge))
     assert called(checked(huge, keep_nonfinite=True)) == [1.0, math.inf, 0.5]
+
+
+@pytest.mark.parametrize("which", ["log_extra", "log_metric"])
+@pytest.mark.parametrize(
+    "name",
+    ["reward", "loss", "completion", "prompt", "advantage", "rewards/accuracy/mean", "eval_loss", "other_reward"],
+)
+def test_a_reserved_name_is_refused(which, name):
+    def logs(completions, **columns):
+        columns[which](**{"name" if which == "log_metric" else "column": name})
+        return [0.0] * len(completions)
+
+    written = []
+    words = rf"'logs' raised ValueError: {which} was called with the name '{name}', .* \(for completion 0, sample x\)"
+    with pytest.raises(RewardError, match=words):
+        called(checked(logs, taken=["other_reward"]), **{which: lambda *entry: written.append(entry)})
+    assert not written
+
+
+def test_other_names_are_logged():
+    def logs(completions, log_extra, log_metric, **columns):
+        log_extra("solution", completions)
+        log_metric(name="rewarded", value=0.5)
+        return [0.0] * len(completions)
+
+    written = []
+
+    def log_metric(name, value):
+        written.append((name, value))
+
+    called(checked(logs), log_extra=lambda *e: written.append(e), log_metric=log_metric)
+    assert written == [("solution", ["a", "b", "c"]), ("rewarded", 0.5)]

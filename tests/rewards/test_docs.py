@@ -41,6 +41,9 @@ def test_the_tables_list_every_reward_and_every_problem_type():
         for parameter in inspect.signature(factory).parameters.values():
             default = "" if parameter.default is parameter.empty else f"={parameter.default}"
             assert f"{parameter.name}{default}" in row
+    for name, reward in REWARDS.items():
+        row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
+        assert ("`answer_reading=lenient`" in row) is ("answer_reading" in inspect.signature(reward).parameters)
 
 
 def test_short_answer(shown):

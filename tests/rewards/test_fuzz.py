@@ -80,3 +80,78 @@ def test_every_reward_scores_ten_thousand_random_strings():
             assert all(isinstance(s, float) and math.isfinite(s) and low <= s <= high for s in applicable), name
             right[name] += sum(score == high for score in applicable)
     assert all(right.values()), right  # the strings are not so random that they never hit
+
+
+DRESS = [
+    "**{}**",
+    "*{}*",
+    "__{}__",
+    "`{}`",
+    '"{}"',
+    "“{}”",
+    "「{}」",
+    "${}$",
+    "\\({}\\)",
+    "\\boxed{{{}}}",
+    "\\text{{{}}}",
+    " {}\n",
+    "{}。",
+]
+DRESS += [
+    "Answer: {}",
+    "The answer is {}.",
+    "答案：{}",
+    "So the final answer is: {}",
+    "```\n{}\n```",
+    "Réponse : {}",
+    "{}\u200b",
+    "### {}",
+]
+# problem type: solution, what is right in any dress, what is wrong in any
+RIGHT_AND_WRONG = {
+    "multiple choice": (
+        "B",
+        ["B", "(b)", "b) blue", "blue", "blue (B)"],
+        ["A", "A or B", "B - red", "not B", "red, blue"],
+    ),
+    "numerical": ("3", ["3", "3.0", "3 m", "$3", "3%"], ["-3", "3 or 4", "3k", "33", "3-4"]),
+    "regression": ("3", ["3", "3 m"], ["-3", "3 or 4"]),
+    "OCR": ("KEEP LEFT", ["KEEP LEFT"], ["STOP HERE", "keep left"]),
+    "free-form": ("-x", ["-x", "−X"], ["x", "- x y", "-x%"]),
+    "free text": ("a red car", ["a red car"], ["two dogs"]),
+    "mathematics": ("1/2", ["1/2", "½", "0.5", "50%"], ["2", "1/2 x", "-1/2", "1/2 or 1"]),
+    "temporal grounding": (
+        "2 to 3",
+        ["2 to 3", "2s → 3s", "00:02 - 00:03", '{"start": 2, "end": 3}'],
+        ["3 to 2", "2", "4-5"],
+    ),
+    "box grounding": (
+        "[1, 2, 3, 4]",
+        ["[1, 2, 3, 4]", "1 2 3 4", '{"bbox_2d": [1, 2, 3, 4]}'],
+        ["[3, 2, 1, 4]", "1 2 3"],
+    ),
+}
+
+
+def plain(text):
+    return text.translate(str.maketrans("“”「」", '""""'))
+
+
+def test_no_dress_changes_a_score():
+    draw = random.Random(0)
+    for problem_type, (solution, right, wrong) in RIGHT_AND_WRONG.items():
+        completions, expected = [], []
+        for _ in range(300):
+            score = draw.randrange(2)
+            text = draw.choice(right if score else wrong)
+            for dress in draw.sample(DRESS, k=draw.randrange(4)):
+                # Not the same mark twice: '"x" "y"' would be the outcome of some orders.
+                again = set(plain(dress)) & set(plain(text)) & set('*_`$#"')
+                text = text if again or ("$" in dress and "\\" in text) else dress.format(text)
+            completions.append(f"<answer>{text}</answer>")
+            expected.append(float(score))
+        columns = {"solution": [solution] * 300, "problem_type": [problem_type] * 300}
+        columns["options"] = [["red", "blue", "green"] if problem_type == "multiple choice" else None] * 300
+        scores = REWARDS["accuracy"]([None] * 300, completions, **columns)
+        found = [entry for entry in zip(completions, scores, expected, strict=True) if abs(entry[1] - entry[2]) > 1e-9]
+        assert not found, (problem_type, found[:5])

@@ -53,7 +53,10 @@ def test_any_text_scores_between_zero_and_one(text, tagged):
     assert all(isinstance(score, float) and math.isfinite(score) and 0.0 <= score <= 1.0 for score in scores)
 
 
-@pytest.mark.parametrize("unit", ["1", "1 s", "1:", "1,", "1 to 2, ", "[ ", "A", "A. ", "B)", " ", "<answer>"])
+@pytest.mark.parametrize(
+    "unit",
+    ["1", "1 s", "1:", "1,", "1 to 2, ", "[ ", "A", "A. ", "B)", " ", "<answer>", "-", "(", "**", "\\text{", "<box>"],
+)
 def test_a_million_characters_take_linear_time(unit):
     text = unit * (10**6 // len(unit))
     started = time.process_time()

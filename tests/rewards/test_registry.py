@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from trl_perception.rewards import (
@@ -8,6 +10,7 @@ from trl_perception.rewards import (
     answer_format_reward,
     get_reward,
 )
+from trl_perception.rewards.checked import checked
 from trl_perception.train import parse
 
 NAMES = "accuracy boxed_accuracy format answer_format boxed_format temporal_iou box_iou"
@@ -79,14 +82,30 @@ def test_parameters_reach_the_factory():
         ("length_window(low=x)", "does not parse"),
         ("length_window(low=1)(low=2)", "one pair of parentheses"),
         ("length_window() or 1", "does not parse"),
-        ("accuracy(low=3)", "'accuracy' takes no parameters"),
-        ("accuracy()", "'accuracy' takes no parameters"),
+        ("accuracy(low=3)", "'accuracy' takes answer_reading, found 'low'"),
+        ("accuracy(answer_reading='strict')", "answer_reading is 'strict'; set it to one of lenient, exact"),
+        ("length_window(answer_reading='strict')", "answer_reading is 'strict'; set it to one of lenient, exact"),
+        ("format(answer_reading='exact')", "'format' takes no parameters, found 'answer_reading'"),
         ("lenght_window(low=3)", "did you mean 'length_window'"),
     ],
 )
 def test_parameters_that_are_not_taken_say_so(name, words):
     with pytest.raises(ValueError, match=words):
         get_reward(name)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "boxed_accuracy", "temporal_iou", "box_iou"])
+def test_rewards_that_read_answers_take_how(name):
+    assert get_reward(f"{name}()") is REWARDS[name]
+    exact = pickle.loads(pickle.dumps(get_reward(f"{name}(answer_reading='exact')")))
+    assert checked(exact).__name__ == REWARDS[name].__name__
+    kind, solution, answer = {
+        "temporal_iou": ("temporal grounding", "2 to 3", "2 → 3"),
+        "box_iou": ("box grounding", "[1, 2, 3, 4]", "1 2 3 4"),
+    }.get(name, ("numerical", "3", "3 m"))
+    completion = f"\\boxed{{{answer}}}" if name == "boxed_accuracy" else f"<answer>{answer}</answer>"
+    columns = {"solution": [solution], "problem_type": [kind]}
+    assert (REWARDS[name]([None], [completion], **columns), exact([None], [completion], **columns)) == ([1.0], [0.0])
 
 
 def test_a_factory_of_ones_own_has_to_make_a_function():

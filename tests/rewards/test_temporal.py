@@ -3,6 +3,7 @@ import math
 import pytest
 
 from trl_perception.rewards import parse_spans, temporal_iou, temporal_iou_reward
+from trl_perception.rewards.temporal import spans_of
 
 SPANS = [
     ("2.0 to 3.5", [(2.0, 3.5)]),
@@ -77,6 +78,47 @@ def test_parse_spans(text, expected):
     assert parse_spans(text) == expected
 
 
+# text, list or mapping as models write them, the spans in seconds
+WRITTEN = [
+    ('{"start_time": "00:12.50", "end_time": "00:20"}', [(12.5, 20.0)]),
+    ('[{"start": 2, "end": 3, "label": "dog 7"}, {"start": "5s", "end": "6s"}]', [(2.0, 3.0), (5.0, 6.0)]),
+    ('{"start": 2, "end": 3}, {"start": 5, "end": 6}', [(2.0, 3.0), (5.0, 6.0)]),
+    ("{'timestamps': [[2, 3], [5, 6]], 'event': 'dog 7'}", [(2.0, 3.0), (5.0, 6.0)]),
+    ('["00:12", "00:20"]', [(12.0, 20.0)]),
+    ("<2.0 seconds> - <3.0 seconds>", [(2.0, 3.0)]),
+    # 1 min 5 s = 65 s; 1 h 1 min 1 s = 3661 s
+    ("1 min 5 s to 1 min 12 s", [(65.0, 72.0)]),
+    ("1m5s-1m12s", [(65.0, 72.0)]),
+    ("1 h to 1 h 1 min 1 s", [(3600.0, 3661.0)]),
+    ("2 min to 3 min", [(120.0, 180.0)]),
+    ("00:00:12,500 --> 00:00:20,000", [(12.5, 20.0)]),
+    ("from 12秒到20秒", [(12.0, 20.0)]),
+    ("1分5秒至1分12秒", [(65.0, 72.0)]),
+    ("2 → 3", [(2.0, 3.0)]),
+    ("Start: 2 s; End: 3 s", [(2.0, 3.0)]),
+    ("It starts at 2.0 and ends at 3.0.", [(2.0, 3.0)]),
+    ("between 2 and 3, and between 5 and 6", [(2.0, 3.0), (5.0, 6.0)]),
+    (["2 to 3", "5 to 6"], [(2.0, 3.0), (5.0, 6.0)]),
+    ([["2", 3.5]], [(2.0, 3.5)]),
+    ({"begin": 2, "end": 3}, [(2.0, 3.0)]),
+    ("2 to 3 minutes", []),
+    ("2 to 3 min 5 s", []),
+    ("2 and 3 and 4", []),
+    ('{"start": 3, "end": 2}', []),
+    ('{"start": 2, "end": "soon"}', []),
+    ('{"start": -1, "end": 2}', []),
+    ([2, None], []),
+    ([2, 3, 4], []),
+    ("dog 7: 2 to 3", []),
+    ("frame 2 → frame 3", []),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), WRITTEN)
+def test_spans_of_what_models_write(written, expected):
+    assert spans_of(written) == expected
+
+
 @pytest.mark.parametrize(("predicted", "target", "expected"), IOU)
 def test_temporal_iou_matches_hand_count(predicted, target, expected):
     assert temporal_iou(predicted, target) == pytest.approx(expected, abs=1e-12)
@@ -118,5 +160,5 @@ def test_temporal_iou_reward_names_the_missing_column(missing):
 
 @pytest.mark.parametrize("solution", ["soon", None, "", "5 to 2", "<answer></answer>"])
 def test_temporal_iou_reward_refuses_a_solution_without_spans(solution):
-    with pytest.raises(ValueError, match=r"row 0 .* holds no time span"):
+    with pytest.raises(ValueError, match=r"row 0 .* wants time spans"):
         temporal_iou_reward(["?"], ["x"], [[1]], solution=[solution], problem_type=["temporal grounding"])

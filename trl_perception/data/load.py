@@ -1,5 +1,6 @@
 """Datasets by name: from the Hub, from a local file or folder, or synthetic."""
 
+import codecs
 import difflib
 import hashlib
 import inspect
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+import pyarrow
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from .. import __version__
@@ -121,6 +123,10 @@ def _read_from(files: Sequence[str | Path], rows: Dataset) -> Dataset:
 def _loaded(folder: Path, split: str) -> DatasetDict:
     """The splits of a folder as `datasets` finds them. Errors: ValueError where it finds none."""
     try:
+        builder = load_dataset_builder(str(folder))
+        files = builder.config.data_files if builder.name == "json" else {}
+        if files and all(Path(file).suffix in LOADERS for of_split in files.values() for file in of_split):
+            return DatasetDict({name: _json_rows(*map(Path, of_split)) for name, of_split in files.items()})
         return load_dataset(str(folder))
     except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
@@ -132,20 +138,58 @@ def _loaded(folder: Path, split: str) -> DatasetDict:
 
 def _rows_of(file: Path) -> Dataset:
     """The rows of a local file. Errors: ValueError for one without rows, or whose lines cannot be read as rows."""
-    kind = LOADERS[file.suffix]
-    empty = ValueError(f"{file} has no rows. Give dataset_name a file with some.")
-    if kind == "json" and file.stat().st_size <= 64 and file.read_bytes().strip() in (b"", b"[]"):
-        raise empty
+    if LOADERS[file.suffix] == "json":
+        return _json_rows(file)
     try:
-        rows = load_dataset(kind, data_files=str(file), split="train")
+        rows = load_dataset("parquet", data_files=str(file), split="train")
     except DatasetGenerationError as error:
-        raise ValueError(
-            f"{file} cannot be read as rows: {error.__cause__}. One JSON object a line is wanted (or a JSON list, or "
-            "parquet), with columns of the same type in each."
-        ) from error
+        raise ValueError(f"{file} cannot be read as rows: {error.__cause__}. A parquet file is wanted.") from error
     if not len(rows):
-        raise empty
+        raise _without_rows(file)
     return rows
+
+
+def _json_rows(*files: Path) -> Dataset:
+    """The rows of files of one JSON object a line, or of one list of them each.
+
+    Values keep the types that they have in the file: `datasets` would read every text that looks like a date as a time.
+    A column of several types is one of `datasets`' Json columns. Errors: ValueError as `_rows_of`.
+    """
+    rows = [row for file in files for row in _json_objects(file)]
+    if not rows:
+        raise _without_rows(files[0])
+    try:
+        columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+        return Dataset.from_dict(columns, on_mixed_types="use_json")
+    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"{files[0]} cannot be read as rows: {error}. Use values of one type in each column."
+        ) from error
+
+
+def _json_objects(file: Path) -> list[dict[str, Any]]:
+    text = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    parts = [text] if text.lstrip().startswith(b"[") else text.split(b"\n")
+    objects: list[dict[str, Any]] = []
+    for number, part in enumerate(parts, start=1):
+        if not part.strip():
+            continue
+        try:
+            found = json.loads(part.decode("utf-8"))
+        except ValueError as error:  # not UTF-8, or not JSON
+            raise ValueError(
+                f"{file} cannot be read as rows: line {number}: {error}. One JSON object a line in UTF-8 is wanted, or one "
+                "JSON list of objects."
+            ) from error
+        objects += found if isinstance(found, list) else [found]
+    for number, found in enumerate(objects, start=1):
+        if not isinstance(found, dict):
+            raise ValueError(f"{file}: row {number} is {str(found)[:80]!r}; a JSON object is wanted.")
+    return objects
+
+
+def _without_rows(file: Path) -> ValueError:
+    return ValueError(f"{file} has no rows. Give dataset_name a file with some.")
 
 
 def _split_of(rows: DatasetDict, split: str, name: str) -> Dataset:

@@ -129,13 +129,8 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
         return {"prompt": prompt, "prompt_template": name}
 
     # `version` is part of what `datasets` caches by: the texts of another version of this package are not taken.
-    return rows.map(
-        extend,
-        with_indices=True,
-        features=features,
-        desc=f"prompt template {name}",
-        fn_kwargs={"version": __version__},
-    )
+    given = {"version": __version__}
+    return rows.map(extend, with_indices=True, features=features, fn_kwargs=given, desc=f"prompt template {name}")
 
 
 def _followed_by(content: str | Sequence[Mapping], suffix: str) -> str | list[dict]:

@@ -1,11 +1,13 @@
 """Containers opened with PyAV, every packet and frame of which is charged to a budget."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
+from itertools import dropwhile, islice
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -48,12 +50,13 @@ class Charged:
         self.damaged = False
         self._container, self._budget = container, budget
 
-    def demux(self, stream: av.VideoStream) -> Iterator[av.Packet]:
-        """Packets of one stream. Raises: MediaError past a limit."""
+    def demux(self, stream: av.VideoStream | None = None) -> Iterator[av.Packet]:
+        """Packets of one stream, or of all with those of the video counted. Raises: MediaError past a limit."""
         count, flushed = 0, False
         try:
-            for packet in self._container.demux(stream):
-                count, flushed = count + bool(packet.size), not packet.size
+            for packet in self._container.demux(*([] if stream is None else [stream])):
+                count += bool(packet.size and packet.stream.type == "video")
+                flushed = not packet.size
                 self._budget.check_time()
                 self._budget.check_frames(count)
                 yield packet
@@ -61,10 +64,21 @@ class Charged:
             if not flushed:
                 raise
 
-    def decode(self, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Frames of one stream, from the container's position. Raises: MediaError past a limit."""
+    def decode(
+        self, stream: av.VideoStream, from_keyframe: bool, key_pts: int | None = None
+    ) -> Iterator[av.VideoFrame]:
+        """Frames of one stream, from the container's position. Raises: MediaError past a limit.
+
+        Args:
+            from_keyframe: leave out what cannot be decoded before the first keyframe.
+            key_pts: the keyframe's time; there are no frames where the container's position is behind it.
+        """
         count, self.damaged = 0, False
-        for packet in self.demux(stream):
+        packets = self.demux(stream)
+        for packet in decodable(packets) if from_keyframe else packets:
+            if key_pts is not None and (packet.pts is None or packet.pts > key_pts):
+                return
+            key_pts = None
             for frame in packet.decode():
                 count += 1
                 self._budget.check_time()
@@ -74,9 +88,17 @@ class Charged:
                 yield frame
 
 
+def decodable(packets: Iterable[Any]) -> Iterator[Any]:
+    """Packets from the first keyframe on, without those right behind it that are shown before it: they need lost ones."""
+    packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
+    for keyframe in islice(packets, 1):
+        yield keyframe
+    yield from dropwhile(lambda packet: None not in (packet.pts, keyframe.pts) and packet.pts < keyframe.pts, packets)
+
+
 @contextmanager
 def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.VideoStream]]:
-    """The container and its first video stream that is not a cover picture; FFmpeg's errors become MediaError."""
+    """The container and its best video stream that is no cover picture; FFmpeg's errors become MediaError."""
     budget.check_time()
     bound = {"max_pixels": str(2 * budget.limits.max_pixels + PADDING)}
     try:
@@ -86,20 +108,14 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
         with av.open(
             file, metadata_errors="ignore", options=bound | {"format_whitelist": _formats()}, timeout=(left, left)
         ) as container:
-            cover = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-            if not streams:
-                kinds = sorted({stream.type for stream in container.streams}) or ["no"]
-                reason = f"it has {' and '.join(kinds)} streams, and a video stream is wanted"
-                raise MediaError(budget.name, reason, REPLACE)
-            stream = streams[0]
+            stream = _best_video(container, budget.name)
             if stream.codec_context is None:
                 raise MediaError(budget.name, "this FFmpeg has no decoder for its video stream", REPLACE)
             budget.check_pixels(stream.height or 0, stream.width or 0)
             budget.check_frames(stream.frames, "declared in its header")
-            stream.thread_type = "AUTO"
-            # Checksums of PNG and APNG are looked at only where asked for: a picture that fails its own would be shown.
-            stream.codec_context.options = bound | {"err_detect": "crccheck"}
+            stream.thread_type, stream.codec_context.thread_count = "AUTO", budget.threads
+            # Decoders look at checksums and stop at damage only where asked to: they would log it and show a wrong frame.
+            stream.codec_context.options = bound | {"err_detect": "crccheck+explode"}
             yield Charged(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()
@@ -111,15 +127,27 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
         raise MediaError(budget.name, reason, REPLACE) from error
 
 
-def declared_duration(container: Charged, stream: av.VideoStream) -> float | None:
-    """Seconds that a file says its video lasts; None where it says nothing."""
+def declared_seconds(stream: av.VideoStream) -> float | None:
+    """Seconds that a file says its video stream lasts; None where it says nothing of this stream."""
     if stream.duration is not None:
         return stream.duration * float(stream.time_base)
     tag = CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
     if tag:
         hours, minutes, seconds = tag.groups()
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
+    return None
+
+
+def _best_video(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The stream that players choose, by FFmpeg's rule: the default one, then frames and bit rate."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        kinds = sorted({"cover picture" if stream.type == "video" else stream.type for stream in container.streams})
+        reason = f"it has {' and '.join(kinds) or 'no'} streams, and a video stream is wanted"
+        raise MediaError(name, reason, REPLACE)
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
 
 
 @cache

@@ -1,5 +1,6 @@
 """How much one medium may cost: pixels, frames, seconds. A hostile file meets these before it meets the host's memory."""
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -29,14 +30,21 @@ class MediaLimits:
                 raise ValueError(f"media_{name} is {getattr(self, name)}; set media_{name} above 0")
 
 
+def decoder_threads(workers: int) -> int:
+    """Threads of each of so many decoders that run at once: processors / workers, at least one."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
 class Budget:
     """What one medium may still spend. Readers ask before they spend, and its clock runs from the start.
 
-    Args: name: the medium, for errors; limits: None means MediaLimits().
+    Args: name: the medium, for errors; limits: None means MediaLimits(); threads: most threads of its decoder, None for
+        one a processor.
     """
 
-    def __init__(self, name: str, limits: MediaLimits | None = None):
+    def __init__(self, name: str, limits: MediaLimits | None = None, threads: int | None = None):
         self.name = name
+        self.threads = threads or decoder_threads(workers=1)
         self.limits = limits or MediaLimits()
         self._end = time.monotonic() + self.limits.timeout
 

@@ -16,14 +16,14 @@ from PIL import ExifTags, Image
 
 from .errors import MediaError, describe
 from .images import read_image
-from .limits import MediaLimits
+from .limits import MediaLimits, decoder_threads
 from .paths import local_path
 from .pictures import readable
 from .sampling import SizeLimits
 from .settings import VideoSettings, image_bounds
 from .video import VideoClip, read_video
 
-MAX_WORKERS = 8  # FFmpeg runs threads of its own for every clip
+MAX_WORKERS = 8
 
 Medium = VideoClip | Image.Image
 
@@ -66,8 +66,11 @@ class MediaRequest:
         sizes = None if self.size_limits is None else tuple(self.size_limits)
         return self.kind, fingerprint(self.source), self.settings, self.factor, sizes, self.source_fps, self.limits
 
-    def read(self) -> Medium:
-        """The decoded medium. Raises: MediaError."""
+    def read(self, threads: int | None = None) -> Medium:
+        """The decoded medium. Args: threads: most threads of a video's decoder, None for one a processor.
+
+        Raises: MediaError.
+        """
         if self.kind == "video":
             return read_video(
                 self.source,
@@ -76,6 +79,7 @@ class MediaRequest:
                 size_limits=self.size_limits,
                 source_fps=self.source_fps,
                 limits=self.limits,
+                threads=threads,
             )
         bounds = image_bounds(self.settings)
         return read_image(self.source, factor=self.factor, size_limits=self.size_limits, limits=self.limits, **bounds)
@@ -84,8 +88,9 @@ class MediaRequest:
 class MediaLoader:
     """Reads lists of requests with worker threads and keeps the latest results, up to cache_bytes. Safe across threads.
 
-    Args: workers: threads of one call, None for one a processor up to 8; cache_bytes: bytes of decoded media kept
-        between calls, 0 for none. What is returned is shared: do not write to it.
+    Args: workers: threads of one call, None for one a processor up to 8, each of which decodes with processors / workers
+        threads, at least one; cache_bytes: bytes of decoded media kept between calls, 0 for none. What is returned is
+        shared: do not write to it.
     """
 
     def __init__(self, workers: int | None = None, cache_bytes: int = 1 << 30):
@@ -94,6 +99,7 @@ class MediaLoader:
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes is {cache_bytes}; set it to 0 or more")
         self.workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
+        self.threads = decoder_threads(self.workers)
         self.cache_bytes = cache_bytes
         self.stats = Counter(decoded=0, cache_hits=0, failed=0)
         self._cache: OrderedDict[Hashable, Medium] = OrderedDict()
@@ -137,7 +143,7 @@ class MediaLoader:
     def _read(self, key: Hashable, request: MediaRequest) -> Medium | MediaError:
         medium: Medium | MediaError | None = None
         try:
-            medium = request.read()
+            medium = request.read(self.threads)
         except MediaError as error:
             medium = error
         finally:

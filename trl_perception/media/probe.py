@@ -1,10 +1,10 @@
-"""What a medium is, read from its header: size, length, and the visual tokens that it will make."""
+"""What a medium is, read without decoding: size, length, and the visual tokens that it will make."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from .container import REPLACE, declared_duration, opened
+from .container import REPLACE, opened
 from .errors import MediaError, describe
 from .images import resolve
 from .limits import Budget, MediaLimits
@@ -13,6 +13,7 @@ from .pictures import opened_picture
 from .requests import QWEN_PIXELS
 from .sampling import SizeLimits, frame_size, image_size, sample_indices
 from .settings import VideoSettings, image_bounds
+from .timeline import packet_timeline
 from .video import VideoClip
 
 FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-VL
@@ -20,7 +21,7 @@ FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """kind: "video" or "image"; height, width in pixels; frames, and frames per second, as a video's header has them."""
+    """kind: "video" or "image"; height, width in pixels; frames, and frames per second, of a video."""
 
     kind: str
     height: int
@@ -35,12 +36,12 @@ class MediaFacts:
 
 
 def probe(kind: str, source: Any, limits: MediaLimits | None = None) -> MediaFacts:
-    """Facts from the header of a video or an image: nothing is decoded, so a damaged body goes unseen.
+    """Facts from the header of an image, or from the header and the packets of a video, whose times only they tell.
 
-    A video whose header gives no length has its packets counted.
+    Nothing is decoded, so a damaged body goes unseen; a truncated one does not.
 
     Args: source: path, URL or bytes; limits: what the medium may cost, None means MediaLimits().
-    Raises: MediaError where the header cannot be read, holds no picture or is past a limit.
+    Raises: MediaError where the medium cannot be read, holds no picture, is truncated or past a limit.
     """
     name = describe(source)
     budget = Budget(name, limits)
@@ -50,16 +51,10 @@ def probe(kind: str, source: Any, limits: MediaLimits | None = None) -> MediaFac
             budget.check_pixels(image.height, image.width)
             return MediaFacts("image", image.height, image.width)
     with opened(medium, budget) as (container, stream):
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        if fps <= 0:
-            raise MediaError(name, "its header has no frame rate", REPLACE)
-        seconds = declared_duration(container, stream)
-        frames = stream.frames or (seconds and round(seconds * fps))
-        if not frames:
-            frames = sum(1 for packet in container.demux(stream) if packet.size)
-        if not frames or not stream.width or not stream.height:
-            raise MediaError(name, f"{frames} frames of {stream.width}x{stream.height} pixels", REPLACE)
-        return MediaFacts("video", stream.height, stream.width, int(frames), fps)
+        if not stream.width or not stream.height:
+            raise MediaError(name, f"its header says {stream.height}x{stream.width} pixels", REPLACE)
+        timeline = packet_timeline(container, stream, name)
+        return MediaFacts("video", stream.height, stream.width, len(timeline.times), timeline.fps)
 
 
 def visual_tokens(

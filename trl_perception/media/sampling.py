@@ -99,23 +99,18 @@ def thin_indices(
     return torch.linspace(first, last, floor_by_factor(bound, FRAME_FACTOR)).round().long().tolist(), count
 
 
-def average_fps(times: np.ndarray, last_duration: float, declared: float) -> float:
+def average_fps(times: np.ndarray, last_duration: float, declared: float, rounding: float) -> float:
     """Frames per second of a clip whose N frames are shown at times (N,), in seconds, the last for last_duration.
 
-    N / (times[-1] - times[0] + last_duration); declared, where it agrees within 1 % (timestamps may be rounded)
+    (N - 1) / (times[-1] - times[0]) where gaps are even within rounding, or declared where it agrees;
+    N / (times[-1] - times[0] + last_duration) where they are not
     """
-    span = float(times[-1] - times[0])
+    gaps, span = np.diff(times), float(times[-1] - times[0])
     if span <= 0:
         return declared if declared > 0 else 1.0
-    measured = len(times) / (span + (last_duration or span / (len(times) - 1)))
-    return declared if abs(declared - measured) <= 0.01 * measured else measured
-
-
-def nearest_frames(times: np.ndarray, targets: np.ndarray) -> list[int]:
-    """Number of the frame shown nearest to each target, the earlier of two equally near; seconds, times ascending."""
-    right = np.searchsorted(times, targets).clip(0, len(times) - 1)
-    left = (right - 1).clip(0)
-    return np.where(targets - times[left] <= times[right] - targets, left, right).tolist()
+    if gaps.max() - gaps.min() > rounding:
+        return len(times) / (span + (last_duration or gaps.mean()))
+    return declared if declared > 0 and abs(len(gaps) / declared - span) <= rounding else len(gaps) / span
 
 
 def frame_size(

@@ -2,8 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 from transformers.video_utils import VideoMetadata
 
-from .container import REPLACE, Charged, declared_duration, opened
+from .container import REPLACE, Charged, opened
+from .display import upright
 from .errors import MediaError, describe
 from .images import array_frames, as_uint8, listed_frames, resolve
 from .limits import Budget, MediaLimits
-from .sampling import VideoSettings, average_fps, frame_size, nearest_frames, sample_indices, thin_indices
+from .sampling import VideoSettings, frame_size, sample_indices, thin_indices
+from .timeline import Entry, Timeline, decoded_timeline, packet_timeline
 
-MIN_DECODED_SHARE = 0.9  # of the declared frames or duration; a file with less is truncated
 SEEK_GAP = 32  # frames that must lie before the next wanted keyframe for a seek to be cheaper than decoding on
 DECODER_BATCH = 16  # full-size frames asked of a decoder object at once
-
-# Containers and codecs where one packet is one shown frame and carries its presentation time.
-PACKET_TIMED_FORMATS = ("mov", "matroska")
-PACKET_TIMED_CODECS = ("h264", "hevc", "av1", "vp9")
 
 Fit = Callable[[Tensor], Tensor]
 
@@ -77,10 +75,11 @@ def read_video(
     size_limits: tuple[int | None, int | None] | None = None,
     source_fps: float = 2.0,
     limits: MediaLimits | None = None,
+    threads: int | None = None,
 ) -> VideoClip:
     """Decode the frames that settings ask for, resized with antialiased bicubic interpolation.
 
-    frame[k] = the source's frame shown nearest to indices[k] / fps, so that frames of a variable rate are even in time
+    frame[k] = the source's last frame with a time <= indices[k] / fps: the one on the screen then, also at a variable rate
 
     Args:
         source: path, file:// or http(s) URL, bytes, {"path", "bytes"}, a list of frames (each as read_image takes), an
@@ -91,14 +90,15 @@ def read_video(
         size_limits: the processor's (min_pixels, max_pixels) of one frame, used where settings have none.
         source_fps: frames per second at which a list or array was sampled; files know their own.
         limits: what reading it may cost, None means MediaLimits().
+        threads: most threads of a file's decoder, None for one a processor.
     Raises: MediaError for whatever cannot be read whole: missing, truncated, damaged, without video, out of range, or
         past a limit.
     Source: qwen_vl_utils.vision_process.fetch_video. Differs: uint8 out; times come from presentation timestamps;
-        rotation metadata is applied; nothing stands in for a clip that fails.
+        the display matrix is applied; nothing stands in for a clip that fails.
     """
     settings = settings or VideoSettings()
     name = describe(source)
-    budget = Budget(name, limits)
+    budget = Budget(name, limits, threads)
     if not source_fps > 0:
         raise ValueError(f"source_fps is {source_fps}; set it to the frames per second of {name}")
 
@@ -125,7 +125,7 @@ def read_video(
 def frames_at(
     source: Any, times: Sequence[float], *, longest_side: int, limits: MediaLimits | None = None
 ) -> list[Tensor]:
-    """The frames of a file that are shown nearest to some times, to look at: (3,h,w) uint8 RGB, one a time.
+    """The frames of a file that are on the screen at some times, to look at: (3,h,w) uint8 RGB, one a time.
 
     Args:
         source: path, file:// or http(s) URL, bytes, or {"path", "bytes"}.
@@ -141,10 +141,9 @@ def frames_at(
         scale = min(1.0, longest_side / max(frame.shape[-2:]))
         return functional.resize(frame, [max(1, round(side * scale)) for side in frame.shape[-2:]], antialias=True)
 
-    for timeline in (_packet_timeline(medium, budget), None):
-        timeline = timeline or _decoded_timeline(medium, budget)
-        chosen = nearest_frames(timeline.times, np.asarray(times, np.float64))
-        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fit, budget) if chosen else {}
+    for timeline in _timelines(medium, budget):
+        chosen = timeline.shown_at(np.asarray(times, np.float64))
+        found = _decode_chosen(medium, timeline, set(chosen), fit, budget)
         if all(number in found for number in chosen):
             return [found[number] for number in chosen]
     raise MediaError(budget.name, f"only {len(found)} of {len(set(chosen))} chosen frames decode", REPLACE)
@@ -184,130 +183,75 @@ def _clip(frames: list[Tensor], times: Any, fps: float, indices: list[int], coun
     return VideoClip(torch.stack(frames), torch.tensor(np.asarray(times, np.float64)), float(fps), indices, count)
 
 
-@dataclass(frozen=True)
-class _Timeline:
-    """When each shown frame is shown: times (N,) seconds from the first. With pts, frames are found by timestamp after
-    a seek to a keyframe (given by number); without, they are found by counting."""
-
-    times: np.ndarray
-    fps: float
-    pts: list[int] | None = None
-    keyframes: list[int] | None = None
-
-
 def _from_file(
     medium: Path | bytes, settings: VideoSettings, fitter: Callable[[int], Fit], budget: Budget
 ) -> VideoClip:
-    timeline = _packet_timeline(medium, budget)
-    while True:
-        timeline = timeline or _decoded_timeline(medium, budget)
+    for timeline in _timelines(medium, budget):
         indices, count = sample_indices(settings, len(timeline.times), timeline.fps, budget.name)
-        chosen = nearest_frames(timeline.times, np.asarray(indices) / timeline.fps)
-        found = _decode_chosen(medium, timeline, sorted(set(chosen)), fitter(len(indices)), budget)
+        chosen = timeline.shown_at(np.asarray(indices) / timeline.fps)
+        found = _decode_chosen(medium, timeline, set(chosen), fitter(len(indices)), budget)
         if all(number in found for number in chosen):
             return _clip([found[number] for number in chosen], timeline.times[chosen], timeline.fps, indices, count)
-        if timeline.pts is None:
-            raise MediaError(
-                budget.name, f"only {len(found)} of {len(set(chosen))} chosen frames decode whole", REPLACE
-            )
-        timeline = None  # the packets promised frames that are never shown: count what decodes instead
+    raise MediaError(budget.name, f"only {len(found)} of {len(set(chosen))} chosen frames decode whole", REPLACE)
 
 
-def _packet_timeline(medium: Path | bytes, budget: Budget) -> _Timeline | None:
-    """The timeline read from packets, without decoding; None where packets do not tell."""
+def _timelines(medium: Path | bytes, budget: Budget) -> Iterator[Timeline]:
+    """The timeline of the packets; then, where they tell no times or frames that are never shown, of what decodes."""
     with opened(medium, budget) as (container, stream):
-        timed = container.format.name.split(",")[0] in PACKET_TIMED_FORMATS
-        if not timed or stream.codec_context.name not in PACKET_TIMED_CODECS:
-            return None
-        packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0)
-            for packet in container.demux(stream)
-            if packet.size
-        ]
-        if any(packet[0] is None for packet in packets):
-            return None
-        shown = sorted(packet for packet in packets if not packet[2])
-        pts = [packet[0] for packet in shown]
-        if not pts or any(earlier == later for earlier, later in pairwise(pts)):
-            return None
-        _refuse_truncated(container, stream, len(packets), pts, shown[-1][3], budget.name)
-        keyframes = sorted({0, *(number for number, packet in enumerate(shown) if packet[1])})
-        return _timeline(stream, pts, shown[-1][3], pts, keyframes)
-
-
-def _decoded_timeline(medium: Path | bytes, budget: Budget) -> _Timeline:
-    """The timeline of the frames that decode, one full pass that converts none of them."""
+        timeline = packet_timeline(container, stream, budget.name)
+    if timeline.packets is not None:
+        yield timeline
     with opened(medium, budget) as (container, stream):
-        shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
-        pts = [frame[0] for frame in shown]
-        if not pts:
-            raise MediaError(budget.name, "no video frame decodes, and at least one is wanted", REPLACE)
-        timed = None not in pts and all(earlier < later for earlier, later in pairwise(pts))
-        _refuse_truncated(container, stream, len(pts), pts if timed else None, shown[-1][1], budget.name)
-        if timed:
-            return _timeline(stream, pts, shown[-1][1])
-        fps = float(stream.guessed_rate or stream.average_rate or 0)
-        if fps <= 0:
-            raise MediaError(budget.name, "it has neither timestamps nor a frame rate", REPLACE)
-        return _Timeline(np.arange(len(pts)) / fps, fps)
+        yield decoded_timeline(container, stream, budget.name, timeline.from_keyframe)
 
 
-def _timeline(stream: av.VideoStream, pts: list[int], last_duration: int, *found_by: list[int]) -> _Timeline:
-    times = (np.asarray(pts, dtype=np.int64) - pts[0]) * float(stream.time_base)
-    declared = float(stream.average_rate or stream.guessed_rate or 0)
-    return _Timeline(times, average_fps(times, last_duration * float(stream.time_base), declared), *found_by)
-
-
-def _refuse_truncated(
-    container: Charged, stream, found: int, pts: list[int] | None, last_duration: int, name: str
-) -> None:
-    """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
-    shares = {}
-    if stream.frames:
-        shares[f"{found} of {stream.frames} declared frames"] = found / stream.frames
-    declared = declared_duration(container, stream)
-    if pts and declared:
-        origin = pts[0] if stream.duration is not None else 0  # other declarations count from the container's zero
-        length = (pts[-1] + last_duration - origin) * float(stream.time_base)
-        shares[f"{length:.2f} of {declared:.2f} declared seconds"] = length / declared
-    if shares and max(shares.values()) < MIN_DECODED_SHARE:
-        raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", REPLACE)
-
-
-def _decode_chosen(medium, timeline: _Timeline, numbers: list[int], fit: Fit, budget: Budget) -> dict[int, Tensor]:
+def _decode_chosen(medium, timeline: Timeline, numbers: set[int], fit: Fit, budget: Budget) -> dict[int, Tensor]:
     """Resized frames by number, as many as could be found whole."""
+    found = {}
     with opened(medium, budget) as (container, stream):
-        if timeline.pts is not None:
-            pairs = _by_timestamp(container, stream, numbers, timeline)
+        if timeline.packets is None:
+            pairs = enumerate(container.decode(stream, timeline.from_keyframe))
         else:
-            wanted, decoded = set(numbers), enumerate(islice(container.decode(stream), numbers[-1] + 1))
-            pairs = ((number, frame) for number, frame in decoded if number in wanted)
-        found = {}
-        for number, frame in pairs:
-            if container.damaged:
-                break
-            found[number] = fit(_upright(frame, budget.name))
-        return found
+            pairs = _by_timestamp(container, stream, sorted(numbers), timeline)
+        for position, frame in pairs:
+            if position in numbers:
+                if container.damaged:
+                    break
+                found[position] = fit(upright(frame, budget.name))
+                if len(found) == len(numbers):
+                    break
+    return found
 
 
-def _by_timestamp(container, stream, numbers: list[int], timeline: _Timeline) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode forward, seeking where the next wanted keyframe lies far ahead; stop at a frame that never comes whole."""
-    position, frames = 0, container.decode(stream)
-    for number in numbers:
-        keyframe = timeline.keyframes[bisect_right(timeline.keyframes, number) - 1]
-        if keyframe - position > SEEK_GAP:
-            container.seek(timeline.pts[keyframe], stream=stream, backward=True)
-            frames = container.decode(stream)
-        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= timeline.pts[number]), None)
-        if frame is None or frame.pts != timeline.pts[number]:
-            return
-        yield number, frame
-        position = number
+def _by_timestamp(container, stream, numbers: list[int], timeline: Timeline) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Numbered frames, decoded forward from the keyframe of each number where that lies far ahead. They end with a frame
+    that comes out of turn or not at all: its packets, or those that a seek skipped, are then not what is shown."""
+    packets = timeline.packets
+    keyframes = [number for number, packet in enumerate(packets) if packet.is_keyframe]
+    number_of = {packets[keyframe].pts: keyframe for keyframe in keyframes}
+    position, frames = 0, container.decode(stream, timeline.from_keyframe)
+    with suppress(av.error.FFmpegError):
+        for number in numbers:
+            before = keyframes[max(0, (count := bisect_right(keyframes, number)) - 2) : count]
+            if before and before[-1] - position > SEEK_GAP:
+                frames = _from_keyframe(container, stream, [packets[keyframe] for keyframe in reversed(before)])
+                first = next(frames, None)
+                if first is None or first.pts not in number_of:
+                    return
+                position, frames = number_of[first.pts], chain([first], frames)
+            for frame in islice(frames, max(0, number + 1 - position)):
+                if frame.pts != packets[position].pts:
+                    return
+                yield position, frame
+                position += 1
 
 
-def _upright(frame: av.VideoFrame, name: str) -> Tensor:
-    """(3,h,w) uint8 RGB, turned as the file's display matrix says."""
-    if frame.rotation % 90:
-        raise MediaError(name, f"it is rotated by {frame.rotation} degrees", "Re-encode it upright")
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
-    return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1).contiguous()
+def _from_keyframe(container: Charged, stream: av.VideoStream, targets: list[Entry]) -> Iterator[av.VideoFrame]:
+    """Frames from a keyframe: the first target that a seek finds, or one before it. Containers seek by pts or by dts."""
+    for target, by in product(targets, ("pts", "dts")):
+        with suppress(av.error.FFmpegError):  # a container without seeking
+            container.seek(getattr(target, by) or 0, stream=stream, backward=True)
+        frames = container.decode(stream, from_keyframe=True, key_pts=target.pts)
+        if (first := next(frames, None)) is not None:
+            return chain([first], frames)
+    return iter(())

@@ -1,11 +1,11 @@
 """Boxes in an image: reading one from text, the overlap of two, and the reward made of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trl_perception.rewards.columns import require_column
-from trl_perception.rewards.text import completion_text, extract_answer, solution_text
+from trl_perception.rewards.reading import undress
+from trl_perception.rewards.structured import read_structure
 
 BOX_GROUNDING = ("box grounding", "spatial grounding")  # two names of one problem type
 
@@ -18,6 +18,15 @@ _CORNERS = rf"[\[(] ?{_NUMBER} ?, ?{_NUMBER} ?[\])] ?,? ?[\[(] ?{_NUMBER} ?, ?{_
 _BOX = re.compile(rf"(?<![\w.,+-])(?:{_CORNERS}|{_FLAT})(?![\w%]|[.,] ?[0-9])")
 _MAX_SIDE = 1e100  # so that areas do not overflow
 _KEY = "bbox_2d"  # the key under which Qwen2.5-VL writes boxes
+
+_SPACED = re.compile(rf"(?<![\w.,+-])[\[(]* ?{_NUMBER}" + rf" ?[,; ] ?{_NUMBER}" * 3 + r" ?[\])]*")
+_LABELS = re.compile(r"\b(?:[xy][ _]?(?:[0-2]|min|max)|left|top|right|bottom)(?=\W)[\"']? ?[:=]? ?", re.IGNORECASE)
+_BOX_TAGS = [("<|box_start|>", "<|box_end|>"), ("<box>", "</box>"), ("<bbox>", "</bbox>")]
+_REFERRED = re.compile(r"<\|object_ref_start\|>.{0,200}?<\|object_ref_end\|>|<ref>.{0,200}?</ref>", re.DOTALL)
+_CORNER_KEYS = [("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"), ("left", "top", "right", "bottom")]
+_CORNER_KEYS += [("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")]
+_SIDE_KEYS = [("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")]
+_Y_FIRST = "box_2d"  # the key under which Gemini writes y before x
 
 
 def parse_box(text: str) -> Box | None:
@@ -32,6 +41,74 @@ def parse_box(text: str) -> Box | None:
     if not found or any(char.isdigit() for char in text[: found.start()] + text[found.end() :]):
         return None
     x0, y0, x1, y1 = (float(number) for number in found.groups() if number)
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def box_of(value: Any) -> Box | None:
+    """The one box that a text, a list or a mapping states, in the forms of `parse_box` and those that models write.
+
+    JSON and Python literals: four numbers, two corners, `bbox_2d` or another key over them, or the sides by name (x1, y1,
+    x2, y2; xmin, ..; left, top, right, bottom; x, y, width, height). Other keys, such as labels, do not count. Text:
+    "10 20 30 40", "x1=10, y1=20, x2=30, y2=40", `<box>..</box>`, `<|box_start|>..<|box_end|>`. None where it holds no
+    box or several.
+    """
+    if isinstance(value, str):
+        text = undress(value)
+        structure = read_structure(text)
+        return _box_of_text(text) if structure is None else box_of(structure)
+    found = list(dict.fromkeys(_boxes_within(value)))
+    return found[0] if len(found) == 1 else None
+
+
+def _box_of_text(text: str) -> Box | None:
+    text = _REFERRED.sub(" ", text)
+    for opening, closing in _BOX_TAGS:
+        if text.count(opening) == text.count(closing) == 1:
+            text = text.partition(opening)[2].partition(closing)[0]
+    text = " ".join(_LABELS.sub("", text).split())
+    if spaced := _SPACED.fullmatch(text):
+        return _forward(spaced.groups())
+    return parse_box(text)
+
+
+def _boxes_within(value: Any) -> Iterator[Box | None]:
+    """Every box of a structure; None for what has the form of one and is none."""
+    if isinstance(value, str):
+        if box := _box_of_text(value):
+            yield box
+    elif isinstance(value, Mapping):
+        keys = {str(key).lower(): item for key, item in value.items()}
+        for names in (*_CORNER_KEYS, *_SIDE_KEYS):
+            if all(name in keys for name in names):
+                sides = [keys[name] for name in names]
+                yield _forward(sides) if names in _CORNER_KEYS else _forward(sides, extent=True)
+                return
+        boxes = [item for key, item in keys.items() if isinstance(item, list | tuple | dict) or "box" in key]
+        for item in boxes if _Y_FIRST not in keys else [None]:
+            yield from _boxes_within(item)
+    elif isinstance(value, list | tuple):
+        corners = len(value) == 2 and all(isinstance(item, list | tuple) and len(item) == 2 for item in value)
+        flat = [side for item in value for side in item] if corners else value
+        if len(flat) == 4 and not any(isinstance(side, list | tuple | Mapping) for side in flat):
+            yield _forward(flat)
+        else:
+            for item in value:
+                if isinstance(item, list | tuple | Mapping):
+                    yield from _boxes_within(item)
+                else:
+                    yield None
+    else:
+        yield None
+
+
+def _forward(sides: Sequence[Any], extent: bool = False) -> Box | None:
+    """(x0, y0, x1, y1) from four numbers or their texts, or from x, y, width and height; None for what is no box."""
+    texts = [str(side).strip() for side in sides if not isinstance(side, bool)]
+    if len(texts) != 4 or not all(re.fullmatch(_NUMBER, text) for text in texts):
+        return None
+    x0, y0, x1, y1 = map(float, texts)
+    if extent:
+        x1, y1 = x0 + x1, y0 + y1
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
@@ -50,42 +127,6 @@ def box_iou(predicted: Sequence[float], target: Sequence[float]) -> float:
     shared = width * height
     union = _area(predicted) + _area(target) - shared
     return min(1.0, shared / union) if union > 0 else 0.0
-
-
-def box_iou_reward(
-    prompts: list,
-    completions: list,
-    completion_ids: list | None = None,
-    *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
-    **columns: Any,
-) -> list[float | None]:
-    """IoU of the box in the answer and that in `solution`; None where the row asks for something else.
-
-    TRL leaves a None out of the reward. An answer without one readable box scores 0.0 (see `parse_box`). Answer and
-    solution have to use one unit: nothing is rescaled.
-
-    Args: solution: a box as text, plain or inside answer tags, or as a list; problem_type: "box grounding" or "spatial
-        grounding" marks the rows to score.
-    Raises: ValueError where a column is missing, or the solution of a row to score holds no box.
-    """
-    solution = require_column("solution", solution, completions, "box_iou_reward")
-    problem_type = require_column("problem_type", problem_type, completions, "box_iou_reward")
-    scores: list[float | None] = []
-    for row, (completion, wanted, kind) in enumerate(zip(completions, solution, problem_type, strict=True)):
-        if kind not in BOX_GROUNDING:
-            scores.append(None)
-            continue
-        target = parse_box(solution_text(wanted))
-        if target is None:
-            raise ValueError(
-                f"row {row} of the batch: solution {wanted!r} holds no box such as '[10, 20, 30, 40]'. "
-                "Mend or drop the row in the dataset."
-            )
-        found = parse_box(extract_answer(completion_text(completion)) or "")
-        scores.append(0.0 if found is None else box_iou(found, target))
-    return scores
 
 
 def _area(box: Sequence[float]) -> float:

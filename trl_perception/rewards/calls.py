@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .errors import RewardError
+from .logged import LOGS, silent
 
 ID_COLUMNS = ("id", "problem_id", "question_id")
 
@@ -113,8 +114,8 @@ def _alone(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
     count = len(arguments["completions"])
 
     def of_row(key: str, value: Any) -> Any:
-        if key in ("log_extra", "log_metric"):
-            return lambda *_: None
+        if key in LOGS:
+            return silent(value)
         is_column = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == count
         return value[row : row + 1] if is_column else value
 

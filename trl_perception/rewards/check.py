@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from trl_perception.rewards.registry import REWARDS
+from trl_perception.rewards.rules import check_solution
 
 PARSED = 1000  # mathematical expressions; one takes milliseconds
 # reward function -> the problem types that it reads, None for all
@@ -14,14 +15,6 @@ READS = {
     REWARDS["temporal_iou"]: ("temporal grounding",),
     REWARDS["box_iou"]: ("box grounding", "spatial grounding"),
 }
-
-
-def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
-    """Nothing, where `accuracy_reward` can score a row with these values. Raises: ValueError on what is wrong."""
-    try:
-        REWARDS["accuracy"]([None], [""], solution=[solution], problem_type=[problem_type], options=[options])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(str(error).removeprefix("row 0 of the batch: ")) from error
 
 
 def solution_check(reward_funcs: Sequence[Any]) -> Callable[[Mapping[str, Any]], None] | None:

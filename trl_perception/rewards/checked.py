@@ -10,6 +10,7 @@ from typing import Any
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from .calls import Caught, call, call_async, row_name
+from .logged import with_free_names
 
 
 def checked(
@@ -18,6 +19,7 @@ def checked(
     timeout: float | None = None,
     keep_nonfinite: bool = False,
     faults: list[Exception] | None = None,
+    taken: Sequence[str] = (),
 ) -> Callable:
     """The same reward function, refusing results that GRPO would misread.
 
@@ -29,6 +31,7 @@ def checked(
         keep_nonfinite: whether NaN and infinity come back as `math.inf`, for a caller that leaves such samples out.
         faults: where errors go instead of being raised; the rewards are then zeros that nobody may use. Processes that
             score together so meet in the next exchange, and stop together.
+        taken: names that `log_extra` and `log_metric` refuse besides the reserved ones: those of the reward functions.
 
     Errors: TypeError or ValueError naming the function, what it returned and for which completion; RewardError where it
         raises or is late.
@@ -48,14 +51,14 @@ def checked(
 
         async def scored(**arguments):
             with Caught() as caught:
-                return verified(await call_async(name, reward, arguments, timeout), arguments)
+                return verified(await call_async(name, reward, with_free_names(arguments, taken), timeout), arguments)
             return kept(caught, arguments)
 
     else:
 
         def scored(**arguments):
             with Caught() as caught:
-                return verified(call(name, reward, arguments, timeout), arguments)
+                return verified(call(name, reward, with_free_names(arguments, taken), timeout), arguments)
             return kept(caught, arguments)
 
     scored = wraps(reward)(scored)

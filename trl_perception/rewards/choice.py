@@ -2,13 +2,36 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from string import ascii_uppercase
+
+from trl_perception.rewards.reading import undress, without_commands
 
 # Applied to text with single spaces. "B", "b", "(B)", "B.", "B)":
 _ALONE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\].:]*")
 # "B. red", "(B) red": a capital, its mark, then words. Without the mark, "A man" would be a letter.
 _MARKED = re.compile(r"[(\[]? ?([A-Z]) ?[)\].:]+ ?(.*)", re.DOTALL)
 # A further letter among those words; "A" before a word is the article, "X-ray" and "D'Artagnan" are words.
+# Without dress, any of these may surround or separate: "(B", "B:", "[[b]]", "B!"
+_BARE_LETTER = re.compile(r"[(\[{<]{0,2} ?([A-Za-z]) ?[)\]}>.:!]*")
+_LETTER_FIRST = re.compile(r"[(\[{<]? ?([A-Za-z])(?: ?[)\]}>.:,=–—-]+ ?| )(.+)", re.DOTALL)
+_LETTER_LAST = re.compile(r"(?: ?[(\[:,=–—-]{1,3} ?| )([A-Za-z]) ?[)\].]{0,3}$")
+# The only words that may stand around an option without being part of what it says.
+_BEFORE = re.compile(
+    r"(?:i (?:would |will |'d |'ll )?(?:choose|pick|select|say|think|believe|go with)|it(?:'s| is| must be| would be)|"
+    r"this is|that(?:'s| is)|(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter))(?=[ :(\[\"']) ?:? ?"
+    r"|(?:我|应|應|应该|故|所以)?(?:选择|選擇|选项|選項|选|選)(?:的?是)? ?:? ?",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    r",? (?:is|would be|must be|seems)(?: the| my)?(?: (?:correct|right|best|most likely|final)(?: (?:answer|option|choice|one))?| "
+    r"(?:answer|choice))$|(?:项|選項|选项)?(?:是|为)?(?:正确的?|正確的?|对的|です)?$",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(?:not?|nor|neither|either|never|none|wrong|incorrect|false|or|but|maybe|perhaps|possibly|unsure|both|all|any)\b|"
+    r"n't\b|[不没非或]|\?"
+)
 _FURTHER = re.compile(r"(?<![\w-])(?:[B-H](?![\w'’+#-])|A(?![\w'’+#-])(?! [A-Za-z]{2})|[a-h](?=[)\]]))")
 
 
@@ -39,9 +62,78 @@ def choice_letter(text: str, options: Sequence[str] | None = None) -> str | None
     return None if further or _plain(words) in texts.values() else letter
 
 
+def option_letter(text: str, options: Sequence[str] | None = None) -> str | None:
+    """The capital letter of the one option that a text names, however it is dressed; None where none or two can be meant.
+
+    An option is named by its letter, its text, or both, in either order, with brackets or a mark between: "**B**",
+    "b) blue", "B - blue", "blue (B)", "The answer is B.", "答案：B". Around it only a fixed set of phrases may stand
+    ("option", "I choose", "is correct"). Behind a marked capital ("B. blue, as the sky") other words may stand that name
+    no other option and do not doubt. A letter with another option's text names two options; so do two letters.
+
+    Args: options: as for `choice_letter`.
+    """
+    text = _framed(undress(without_commands(text).replace("\\ ", " ").replace("**", "")))
+    if alone := _BARE_LETTER.fullmatch(text):
+        return alone[1].upper()
+    written, plain = _texts(tuple(map(str, options or ())))
+    for texts, form in ((written, _plain), (plain, _undressed)):
+        if len(picked := [letter for letter, option in texts.items() if option and option == form(text)]) == 1:
+            return picked[0]
+    if last := _LETTER_LAST.search(text, max(0, len(text) - 12)):
+        words, letter = text[: last.start()], last[1].upper()
+        if plain.get(letter) and plain[letter] == _undressed(words):
+            return letter
+    if first := _LETTER_FIRST.fullmatch(text):
+        letter, words = first[1].upper(), first[2]
+        rest = re.sub(r"^[(\[](.*)[)\]]$", r"\1", words.strip(), flags=re.DOTALL)
+        if plain.get(letter) and plain[letter] in (_undressed(words), _undressed(rest)):
+            return letter
+        if choice_letter(text, options) == letter and not _doubted(words, letter, plain):
+            return letter
+    return None
+
+
+def _framed(text: str) -> str:
+    """The text without the phrases that may stand around an option."""
+    text = " ".join(text.split())
+    for _ in range(4):
+        before, text = text, undress(_AFTER.sub("", _BEFORE.sub("", text, count=1) if _BEFORE.match(text) else text))
+        if text == before:
+            break
+    return text
+
+
+def _doubted(words: str, letter: str, texts: dict[str, str]) -> bool:
+    """Whether the words behind a letter take it back, or name another option too."""
+    said = f" {_words(words)} "
+    if own := _words(texts.get(letter, "")):
+        said = said.replace(f" {own} ", " ")
+    others = (_words(option) for other, option in texts.items() if other != letter)
+    return bool(_HEDGE.search(said)) or any(
+        other and (f" {other} " in said or (not other.isascii() and other in said)) for other in others
+    )
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[^\w?'-]+", " ", text.casefold()).split())
+
+
+@lru_cache(maxsize=1024)
+def _texts(options: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    """letter -> the option's text, as written and without its dress."""
+    written = dict(zip(ascii_uppercase, _option_texts(options), strict=False))
+    return written, {letter: _undressed(text) for letter, text in written.items()}
+
+
+def _undressed(text: str) -> str:
+    return " ".join(undress(without_commands(text)).casefold().split())
+
+
 def _option_texts(options: Sequence[str]) -> list[str]:
     """The options in plain form, without the letters where every option carries its own."""
-    marks = [re.match(rf"\s*\(?{letter}[).:]\s*", str(o)) for letter, o in zip(ascii_uppercase, options, strict=False)]
+    marks = [
+        re.match(rf"\s*\(?{letter}[).:、．：]\s*", str(o)) for letter, o in zip(ascii_uppercase, options, strict=False)
+    ]
     if len(marks) == len(options) and all(marks):
         return [_plain(str(option)[mark.end() :]) for option, mark in zip(options, marks, strict=True)]
     return [_plain(str(option)) for option in options]

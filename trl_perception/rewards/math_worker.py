@@ -12,11 +12,19 @@ import resource
 import signal
 import sys
 from functools import lru_cache
+from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, grader, parse, verify
+from sympy import Float, Integer, MatrixBase, Rational, UnevaluatedExpr, nan, zoo
 
 MAX_BYTES = 4 << 30  # of address space; sympy takes far less
-READING = [LatexExtractionConfig(boxed_match_priority=0)]
+# Units are taken off before: math-verify's own list of them holds letters that may be symbols.
+NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True)
+READING = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=NORMALIZATION)]
+DIGITS = 50  # to which values are computed
+TOLERANCE = Rational(1, 10**6) * (1 + Rational(1, 10**6))  # of decimals: 0.333333 is 1/3
+PERCENT = UnevaluatedExpr(Rational(1, 100))
 
 
 @lru_cache(maxsize=4096)
@@ -29,6 +37,40 @@ def read(expression: str) -> list:
         extraction_mode="first_match",
         parsing_timeout=None,
     )
+
+
+def numbers_equal(a: Any, b: Any, *_: int) -> bool:
+    """Whether two expressions without symbols have one value, for math-verify, which rounds all to 6 decimals.
+
+    |a - b| <= 1e-6 min(1, |a|) where either has a decimal number, else both are equal to 30 digits.
+    """
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape == b.shape and all(map(numbers_equal, a.flat(), b.flat()))
+    if len({is_percent(a), is_percent(b)}) == 2:
+        plain = [expression.args[0] if is_percent(expression) else expression for expression in (a, b)]
+        if all(isinstance(expression, Integer) for expression in plain):
+            return plain[0] == plain[1]
+    a, b = (grader.safe_sympy_doit(expression) for expression in (a, b))
+    if a == b and a not in (nan, zoo):
+        return True
+    if not (getattr(a, "is_number", False) and getattr(b, "is_number", False)) or not (a.is_finite and b.is_finite):
+        return False
+    exact = [expression.replace(lambda part: isinstance(part, Float), decimal) for expression in (a, b)]
+    size, difference = abs(exact[0].evalf(DIGITS)), abs((exact[0] - exact[1]).evalf(DIGITS))
+    if a.has(Float) or b.has(Float):
+        return bool(difference <= TOLERANCE * min(1, size))
+    return bool(difference <= size * Rational(1, 10**30))
+
+
+def is_percent(expression: Any) -> bool:
+    return getattr(expression, "is_Mul", False) and expression.args[-1] == PERCENT
+
+
+def decimal(number: Float) -> Rational:
+    return Rational(str(number))
+
+
+grader.sympy_numeric_eq = numbers_equal
 
 
 def reply(expressions: list[str]) -> bool:

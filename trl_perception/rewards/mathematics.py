@@ -2,34 +2,56 @@
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
 
 from trl_perception.rewards.math_process import math_process
+from trl_perception.rewards.numeric import plain_notation, same_unit
+from trl_perception.rewards.reading import without_commands
 from trl_perception.rewards.text import BOXED, extract_boxed
+from trl_perception.rewards.units import PERCENT, split_unit
 from trl_perception.rewards.wording import bare_words
 
 MAX_LENGTH = 256  # characters of an expression
 MAX_NESTED = 8  # brackets; the parser's time doubles with every few more
 
-_WRITTEN = {"°": "^{\\circ}", "×": "\\times ", "·": "\\cdot ", "÷": "\\div ", "−": "-", "≤": "\\le ", "≥": "\\ge "}
-_ROOT = re.compile(r"√ ?([0-9]+|[A-Za-z]|\([^()]*\))")
+_WRITTEN = {"°": "^{\\circ}", "×": "\\times ", "÷": "\\div ", "−": "-", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
+_WRITTEN |= {"∞": "\\infty ", "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "⁄": "/", "**": "^", "{,}": ""}
+_WRITTEN |= dict.fromkeys("·⋅∙", "\\cdot ")
+_ROOT = re.compile(r"(?:√|(?<![A-Za-z\\])sqrt) ?([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\([^()]*\))")
+_RAISED, _LOWERED = "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ", "₊₋₀₁₂₃₄₅₆₇₈₉ₙ"
+_PLAIN_SCRIPTS = str.maketrans(_RAISED + _LOWERED, "+-0123456789n" * 2)
+_FRACTIONS = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
+_EXPONENT = re.compile(r"\^ ?([+-]?[0-9]+(?:\.[0-9]+)?|\([^()]*\))")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]([+-]?[0-9]{1,4})(?![\w.])")
+_NAMED = re.compile(r"(?<![A-Za-z\\])(pi|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|log|ln|exp)(?![A-Za-z])")
+_SIMPLE = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\(([^$]*)\\\)|\\\[([^$]*)\\\]", re.DOTALL)
 _BRACKET = re.compile(r"\\.|[][(){}]", re.DOTALL)
 _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
-_STYLE = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,;:'-]*")
 _LONG_WORD = re.compile(r"[A-Za-z]{3}|\bno\b", re.IGNORECASE)
 _FUNCTION = re.compile(r"\b(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|\b(?:sqrt|log|ln|exp|max|min|lim)\b")
 
 
-def read_expression(text: str) -> str | None:
+@dataclass(frozen=True)
+class Expression:
+    """A mathematical expression beside its unit: LaTeX, and the unit's name as `split_unit` gives it."""
+
+    value: str
+    unit: str | None = None
+
+
+def read_expression(text: str) -> Expression | None:
     r"""The one LaTeX or plain expression that the text is, without `$`, `\( \)` or `\boxed{}` around it, or None.
 
     The text as a whole must read as mathematics (a number, term, set, interval, matrix, equation): the answer is never
     picked out of a sentence or a list. None also for more than 256 characters, brackets nested over 8 deep, unbalanced
     braces, digits with nothing but space between, and letters or digits that are neither ASCII nor Greek.
 
-    Words ("parallel", "\text{Yes}") are no product of letters: they come back case-folded in `\text{}`.
+    Plain notation becomes LaTeX: "1e3", "10³", "½", "2pi", "10^-3", "3×10^5", "√2", "sqrt(2)", "10\,000". A unit beside
+    a number is set apart; letters that may be symbols ("12 x", "12m") are none. Words ("parallel", "\text{Yes}") are no
+    product of letters: they come back case-folded in `\text{}`.
 
     Raises: ImportError where math-verify is not installed.
     """
@@ -37,18 +59,23 @@ def read_expression(text: str) -> str | None:
         return None
     text = _bare(text)
     if words := _only_words(text):
-        return f"\\text{{{words}}}"
-    return text if text and _plausible(text) and _readable(text) else None
+        return Expression(f"\\text{{{words}}}")
+    value, unit = split_unit(text, algebra=True)
+    value = _in_latex(value)
+    return Expression(value, unit) if value and _plausible(value) and _readable(value) else None
 
 
 @lru_cache(maxsize=4096)
 def _readable(expression: str) -> bool:
-    return math_process.ask(expression)
+    return _SIMPLE.fullmatch(expression) is not None or math_process.ask(expression)
 
 
 @lru_cache(maxsize=4096)
-def equal_expressions(found: str, wanted: str) -> bool:
+def equal_expressions(found: Expression, wanted: Expression) -> bool:
     """Whether both have the same value, as math-verify sees it: 1/2, 0.5 and 50 % agree, and x = 3 with 3.
+
+    A decimal agrees with a value v to 1e-6 min(1, |v|); without decimals equality is exact. Units are left aside where
+    only one side has one, and never converted; percent are hundredths, or the number itself beside a plain number.
 
     math-verify's own time limit is a signal handler: it works in the main thread only, and never while C code raises 9
     to a huge power. Here sympy runs in a process of its own, under 2 seconds of processor time and 4 GiB of memory for
@@ -56,21 +83,43 @@ def equal_expressions(found: str, wanted: str) -> bool:
 
     Words are equal as words, see `read_expression`, which gives both arguments.
     """
-    if _only_words(found) or _only_words(wanted):
+    if _only_words(found.value) or _only_words(wanted.value):
         return found == wanted
-    return math_process.ask(wanted, found)
+    percent = (found.unit == PERCENT) - (wanted.unit == PERCENT)
+    if not percent:
+        return same_unit(found.unit, wanted.unit) and math_process.ask(wanted.value, found.value)
+    if {found.unit, wanted.unit} != {PERCENT, None}:
+        return False
+    share = f"\\frac{{{(found if percent > 0 else wanted).value}}}{{100}}"
+    hundredths = (wanted.value, share) if percent > 0 else (share, found.value)
+    return math_process.ask(wanted.value, found.value) or math_process.ask(*hundredths)
 
 
-def _bare(text: str) -> str | None:
-    """The text without what commonly stands around an expression, common signs as LaTeX."""
+def _bare(text: str) -> str:
+    """The text without what commonly stands around an expression."""
     text = text.strip().removesuffix(".").strip()
     if BOXED in text:
         text = extract_boxed(text) or ""
     if delimited := _DELIMITED.fullmatch(text):
         text = next(part for part in delimited.groups() if part is not None)
+    return text.strip()
+
+
+def _in_latex(text: str) -> str:
+    """Plain notation as LaTeX."""
     for sign, latex in _WRITTEN.items():
         text = text.replace(sign, latex)
-    return _ROOT.sub(r"\\sqrt{\1}", text).strip()
+    text = _FRACTIONS.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*_parts(match[0])), text)
+    text = re.sub(f"[{_RAISED}]+", lambda match: f"^{{{match[0].translate(_PLAIN_SCRIPTS)}}}", text)
+    text = re.sub(f"[{_LOWERED}]+", lambda match: f"_{{{match[0].translate(_PLAIN_SCRIPTS)}}}", text)
+    text = plain_notation(_ROOT.sub(lambda match: f"\\sqrt{{{match[1].strip('()')}}}", text))
+    text = _EXPONENT.sub(lambda match: f"^{{{match[1].strip('()')}}}", text)
+    text = _SCIENTIFIC.sub(r"(\1 \\times 10^{\2})", text)
+    return _NAMED.sub(r"\\\1 ", text).strip()
+
+
+def _parts(fraction: str) -> list[str]:
+    return unicodedata.normalize("NFKC", fraction).split("⁄")
 
 
 def _plausible(text: str) -> bool:
@@ -87,7 +136,7 @@ def _plausible(text: str) -> bool:
 
 def _only_words(text: str) -> str | None:
     """The words, where a text is nothing else: "Yes" and "\\text{not parallel}", but neither "xy" nor "sin x"."""
-    text = _STYLE.sub(r"\1", text)
+    text = without_commands(text)
     if not _WORDS.fullmatch(text) or not _LONG_WORD.search(_FUNCTION.sub(" ", text)):
         return None
     return bare_words(text)

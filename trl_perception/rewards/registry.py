@@ -6,13 +6,16 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
-from trl_perception.rewards.boxes import box_iou_reward
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
+from trl_perception.rewards.grounding import box_iou_reward, temporal_iou_reward
+from trl_perception.rewards.reading import require_answer_reading
 from trl_perception.rewards.shaping import LengthWindow, repetition, soft_overlong
-from trl_perception.rewards.temporal import temporal_iou_reward
+
+ANSWER_READING = "answer_reading"  # the parameter of rewards that read answers
 
 REWARDS: dict[str, Callable] = {
     "accuracy": accuracy_reward,
@@ -38,7 +41,7 @@ _COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
 def get_reward(name: str) -> Callable:
     """The reward function that a recipe names.
 
-    "accuracy": a key of `REWARDS`; "length_window" or "length_window(low=100, high=400)": a key of `REWARD_FACTORIES`,
+    "accuracy" or "accuracy(answer_reading='exact')": a key of `REWARDS`; "length_window" or "length_window(low=100, high=400)": a key of `REWARD_FACTORIES`,
     parameters being constants given by keyword; "package.module.function", or "package.module.factory(size=3)" for a
     function of yours that makes the reward function.
 
@@ -47,9 +50,7 @@ def get_reward(name: str) -> Callable:
     """
     path, parameters = _parsed(name)
     if path in REWARDS:
-        if parameters is not None:
-            raise ValueError(f"reward {path!r} takes no parameters, found {name!r}. Write {path!r}.")
-        return REWARDS[path]
+        return partial(REWARDS[path], **_allowed(path, parameters)) if parameters else REWARDS[path]
     if path in REWARD_FACTORIES:
         return _made(name, REWARD_FACTORIES[path], parameters or {})
     found = _imported(path)
@@ -60,6 +61,17 @@ def split_names(given: str | Sequence[str]) -> list[str]:
     """["a,b", "c(low=1, high=2)"] -> ["a", "b", "c(low=1, high=2)"]: names between commas, those in parentheses excepted."""
     texts = [given] if isinstance(given, str) else given
     return [name.strip() for text in texts for name in _COMMA.split(text) if name.strip()]
+
+
+def _allowed(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a key of `REWARDS`. Errors: ValueError for others than `answer_reading`, or a value it has not."""
+    taken = [key for key in (ANSWER_READING,) if key in inspect.signature(REWARDS[path]).parameters]
+    if unknown := sorted(set(parameters) - set(taken)):
+        raise ValueError(
+            f"reward {path!r} takes {', '.join(taken) or 'no parameters'}, found {unknown[0]!r}. Leave it out."
+        )
+    require_answer_reading(parameters[ANSWER_READING])
+    return parameters
 
 
 def _parsed(name: str) -> tuple[str, dict[str, Any] | None]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
 from trl_perception.rewards.columns import require_column
+from trl_perception.rewards.reading import require_answer_reading
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class LengthWindow:
         bonus: the reward inside it.
         correct_above: the accuracy above which a completion counts as right.
         boxed: whether `boxed_accuracy_reward` says what is right, instead of `accuracy_reward`. Their columns are read.
+        answer_reading: how answers are read, "lenient" or "exact", as for these.
     Raises: ValueError for parameters without an order or a meaning.
     Source: arXiv:2503.21776 (Video-R1), section 3.2; the threshold is its release's. Differs: the release pays only
         where two completions of a prompt are right.
@@ -29,6 +31,7 @@ class LengthWindow:
     bonus: float = 0.2
     correct_above: float = 0.1
     boxed: bool = False
+    answer_reading: str = "lenient"
 
     __name__: ClassVar[str] = "length_window_reward"
 
@@ -39,13 +42,15 @@ class LengthWindow:
             )
         if not 0 <= self.correct_above < 1:
             raise ValueError(f"length_window: correct_above is {self.correct_above}; set it within [0, 1).")
+        require_answer_reading(self.answer_reading)
 
     def __call__(
         self, prompts: list, completions: list, completion_ids: list | None = None, **columns: Any
     ) -> list[float]:
         ids = require_column("completion_ids", completion_ids, completions, self.__name__)
         accuracy = boxed_accuracy_reward if self.boxed else accuracy_reward
-        correct = [score > self.correct_above for score in accuracy(prompts, completions, ids, **columns)]
+        scores = accuracy(prompts, completions, ids, **columns, answer_reading=self.answer_reading)
+        correct = [score > self.correct_above for score in scores]
         return [
             self.bonus if right and self.low <= len(tokens) <= self.high else 0.0
             for right, tokens in zip(correct, ids, strict=True)

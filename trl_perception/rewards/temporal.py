@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trl_perception.rewards.columns import require_column
-from trl_perception.rewards.text import completion_text, extract_answer, solution_text
+from trl_perception.rewards.reading import undress
+from trl_perception.rewards.structured import read_structure
 
 TEMPORAL_GROUNDING = "temporal grounding"
 
@@ -21,6 +21,49 @@ _SPAN = re.compile(rf"([\[(] ?)?(?<![\w.:-])({_TIME}){_UNIT}{_SEPARATOR}({_TIME}
 # What may not stand beside the spans: further numbers, and units other than seconds.
 _FOREIGN = re.compile(r"\d|%|\b(?:ms|m|mins?|minutes?|h|hrs?|hours?|frames?)\b")
 
+# Forms that models write besides: a time with its units ("1 min 5 s", "0m12s", "12.0 seconds", "1分5秒"), or a clock time.
+_AMOUNT = r"[0-9]{1,7}(?:\.[0-9]{1,20})?"
+_SECONDS = r"(?:s|secs?|seconds?|秒钟?|초|segundos?|secondes?|sekunden?)(?![a-z])(?:\.(?![0-9]))?"
+_WORDED = (
+    rf"(?:({_AMOUNT}) ?(?:h|hrs?|hours?|小时|時間)(?![a-z]) ?(?:and |, ?)?)?"
+    rf"(?:({_AMOUNT}) ?(?:m|mins?|minutes?|分钟?|分)(?![a-z]) ?(?:and |, ?)?)?"
+    rf"(?:({_AMOUNT}) ?{_SECONDS})?"
+)
+_CLOCK = r"[0-9]{1,3}:[0-5]?[0-9]:[0-5]?[0-9](?:[.,][0-9]{1,20})?|[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,20})?"
+_ANY_TIME = re.compile(rf"(?<![\w.:])(?<!\W-)(?<!^-)(?:({_CLOCK})|{_WORDED})(?: ?{_SECONDS})?(?![\w%:]|[.,]?[0-9])")
+_ARROWS = re.compile(
+    r" ?(?:-{1,3}>|={1,2}>|[→⟶⇒➔➜]|…|\.{2,3}|\b(?:through|till|til|hasta|bis|à)\b|[到至]|から|부터|[~〜～]) ?"
+)
+_LEFT_OUT = str.maketrans(dict.fromkeys("第从從在约", " ") | {";": ", "})
+_TAGS = re.compile(r"</?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>|[<>]")
+_LABELS = re.compile(
+    r"[\"']?\b(?:start|begin|from|end|stop|finish)(?:s|es|ing)?(?:[ _-]?(?:time|sec|seconds|timestamp|point)s?)?\b[\"']?"
+    r"(?: ?(?:[:=]|is|at)(?= ?[0-9\"']))? ?"
+)
+_START_KEYS = (
+    "start",
+    "start_time",
+    "starttime",
+    "begin",
+    "begin_time",
+    "from",
+    "start_sec",
+    "start_seconds",
+    "start_timestamp",
+)
+_END_KEYS = (
+    "end",
+    "end_time",
+    "endtime",
+    "stop",
+    "finish",
+    "to",
+    "end_sec",
+    "end_seconds",
+    "end_timestamp",
+    "stop_time",
+)
+
 
 def parse_spans(text: str) -> list[Span]:
     """The spans that a text states, in seconds: "2.0 to 3.5", "2.0-3.5 s", "[2.0, 3.5]", "00:12 to 00:15".
@@ -34,6 +77,89 @@ def parse_spans(text: str) -> list[Span]:
         return []
     spans = [(_seconds(match[2]), _seconds(match[3])) for match in _SPAN.finditer(text)]
     return spans if all(start < end for start, end in spans) else []
+
+
+def spans_of(value: Any) -> list[Span]:
+    """The spans, in seconds, that a text, a list or a mapping states: the forms of `parse_spans` and what models write.
+
+    JSON and Python literals: [start, end], lists of them, mappings with start and end ("start_time", "end"), whose other
+    keys do not count; times are numbers or texts. Text: clock times with fractions, "1 min 5 s", "0m12s", "12秒到20秒",
+    "<12.0 seconds>", "between 12 and 20", arrows. Minutes need a unit on both sides. Empty where anything cannot be read.
+    """
+    if isinstance(value, str):
+        text = undress(value)
+        structure = read_structure(text)
+        return _spans_of_text(text) if structure is None else spans_of(structure)
+    spans = list(_spans_within(value))
+    return spans if all(span is not None and span[0] < span[1] for span in spans) else []
+
+
+def _spans_of_text(text: str) -> list[Span]:
+    text = " ".join(_TAGS.sub(" ", _ARROWS.sub(" to ", text.casefold().translate(_LEFT_OUT))).split())
+    text = _LABELS.sub("", text) if _LABELS.search(text) else text
+    text = _in_seconds(text.replace('"', " ").replace("'", " "))
+    if not parse_spans(text):
+        text = re.sub(
+            rf"(?<![\w.])({_TIME}{_UNIT}) and ({_TIME}{_UNIT})(?![\w.:])", r"\1 to \2", " ".join(text.split())
+        )
+    return parse_spans(text)
+
+
+def _in_seconds(text: str) -> str:
+    """The text with every time that has a unit, or is a clock's, as seconds; unreadable where units are mixed with none."""
+    minutes = bare = False
+
+    def seconds(match: re.Match) -> str:
+        nonlocal minutes
+        clock, hours, mins, secs = match.groups()
+        if clock is None and not (hours or mins or secs):
+            return match[0]
+        minutes |= bool(hours or mins)
+        value = _seconds(clock.replace(",", ".")) if clock else _seconds(f"{hours or 0}:{mins or 0}:{secs or 0}")
+        return f" {value:.6f} s "
+
+    converted = _ANY_TIME.sub(seconds, text)
+    bare = bool(re.search(r"[0-9](?![0-9.]| s )", converted))
+    return "" if minutes and bare else converted
+
+
+def _spans_within(value: Any) -> Iterator[Span | None]:
+    """Every span of a structure; None for what has the form of one and is none."""
+    if isinstance(value, Mapping):
+        keys = {str(key).lower(): item for key, item in value.items()}
+        starts, ends = ([keys[name] for name in names if name in keys] for names in (_START_KEYS, _END_KEYS))
+        if len(starts) == len(ends) == 1:
+            yield _span(starts[0], ends[0])
+        else:
+            for item in keys.values():
+                if isinstance(item, list | tuple | Mapping):
+                    yield from _spans_within(item)
+    elif isinstance(value, list | tuple):
+        nested = [isinstance(item, list | tuple | Mapping) for item in value]
+        if len(value) == 2 and not any(nested) and None not in (span := _times(value)):
+            yield (span[0], span[1])
+        elif all(nested):
+            for item in value:
+                yield from _spans_within(item)
+        elif all(isinstance(item, str) for item in value):
+            for item in value:
+                yield from _spans_of_text(item) or [None]
+        else:
+            yield None
+    else:
+        yield None
+
+
+def _span(start: Any, end: Any) -> Span | None:
+    start, end = _times((start, end))
+    return None if start is None or end is None else (start, end)
+
+
+def _times(values: Sequence[Any]) -> list[float | None]:
+    """Seconds from zero, of a number or its text with or without a unit; None for others."""
+    texts = [" ".join(_in_seconds(_TAGS.sub(" ", str(value).casefold())).split()) for value in values]
+    found = [re.fullmatch(rf"({_TIME}){_UNIT}", text) for text in texts]
+    return [match and _seconds(match[1]) for match in found]
 
 
 def temporal_iou(predicted: Sequence[Sequence[float]], target: Sequence[Sequence[float]]) -> float:
@@ -54,40 +180,6 @@ def temporal_iou(predicted: Sequence[Sequence[float]], target: Sequence[Sequence
             t += 1
     union = sum(end - start for start, end in predicted) + sum(end - start for start, end in target) - shared
     return min(1.0, shared / union) if union > 0 else 0.0
-
-
-def temporal_iou_reward(
-    prompts: list,
-    completions: list,
-    completion_ids: list | None = None,
-    *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
-    **columns: Any,
-) -> list[float | None]:
-    """Temporal IoU of the spans in the answer and those in `solution`; None where the row asks for something else.
-
-    TRL leaves a None out of the reward. An answer without readable spans scores 0.0 (see `parse_spans`).
-
-    Args: solution: spans as text, plain or inside answer tags, or as a list; problem_type: "temporal grounding" marks
-        the rows to score.
-    Raises: ValueError where a column is missing, or the solution of a row to score holds no span.
-    """
-    solution = require_column("solution", solution, completions, "temporal_iou_reward")
-    problem_type = require_column("problem_type", problem_type, completions, "temporal_iou_reward")
-    scores: list[float | None] = []
-    for row, (completion, wanted, kind) in enumerate(zip(completions, solution, problem_type, strict=True)):
-        if kind != TEMPORAL_GROUNDING:
-            scores.append(None)
-            continue
-        target = parse_spans(solution_text(wanted))
-        if not target:
-            raise ValueError(
-                f"row {row} of the batch: solution {wanted!r} holds no time span such as '2.0 to 3.5'. "
-                "Mend or drop the row in the dataset."
-            )
-        scores.append(temporal_iou(parse_spans(extract_answer(completion_text(completion)) or ""), target))
-    return scores
 
 
 def _seconds(time: str) -> float:

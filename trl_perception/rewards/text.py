@@ -68,12 +68,3 @@ def extract_boxed(text: str) -> str | None:
             styled = _STYLED.fullmatch(content)
             return (styled[1].strip() if styled else content) or None
     return None
-
-
-def solution_text(solution: Any) -> str:
-    """A `solution` column's value as text: numbers and lists as Python writes them, answer tags taken off.
-
-    Empty where the tags hold no single answer; the caller knows what it wanted and refuses.
-    """
-    text = str(solution)
-    return (extract_answer(text) or "") if ANSWER_OPEN in text else text

@@ -8,20 +8,44 @@ from typing import Any
 from trl_perception.rewards.packages import needed
 
 _WORD = re.compile(r"[^\W_]+")
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+_BETWEEN = re.compile(r"(?<=[0-9]) ?([-:/]) ?(?=[0-9])")  # spaces around a sign between digits
 _STEMMED_LENGTHS = range(4, 41)  # nltk's stemmer recurses along a run of "y"
 MAX_ROUGE_WORDS = 2000
 
 
 def bare_words(text: str) -> str | None:
-    """Case-folded words with single spaces; punctuation is gone, but for marks that make a number ("-3.5", "10:30")."""
-    text = unicodedata.normalize("NFC", text.casefold())
-    following = text[1:] + " "
-    kept = (
-        char if not unicodedata.category(char).startswith("P") or (char in "-.,:/" and after.isdigit()) else " "
-        for char, after in zip(text, following, strict=True)
-    )
-    words = " ".join("".join(kept).split())
-    return words if any(char.isalnum() for char in words) else None
+    """Case-folded words and the signs that carry a value, with single spaces; None without any letter or digit.
+
+    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" behind a digit, "#" and a
+    single "*" behind a letter ("C#", "A*"), primes, a minus ("-x", "-3"), and "-", ".", ",", ":", "/" between digits
+    ("10-30", "3.5") or before the first ("-.5"). All other punctuation is gone, so is a hyphen between words.
+    """
+    text = unicodedata.normalize("NFC", text.casefold()).translate(_DASHES)
+    text = _BETWEEN.sub(r"\1", " ".join(text.split()))
+    words, stars = [], text.count("*")
+    for before, char, after in zip(" " + text, text, text[1:] + " ", strict=False):
+        category = unicodedata.category(char)
+        if category[0] == "S" and char != "`":
+            words.append(f" {char} ")
+        elif category[0] == "P" and not _counts(before, char, after, stars):
+            words.append(" ")
+        else:
+            words.append(f" {char} " if category[0] == "P" and char not in ".,:/" else char)
+    said = " ".join("".join(words).split())
+    return said if any(char.isalnum() for char in said) else None
+
+
+def _counts(before: str, char: str, after: str, stars: int) -> bool:
+    """Whether a punctuation mark carries a value where it stands."""
+    if char == "-":
+        joins = before.isalpha() or (before.isdigit() and not after.isdigit())
+        return not joins and (after.isalnum() or after == ".")
+    if char in ".,:/":
+        return after.isdigit()
+    if char in "%‰!":
+        return before.isdigit() if char == "!" else before.isalnum() or before == " "
+    return char in "′″" or (char == "#" and before.isalpha()) or (char == "*" and stars == 1 and before.isalnum())
 
 
 def spaced_words(text: str) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from trl import GRPOTrainer
+from trl.trainer.utils import get_callable_name
 
 from ..media.prompts import sample_name
 from ..rewards import RewardError
@@ -26,16 +27,19 @@ class Scoring(GRPOTrainer):
         self._reward_faults: list[Exception] = []
         self._unscorable: Tensor | None = None  # (B of all processes,) of the rollout in hand, where any is
         if reward_funcs is not None:
+            listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            names = [get_callable_name(reward) for reward in listed if callable(reward)]
             reward_funcs = [
                 checked(
                     reward,
                     timeout=options.reward_timeout,
                     keep_nonfinite=options.on_nonfinite == "skip",
                     faults=self._reward_faults,
+                    taken=names,
                 )
                 if callable(reward) and not isinstance(reward, nn.Module)
                 else reward
-                for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
+                for reward in listed
             ]
         super().__init__(*args, reward_funcs=reward_funcs, **kwargs)
         self.reward_func_names = distinct(self.reward_func_names)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from ...rewards import PROBLEM_TYPES, accuracy_reward, choice_letter
-from ...rewards.text import solution_text
+from ...rewards import PROBLEM_TYPES, check_solution, option_letter
+from ...rewards.solutions import without_tags
 from ..templates import BY_TYPE
 from .record import Record
 
@@ -42,7 +42,7 @@ def make_row(
     Errors: RecordError where tags and media differ in number, or where the solution does not suit its problem type.
     """
     options = lettered(options)
-    solution = solution_text(solution).strip()
+    solution = without_tags(str(solution)).strip()
     if problem_type == "multiple choice":
         solution = _letter(record, solution, options)
         question = "\n".join([question, *options])
@@ -60,9 +60,9 @@ def make_row(
         raise record.wrong("the solution is empty.")
     if problem_type in PROBLEM_TYPES:
         try:  # the reward's own reading: what it cannot use would stop a run halfway
-            accuracy_reward([None], [""], solution=[solution], problem_type=[problem_type], options=[options or None])
+            check_solution(problem_type, solution, options or None)
         except ValueError as error:
-            raise record.wrong(str(error).removeprefix("row 0 of the batch: ")) from error
+            raise record.wrong(str(error)) from error
     return row
 
 
@@ -90,7 +90,7 @@ def is_seconds(value: Any) -> bool:
 def _letter(record: Record, solution: str, options: list[str]) -> str:
     if not 2 <= len(options) <= len(ascii_uppercase):
         raise record.wrong(f"a multiple-choice record needs 2 to {len(ascii_uppercase)} options, found {len(options)}.")
-    letter = choice_letter(solution, options)
+    letter = option_letter(solution, options)
     if letter is None or letter not in ascii_uppercase[: len(options)]:
         raise record.wrong(f"solution {solution!r} picks none of its {len(options)} options.")
     return letter

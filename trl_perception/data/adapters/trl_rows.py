@@ -6,8 +6,7 @@ from typing import Any
 from ...media.messages import MEDIA_COLUMNS, conversation
 from ...media.paths import REMOTE
 from ...media.settings import VideoSettings
-from ...rewards import PROBLEM_TYPES
-from ...rewards.check import check_solution
+from ...rewards import PROBLEM_TYPES, check_solution
 from .record import Record, RecordError
 from .rows import checked_spans
 from .source import Source

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...media import MediaError, MediaRequest, conversation, media_blocks
+from ...media.limits import decoder_threads
 from ...media.probe import expected_tokens, probe, read_tokens
 from ..adapters.source import URLS
 from .options import PrepareOptions
@@ -30,6 +31,7 @@ class MediaChecker:
     def __init__(self, options: PrepareOptions, workers: int):
         self.options = options
         self.workers = workers
+        self.threads = decoder_threads(workers)
         self._known: dict[Any, MediaReport] = {}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[MediaReport]:
@@ -56,7 +58,7 @@ class MediaChecker:
             return MediaReport()  # a URL: only decoding fetches it
         try:
             if self.options.check == "decode":
-                found = request.read()
+                found = request.read(self.threads)
                 seconds = found.total_frames / found.fps if request.kind == "video" else 0.0
                 return MediaReport(seconds, read_tokens(found, request.factor))
             facts = probe(request.kind, medium, request.limits)

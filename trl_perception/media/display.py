@@ -1,0 +1,47 @@
+"""A decoded frame as a player shows it: one field of two, turned and mirrored, in RGB."""
+
+import av
+import numpy as np
+import torch
+from av.sidedata.sidedata import SideDataContainer
+from torch import Tensor
+
+from .errors import MediaError
+
+DEINTERLACER = "estdif"  # needs no other frame: it keeps the first field's lines and draws the others from them
+
+
+def upright(frame: av.VideoFrame, name: str) -> Tensor:
+    """(3,h,w) uint8 RGB, turned and mirrored as the frame's display matrix says, without the later of two fields.
+
+    (x, y) -> (a x + c y, b x + d y); a, b, c, d each -1, 0 or 1 up to the scale of a row, which is not applied
+
+    Raises: MediaError for a matrix that is no quarter turn or mirroring.
+    """
+    # Not frame.side_data: it and the frame would hold each other, with threads and pixels, until garbage is collected.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+    shown = _one_field(frame) if frame.interlaced_frame else frame
+    pixels = shown.to_ndarray(format="rgb24")
+    if matrix is not None:
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / (1 << 16)
+        straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
+        if min(straight, crossed) > 0.01 * max(straight, crossed):
+            turn = np.degrees(np.arctan2(b, a))
+            raise MediaError(name, f"it is to be shown turned by {turn:.0f} degrees", "Re-encode it upright")
+        pixels = pixels.transpose(1, 0, 2) if crossed > straight else pixels
+        pixels = pixels[:, ::-1] if a + c < 0 else pixels
+        pixels = pixels[::-1] if b + d < 0 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
+
+
+def _one_field(frame: av.VideoFrame) -> av.VideoFrame:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base, name="in"
+    )
+    graph.link_nodes(
+        source, graph.add(DEINTERLACER, "mode=frame:deint=interlaced"), graph.add("buffersink")
+    ).configure()
+    graph.push(frame)
+    graph.push(None)
+    return graph.pull()

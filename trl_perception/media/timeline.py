@@ -1,0 +1,146 @@
+"""When each frame of a clip is shown: read from its packets, and from its decoded frames where packets do not say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.format import Flags
+
+from .container import REPLACE, Charged, declared_seconds, decodable
+from .errors import MediaError
+from .sampling import average_fps
+
+MIN_SHARE = 0.9  # of the declared frames or seconds; a file with less is truncated
+CAPTURES = Flags.ts_discont.value | Flags.no_timestamps.value  # MPEG and raw streams, which may be cut anywhere
+ROUNDING = 2  # ticks of the time base by which a frame's time may be rounded, that of the first frame included
+
+
+class Entry(NamedTuple):
+    """What is kept of a packet or a frame; pts, dts and duration in ticks of the stream's time base."""
+
+    pts: int | None
+    duration: int
+    dts: int | None = None
+    is_keyframe: bool = False
+    is_discard: bool = False
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each of N frames is shown.
+
+    Args:
+        times: (N,) seconds from the first shown frame, ascending.
+        fps: average frames per second.
+        rounding: seconds by which times may be rounded.
+        from_keyframe: whether what comes before the first keyframe is left out: a capture starts anywhere; where another
+            file does, its first keyframe is damaged.
+        packets: those of the N frames in order of presentation, so that frames are found by timestamp after a seek; None
+            where frames are found by counting.
+    """
+
+    times: np.ndarray
+    fps: float
+    rounding: float
+    from_keyframe: bool
+    packets: list[Entry] | None = None
+
+    def shown_at(self, times: np.ndarray) -> list[int]:
+        """Number of the frame on the screen at each time: the last one shown by then, the first before it."""
+        return (np.searchsorted(self.times, times + self.rounding, side="right") - 1).clip(0).tolist()
+
+
+def packet_timeline(container: Charged, stream: av.VideoStream, name: str) -> Timeline:
+    """The timeline of an opened file's packets: nothing is decoded. Without usable times they count as evenly spaced.
+
+    Raises: MediaError for a file without frames, a truncated one, or one whose time table is corrupt.
+    """
+    packets, end = _read_packets(container, stream)
+    is_capture = container.format.flags & CAPTURES
+    from_keyframe = any(packet.is_keyframe for packet in (packets if is_capture else packets[:1]))
+    shown = [packet for packet in (decodable(packets) if from_keyframe else packets) if not packet.is_discard]
+    pts = [packet.pts for packet in packets]
+    timed = _ascend(sorted(pts) if stream.codec_context.codec.reorder and None not in pts else pts)
+    timed = timed and _ascend([packet.dts for packet in packets if packet.dts is not None])
+    _refuse_truncated(container, stream, packets, timed, end, name)
+    if not shown:
+        raise MediaError(name, "it holds no video frame, and at least one is wanted", REPLACE)
+    _refuse_corrupt_times(stream, packets, shown, timed, name)
+    shown = sorted(shown) if timed else shown
+    return _timeline(stream, shown, timed, name, from_keyframe, packets=shown if timed else None)
+
+
+def decoded_timeline(container: Charged, stream: av.VideoStream, name: str, from_keyframe: bool) -> Timeline:
+    """The timeline of the frames that decode, one full pass that converts none of them. Raises: MediaError."""
+    frames = [Entry(frame.pts, frame.duration or 0) for frame in container.decode(stream, from_keyframe)]
+    if not frames:
+        raise MediaError(name, "no video frame decodes, and at least one is wanted", REPLACE)
+    timed = _ascend([frame.pts for frame in frames])
+    _refuse_truncated(container, stream, frames, timed, None, name)
+    return _timeline(stream, frames, timed, name, from_keyframe)
+
+
+def _read_packets(container: Charged, stream: av.VideoStream) -> tuple[list[Entry], float]:
+    """The stream's packets in order of decoding, and the time in seconds at which the last packet of any stream ends."""
+    packets, end = [], 0.0
+    hides = stream.codec_context.codec.canonical_name == "vp8"
+    for packet in container.demux():
+        duration = packet.duration or 0
+        if packet.pts is not None:
+            end = max(end, (packet.pts + duration) * float(packet.time_base))
+        # A clear bit 4 marks a VP8 frame that others are predicted from and that is never shown (RFC 6386, 9.1).
+        if packet.stream is stream and packet.size and not (hides and not bytes(packet)[0] & 16):
+            packets.append(Entry(packet.pts, duration, packet.dts, packet.is_keyframe, packet.is_discard))
+    return packets, end
+
+
+def _ascend(ticks: Sequence[int | None]) -> bool:
+    return None not in ticks and all(earlier < later for earlier, later in pairwise(ticks))
+
+
+def _timeline(stream, shown: list[Entry], timed: bool, name: str, from_keyframe: bool, packets=None) -> Timeline:
+    declared, tick = float(stream.average_rate or stream.guessed_rate or 0), float(stream.time_base)
+    if timed:
+        times = (np.asarray([entry.pts for entry in shown], dtype=np.int64) - shown[0].pts) * tick
+        rounding = min(ROUNDING * tick, 0.5 * times[-1] / max(1, len(times) - 1))  # less than half of a frame
+        fps = average_fps(times, shown[-1].duration * tick, declared, rounding)
+        return Timeline(times, fps, rounding, from_keyframe, packets)
+    fps = float(stream.guessed_rate or declared)
+    if fps <= 0:
+        raise MediaError(name, "it has neither timestamps nor a frame rate", REPLACE)
+    return Timeline(np.arange(len(shown)) / fps, fps, 0.5 / fps, from_keyframe)
+
+
+def _refuse_corrupt_times(stream, packets: list[Entry], shown: list[Entry], timed: bool, name: str) -> None:
+    """An MP4 has its length also beside its time table, and an edit list that leaves out frames by time."""
+    reason, declared = "", declared_seconds(stream)
+    length = sum(packet.duration for packet in shown) * float(stream.time_base)
+    if declared and stream.frames >= len(packets) and length * MIN_SHARE > declared:
+        reason = f"its frames take {length:.2f} of {declared:.2f} declared seconds"
+    if not timed and any(packet.is_discard for packet in packets):
+        reason = "frames are left out by time, and times are missing or out of order"
+    if reason:
+        raise MediaError(name, f"its time table is corrupt: {reason}", REPLACE)
+
+
+def _refuse_truncated(
+    container: Charged, stream, found: list[Entry], timed: bool, end: float | None, name: str
+) -> None:
+    """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
+    shares = {}
+    if stream.frames:
+        shares[f"{len(found)} of {stream.frames} declared frames"] = len(found) / stream.frames
+    declared, tick = declared_seconds(stream), float(stream.time_base)
+    if declared is None and container.duration and end is not None:  # of all streams, as `end` is
+        declared = container.duration / av.time_base
+        shares[f"{end:.2f} of {declared:.2f} declared seconds"] = end / declared
+    elif declared and timed and found:
+        # A tag counts from the container's zero, a stream's own duration from the stream's start.
+        origin = 0 if stream.duration is None else min(found).pts if stream.start_time is None else stream.start_time
+        length = (max(found).pts + max(found).duration - origin) * tick
+        shares[f"{length:.2f} of {declared:.2f} declared seconds"] = length / declared
+    if shares and max(shares.values()) < MIN_SHARE:
+        raise MediaError(name, f"the file is truncated: it holds {' and '.join(shares)}", REPLACE)

@@ -1,0 +1,107 @@
+"""What an answer says, without the dress that it stands in: one reading for all problem types."""
+
+import re
+
+ANSWER_READINGS = ("lenient", "exact")
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"), None)
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_SIGNS = {
+    **dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"),  # minus, small hyphen, hyphen, hyphen that does not break
+    **dict.fromkeys("。｡．۔।።։។᙮", "."),
+    **dict.fromkeys("、､،﹐", ","),
+    **dict.fromkeys("“”„‟«»「」『』〝〞", '"'),
+    **dict.fromkeys("‘’‚‛‹›", "'"),
+    **dict.fromkeys("【〔〖", "["),
+    **dict.fromkeys("】〕〗", "]"),
+    **dict.fromkeys("\u3000\u00a0\u2007\u2009\u200a\u202f", " "),
+}
+_PLAIN = str.maketrans({**_FULL_WIDTH, **{ord(sign): plain for sign, plain in _SIGNS.items()}, **_INVISIBLE})
+
+_PAIRS = [
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("_", "_"),
+    ("``", "``"),
+    ("`", "`"),
+    ('""', '""'),
+    ('"', '"'),
+    ("'", "'"),
+]
+_PAIRS += [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")]
+_FENCE = re.compile(r"```(?:[\w+-]*[ \t]*\n)?((?:(?!```).)*)```", re.DOTALL)
+_COMMANDS = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|mbox|emph)\s*\{")
+_EMPHASIS = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,200})(?<=[^\s*])\*\*(?![\w*])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is no brace
+_HEADING = re.compile(r"#{1,6} ")
+_MAX_LAYERS = 8  # of dress
+
+_NAMES = r"answer|option|choice|result|solution"
+_PHRASE = re.compile(
+    rf"(?:(?:so|thus|hence|therefore|and|then)\b,? ?)?"
+    rf"(?:(?:the|my|your|a)\s+)?(?:(?:final|correct|right|best|most likely)\s+){{0,2}}(?:{_NAMES})"
+    rf"(?:\s+(?:is|would be|should be|must be|will be)\b\s*(?::|=)?|\s*(?::|=))"
+    r"|(?:(?:la|le|il|die|das|a|o|the)\s+)?(?:r[ée]ponse|respuesta|resposta|risposta|antwort|l[öo]sung|ответ|विकल्प|उत्तर)"
+    r"(?:\s+(?:finale?|correcta?|correta))?(?:\s+(?:est|es|é|è|ist|lautet|है)\b\s*:?|\s*:|\s+[-–—](?=\s))"
+    r"|(?:所以|因此)?,?(?:最终|正确|最終|正確|正解)?的?(?:答案|选项|選項|结果|答え|回答|解答|正解)(?:应该|應該)?(?:是|为|為|は)?\s*[::]?"
+    r"|(?:정답|답)(?:은|:)\s*:?"
+    r"|(?:الجواب|الإجابة|الاجابة)(?:\s+(?:هو|هي))?\s*:?"
+    r"|(?:jawaban|cevap|đáp án|svar|odpowiedź)\s*:",
+    re.IGNORECASE,
+)
+
+
+def require_answer_reading(answer_reading: str) -> None:
+    """Raises: ValueError for what is no key of `ANSWER_READINGS`."""
+    if answer_reading not in ANSWER_READINGS:
+        raise ValueError(f"answer_reading is {answer_reading!r}; set it to one of {', '.join(ANSWER_READINGS)}.")
+
+
+def undress(text: str) -> str:
+    r"""The text without what cannot change its meaning.
+
+    Signs of full width and their like become ASCII ("（B）", "３", "−"), invisible characters go. Then, in layers from
+    outside: white space, code fences and backticks, bold and italics, quotes of all scripts, `$..$`, `\(..\)`,
+    `\boxed{}`, `\text{}`, phrases such as "The answer is" and "答案：", a final full stop of any script, and commas,
+    colons and semicolons at either end. Digits and letters of other scripts stay what they are. Linear time.
+    """
+    text = _EMPHASIS.sub(r"\1", text.translate(_PLAIN))
+    for _ in range(_MAX_LAYERS):
+        before, text = text, _without_layer(text.strip().strip(",;:").strip())
+        if text == before:
+            break
+    return text
+
+
+def without_commands(text: str) -> str:
+    r"""The text with each `\text{..}`, `\mathrm{..}`, `\textbf{..}` (and the like, not nested) as its content."""
+    return re.sub(_COMMANDS.pattern + r"([^{}]*)\}", r"\1", text)
+
+
+def _without_layer(text: str) -> str:
+    if fenced := _FENCE.fullmatch(text):
+        return fenced[1]
+    for opening, closing in _PAIRS:
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and inner and len(text) >= len(opening + closing):
+            if (opening if opening[0] == "\\" else opening[-1]) not in inner and closing not in inner:
+                return inner
+            break
+    if command := _COMMANDS.match(text):
+        end = closing_brace(text, command.end())
+        if end == len(text) - 1:
+            return text[command.end() : end]
+    if phrase := _PHRASE.match(text) or _HEADING.match(text):
+        return text[phrase.end() :]
+    return text[:-1] if text.endswith(".") and not text.endswith("...") else text
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """The index of the brace that closes the one before `start`; None where none does."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
+    return None

@@ -1,0 +1,188 @@
+"""How answers of each problem type are read and scored, and whether a solution suits its type."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from string import ascii_uppercase
+from typing import Any
+
+from trl_perception.rewards.boxes import BOX_GROUNDING, box_iou, box_of, parse_box
+from trl_perception.rewards.choice import choice_letter, option_letter
+from trl_perception.rewards.columns import require_column
+from trl_perception.rewards.mathematics import equal_expressions, read_expression
+from trl_perception.rewards.numeric import equal_quantities, near_quantities, read_plain_quantity, read_quantity
+from trl_perception.rewards.reading import require_answer_reading, undress
+from trl_perception.rewards.solutions import plain_value, without_tags
+from trl_perception.rewards.temporal import TEMPORAL_GROUNDING, parse_spans, spans_of, temporal_iou
+from trl_perception.rewards.text import completion_text
+from trl_perception.rewards.wording import bare_words, rouge, separate_words, spaced_words, word_accuracy
+
+MULTIPLE_CHOICE = "multiple choice"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How answers of one problem type are scored.
+
+    Args:
+        wants: what an answer or a solution of that type has to hold, for errors.
+        exact: text (for multiple choice: text and options) -> what it says, None where it cannot be read.
+        score: (found, wanted), both as read -> a score in [0, 1].
+        lenient: the same as `exact` for text in any dress; by default `exact` of the undressed text.
+        structured: whether a list or a mapping is one solution, which `lenient` reads, and not several of them.
+    """
+
+    wants: str
+    exact: Callable[..., Any]
+    score: Callable[[Any, Any], float] = lambda found, wanted: float(found == wanted)
+    lenient: Callable[..., Any] | None = None
+    structured: bool = False
+
+    def read(self, text: str, answer_reading: str, *options: Any) -> Any:
+        if answer_reading == "exact":
+            return self.exact(text, *options)
+        return self.lenient(text, *options) if self.lenient else self.exact(undress(text))
+
+
+def _number(score: Callable) -> Rule:
+    wants = "one finite number, such as '1,234.5' or '3 m'"
+    return Rule(wants, read_plain_quantity, score, lambda text: read_quantity(undress(text)))
+
+
+_BOX = Rule("one box, such as '[10, 20, 30, 40]'", parse_box, box_iou, box_of, structured=True)
+RULES = {
+    MULTIPLE_CHOICE: Rule(
+        "one of its options, by letter, text or both, such as 'B', 'red' or 'B. red'",
+        choice_letter,
+        lenient=option_letter,
+    ),
+    "numerical": _number(equal_quantities),
+    "regression": _number(near_quantities),
+    "OCR": Rule("at least one letter or digit", spaced_words, word_accuracy),
+    "free-form": Rule("at least one letter or digit", bare_words),
+    "free text": Rule("at least one letter or digit", separate_words, rouge),
+    "mathematics": Rule(
+        "one expression that math-verify reads, such as '\\frac{1}{2}'",
+        read_expression,
+        lambda found, wanted: float(equal_expressions(found, wanted)),
+    ),
+    TEMPORAL_GROUNDING: Rule(
+        "time spans, such as '2.0 to 3.5'",
+        lambda text: parse_spans(text) or None,
+        temporal_iou,
+        lambda value: spans_of(value) or None,
+        structured=True,
+    ),
+    **dict.fromkeys(BOX_GROUNDING, _BOX),
+}
+# problem type -> what an answer or a solution of that type has to hold
+PROBLEM_TYPES = {name: rule.wants for name, rule in RULES.items()}
+
+
+def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
+    """Nothing, where `accuracy_reward` can score a row with these values.
+
+    Raises: ValueError, one sentence on what was found and what is wanted, without the row's name; ImportError where the
+        package that scores the problem type is not installed.
+    """
+    _wanted(problem_type, solution, options, "lenient")
+
+
+def scores_of(
+    reward: str,
+    extract: Callable[[str], str | None],
+    completions: list,
+    solution: list | None,
+    problem_type: list[str] | None,
+    options: list | None = None,
+    *,
+    answer_reading: str = "lenient",
+    only: Iterable[str] | None = None,
+) -> list[float | None]:
+    """The score of each completion by its row's rule; None for rows of other problem types than `only`.
+
+    Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None where it has none.
+    Raises: ValueError for a missing column, or naming the row whose values `check_solution` refuses.
+    """
+    require_answer_reading(answer_reading)
+    solution = require_column("solution", solution, completions, reward)
+    problem_type = require_column("problem_type", problem_type, completions, reward)
+    options = [None] * len(completions) if options is None else options
+    options = require_column("options", options, completions, reward)
+    scores: list[float | None] = []
+    for row, (completion, *values) in enumerate(zip(completions, problem_type, solution, options, strict=True)):
+        if only is not None and values[0] not in only:
+            scores.append(None)
+            continue
+        try:
+            wanted = _wanted(*values, answer_reading)
+        except ValueError as error:
+            raise ValueError(f"row {row} of the batch: {error}") from error
+        answer, rule = extract(completion_text(completion)), RULES[values[0]]
+        also = (_texts(values[2]),) if rule is RULES[MULTIPLE_CHOICE] else ()
+        found = None if answer is None else rule.read(answer, answer_reading, *also)
+        scores.append(0.0 if found is None else max(rule.score(found, one) for one in wanted))
+    return scores
+
+
+def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str) -> list[Any]:
+    """The readings of a solution, of which an answer may match any."""
+    if not isinstance(problem_type, str) or problem_type not in RULES:
+        raise ValueError(
+            f"unknown problem_type {problem_type!r}; known: {', '.join(RULES)}. "
+            "Rename it in the dataset, or score such rows with a reward function of your own."
+        )
+    rule, texts = RULES[problem_type], _texts(options)
+    unsuitable = ValueError(
+        f"solution {solution!r} does not suit problem_type {problem_type!r}, which wants {rule.wants}. "
+        "Mend or drop the row in the dataset."
+    )
+    try:
+        value = plain_value(solution)
+    except ValueError:
+        raise unsuitable from None
+    if rule.structured and not isinstance(value, str):
+        wanted = [rule.lenient(value)]
+    else:
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in values):
+            raise unsuitable
+        wanted = [_wanted_text(problem_type, without_tags(text), texts, answer_reading) for text in values]
+    if not wanted or any(one is None for one in wanted):
+        raise unsuitable
+    if problem_type == MULTIPLE_CHOICE and texts and not set(wanted) <= set(ascii_uppercase[: len(texts)]):
+        raise ValueError(
+            f"solution {solution!r} is none of the {len(texts)} options {list(texts)!r}. Mend or drop the row in the dataset."
+        )
+    return wanted
+
+
+@lru_cache(maxsize=4096)
+def _wanted_text(problem_type: str, text: str, options: tuple[str, ...], answer_reading: str) -> Any:
+    """A solution's text as its answers are read; one in a dress, which no exact answer could equal, without it."""
+    rule = RULES[problem_type]
+    also = (options,) if problem_type == MULTIPLE_CHOICE else ()
+    found = rule.read(text, answer_reading, *also)
+    return rule.read(text, "lenient", *also) if found is None else found
+
+
+def _texts(options: Any) -> tuple[str, ...]:
+    """The option texts, none for None."""
+    listed = options.tolist() if hasattr(options, "tolist") else options
+    if not isinstance(listed, Sequence | None) or isinstance(listed, str | bytes):
+        raise ValueError(
+            f"options must be a list of option texts or None, found {options!r}. "
+            "Give the options column one text per option."
+        )
+    return tuple(map(plain_option, listed or ()))
+
+
+def plain_option(option: Any) -> str:
+    """An option's text. Raises: ValueError for one that has none."""
+    try:
+        text = plain_value(option)
+    except ValueError:
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f"an option is {option!r}; a text is wanted. Give the options column one text per option.")
+    return text

@@ -1,0 +1,58 @@
+"""The value of a `solution` column as what an answer can be compared with."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from trl_perception.rewards.text import ANSWER_OPEN, extract_answer
+
+_MAX_PLACES = 20  # of a number written without an exponent
+
+
+def plain_value(value: Any) -> Any:
+    """The value in Python's own types: text, lists and mappings of text, every number as text that states its value.
+
+    3.0 is "3", 1e-05 is "0.00001", True is "True"; NumPy's and PyTorch's scalars and arrays are their values.
+
+    Raises: ValueError, naming what was found, for None, NaN, infinity and types that are none of these.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return [plain_value(item) for item in value] if value.ndim else plain_value(value[()])
+    if hasattr(value, "detach") and hasattr(value, "tolist"):  # a tensor; PyTorch is not imported for it
+        return plain_value(np.array(value.tolist(), _numpy_type(str(value.dtype))))
+    if isinstance(value, Integral | Fraction):
+        return str(value)
+    if isinstance(value, Real | Decimal):
+        number = Decimal(str(value))  # the shortest decimal that is this float, in its own precision
+        if number.is_finite():
+            return _written(number)
+    raise ValueError(f"{value!r}")
+
+
+def without_tags(text: str) -> str:
+    """The text, answer tags taken off; empty where the tags hold no single answer."""
+    return (extract_answer(text) or "") if ANSWER_OPEN in text else text
+
+
+def _numpy_type(name: str) -> str:
+    """Of a tensor's type, the one in which NumPy writes its values shortest."""
+    return {"torch.bfloat16": "float64"}.get(name, name.removeprefix("torch."))
+
+
+def _written(number: Decimal) -> str:
+    if number == number.to_integral_value() and number.adjusted() < _MAX_PLACES:
+        return str(int(number))
+    number = number.normalize()
+    return f"{number:f}" if 0 <= -number.as_tuple().exponent <= _MAX_PLACES else f"{number:e}"
