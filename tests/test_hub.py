@@ -228,13 +228,13 @@ def test_a_merged_adapter_is_a_model_with_its_adapter_beside(tmp_path, cache):
 
 
 def test_merging_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"merge_adapter is set, but no adapter is trained\. Set use_peft: true"):
+    with pytest.raises(SystemExit, match=r"merge_adapter is set, but no adapter is trained\. Set use_peft: true"):
         main([*SHORT, "--merge_adapter", "true", "--output_dir", str(tmp_path)])
 
 
 def test_merging_under_zero_3_is_refused(tmp_path, cache, monkeypatch):
     monkeypatch.setattr("trl_perception.train.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="merge_adapter is set under ZeRO-3"):
+    with pytest.raises(SystemExit, match="merge_adapter is set under ZeRO-3"):
         main([*SHORT, *LORA, "--merge_adapter", "true", "--output_dir", str(tmp_path)])
 
 

@@ -136,7 +136,7 @@ def test_a_chat_template_cannot_reach_python(trace, tmp_path, clips):
     model = model_with(tmp_path / "model")
     template = "{{ cycler.__init__.__globals__.os.system('touch " + str(trace) + "') }}"
     (tmp_path / "model" / "chat_template.jinja").write_text(template)
-    with pytest.raises(SecurityError):
+    with pytest.raises(SystemExit, match="unsafe"):
         ask([model, clips[0], "Which colour?"])
     assert not trace.exists()
 

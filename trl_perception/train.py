@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from peft import PeftModel
+from datasets import Dataset
 from transformers import ProgressCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, ModelConfig, TrlParser
@@ -17,6 +17,7 @@ from .cli.errors import Parser, one_line
 from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
+from .planning import plan_recipe, world_of
 from .provenance import origin_of
 from .recipe import (
     RECIPE_OF_RUN,
@@ -171,27 +172,19 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
             f"{path} holds an adapter, and training begins from whole weights. Set model_name_or_path to the merged model of that "
             "run (merge_adapter: true), or resume_from_checkpoint to one of its checkpoints."
         )
-    options = {
-        "config": script.dataset_config,
-        "synthetic": script.synthetic,
-        "prompt_template": script.prompt_template,
-    }
-    train_rows = load_rows(script.dataset_name, script.dataset_train_split, **options)
-    if script.dataset_limit is not None:
-        train_rows = train_rows.select(range(min(script.dataset_limit, len(train_rows))))
-    eval_rows = None
+    rows, eval_rows = train_rows(script), None
     if config.eval_strategy != "no":
         if Path(script.dataset_name).expanduser().is_file():
             raise ValueError(
                 f"eval_strategy is on, and {script.dataset_name} is one file: evaluation would be on the rows that are trained "
                 "on. Give dataset_name a folder with two splits, or leave eval_strategy out."
             )
-        eval_rows = load_rows(script.dataset_name, script.dataset_test_split, **options)
+        eval_rows = _rows(script, script.dataset_test_split)
     trainer = TRAINERS[script.trainer](
         model=path,
         reward_funcs=[get_reward(name) for name in script.reward_funcs],
         args=config,
-        train_dataset=train_rows,
+        train_dataset=rows,
         eval_dataset=eval_rows,
         quantization_config=quantization_of(replace(model, model_name_or_path=path)),
         peft_config=adapter_of(model),
@@ -206,6 +199,22 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
     if trainer.pop_callback(ProgressCallback):
         trainer.add_callback(RewardProgress)
     return trainer
+
+
+def train_rows(script: TrainArguments) -> Dataset:
+    """The rows that a recipe trains on."""
+    rows = _rows(script, script.dataset_train_split)
+    return rows if script.dataset_limit is None else rows.select(range(min(script.dataset_limit, len(rows))))
+
+
+def _rows(script: TrainArguments, split: str) -> Dataset:
+    return load_rows(
+        script.dataset_name,
+        split,
+        config=script.dataset_config,
+        synthetic=script.synthetic,
+        prompt_template=script.prompt_template,
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -276,25 +285,24 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _before(trainer: GRPOVideoTrainer, script: TrainArguments, model: ModelConfig) -> str:
-    parameters = list(trainer.model.parameters())
-    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-    if isinstance(trainer.model, PeftModel):  # which knows that 4-bit weights lie two in a byte
-        trained, total = trainer.model.get_nb_trainable_parameters()
     config = trainer.args
-    steps = config.max_steps if config.max_steps > 0 else f"{config.num_train_epochs:g} epoch(s) of"
     lines = {
         "trainer": f"{type(trainer).__name__}, loss {config.loss_type}, {config.num_generations} completions a prompt",
-        "model": f"{model.model_name_or_path}: {total:,} parameters, {trained:,} trained",
-        "data": f"{script.dataset_name}: {len(trainer.train_dataset):,} prompts",
-        "steps": f"{steps} {config.generation_batch_size // config.num_generations} prompts a rollout",
+        "model": "; ".join(filter(None, (model.model_name_or_path, describe_quantised(trainer.model)))),
+        "data": f"{script.dataset_name}: {len(trainer.train_dataset):,} rows",
         "rewards": ", ".join(
             f"{weight:g} {name}" for name, weight in zip(trainer.reward_func_names, trainer.reward_weights, strict=True)
         ),
-        "prompt": trainer.describe_prompts(8),
     }
-    if quantised := describe_quantised(trainer.model):
-        lines["model"] += f"; {quantised}"
-    return "\n".join(f"{name:>8}  {text}" for name, text in lines.items())
+    plan = plan_recipe(
+        config,
+        model,
+        world=world_of(trainer.accelerator),
+        rows=trainer.train_dataset,
+        preparer=trainer.prompt_preparer,
+        device=trainer.accelerator.device.type,
+    )
+    return "\n".join([*(f"{name:>10}  {text}" for name, text in lines.items()), plan.as_text()])
 
 
 def _after(trainer: GRPOVideoTrainer, curve: Path | None, report: Path | None) -> str:

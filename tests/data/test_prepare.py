@@ -215,7 +215,7 @@ def test_relative_media_let_folder_and_source_move_together(prepared, tmp_path):
     for folder in (prepared.source, prepared.out):
         folder.rename(tmp_path / "disk" / folder.name)
     (row,) = load_rows(str(tmp_path / "disk" / "out"), "train")
-    assert row["videos"] == [str(tmp_path / "disk" / "source" / "0.mp4")]
+    assert [Path(path).resolve() for path in row["videos"]] == [tmp_path / "disk" / "source" / "0.mp4"]
 
 
 def test_the_card_lets_datasets_load_a_copy_without_state(prepared, tmp_path):

@@ -39,7 +39,7 @@ def test_a_comparison_needs_no_model():
     [
         (
             ["--video_max_frame", "4"],
-            r"Unknown option or stray value '--video_max_frame'\. Did you mean --video_max_frames",
+            r"Unknown option or stray value '--video_max_frame'\. Did you mean '--video_max_frames'",
         ),
         (["--samples", "4"], "4 samples at temperature 0 would be the same completion 4 times"),
         (["--top-p", "0.9"], "top_p and top_k are for sampling"),

@@ -85,7 +85,8 @@ def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
         for kind in MEDIA_KINDS
         if visual.features(kind)
     }
-    return View(prompt_ids, replace(visual, pixel_values=None, pixel_values_videos=None, **zeros))
+    no_pixels = {"pixel_values": None, "pixel_values_videos": None, "image_features_of": None, "video_features_of": None}
+    return View(prompt_ids, replace(visual, **no_pixels, **zeros))
 
 
 def shuffled(prompt_ids: Tensor, visual: VisualInputs, generator: torch.Generator) -> View | None:

@@ -19,7 +19,6 @@ from trl import GRPOTrainer
 from ..assets import model_path
 from ..data.columns import undecoded_videos
 from ..media import (
-    MediaLoader,
     PromptPreparer,
     VisualInputs,
     check_placeholders,
@@ -171,16 +170,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             self.tools or self.rollout_func or self.environment_factories
         )
         if self._prepares_prompts:
-            self._prompt_preparer = PromptPreparer(
-                self.processing_class,
-                loader=MediaLoader(workers=args.media_workers, cache_bytes=args.media_cache_mb << 20),
-                video_settings=args.video_settings,
-                image_min_pixels=args.image_min_pixels,
-                image_max_pixels=args.image_max_pixels,
-                media_limits=args.media_limits,
-                max_prompt_length=args.max_prompt_length,
-                chat_template_kwargs=self.chat_template_kwargs,
-            )
+            self._prompt_preparer = args.prompt_preparer(self.processing_class)
             self._suppress_placeholders()
         check_adapters_of(self.model, **frozen)
         if args.freeze_vision_tower or args.freeze_merger:
@@ -325,6 +315,11 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 layers=layers,
                 states=states,
             )
+
+    @property
+    def prompt_preparer(self) -> PromptPreparer | None:
+        """What makes prompts of rows; None where TRL does."""
+        return self._prompt_preparer if self._prepares_prompts else None
 
     def policy_is_the_one_that_sampled(self) -> bool:
         """Whether no optimisation step was taken since the completions in hand were sampled."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from transformers import ProcessorMixin
 from trl import GRPOConfig
 
-from ..media import MediaLimits, VideoSettings
+from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
 from ..signals import check_position_rule
 from .activation_checkpointing import unify_checkpointing_names
 
@@ -291,3 +292,16 @@ class GRPOVideoConfig(GRPOConfig):
     def media_limits(self) -> MediaLimits:
         """What one medium may cost, as the decoder takes it."""
         return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
+
+    def prompt_preparer(self, processor: ProcessorMixin) -> PromptPreparer:
+        """What makes prompts of rows under these settings."""
+        return PromptPreparer(
+            processor,
+            loader=MediaLoader(workers=self.media_workers, cache_bytes=self.media_cache_mb << 20),
+            video_settings=self.video_settings,
+            image_min_pixels=self.image_min_pixels,
+            image_max_pixels=self.image_max_pixels,
+            media_limits=self.media_limits,
+            max_prompt_length=self.max_prompt_length,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from trl import GRPOTrainer
@@ -71,21 +70,6 @@ class Telling(GRPOTrainer):
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
         if self.is_world_process_zero():
             complete_card(self)
-
-    def describe_prompts(self, rows: int) -> str:
-        """Tokens and visual tokens of the first rows' prompts, in words."""
-        if not self._prepares_prompts or not isinstance(self.train_dataset, Dataset):
-            return "prepared by TRL"
-        first = [self.train_dataset[i] for i in range(min(rows, len(self.train_dataset)))]
-        prompts = self._prompt_preparer(first, on_unusable=self.args.on_bad_media)
-        tokens = [len(prompt.input_ids) for prompt in prompts if not prompt.left_out]
-        visual = [prompt.visual.visual_tokens for prompt in prompts if not prompt.left_out]
-        if not tokens:
-            return f"none of the first {len(first)} can be used"
-        return (
-            f"{sum(tokens) / len(tokens):.0f} tokens, {sum(visual) / len(visual):.0f} of them visual "
-            f"(mean of the first {len(tokens)})"
-        )
 
     @property
     def _mode(self) -> str:

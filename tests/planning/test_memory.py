@@ -1,0 +1,129 @@
+"""Memory of a process: parts worked out by hand, and the peak of real steps."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.measure import peak_memory
+from trl_perception.planning import MemoryPart, World, memory_parts, peak, plan_recipe
+from trl_perception.planning.memory import Batch, optimizer_states, weights_size
+from trl_perception.planning.skeleton import policy_skeleton
+from trl_perception.train import build, parse, train_rows
+
+ON_CPU = ["--config", "grpo/tiny", "--bf16", "false", "--use_cpu", "true"]
+
+
+@pytest.fixture(scope="module")
+def skeleton():
+    _, config, model = parse(ON_CPU)
+    return policy_skeleton(config, model)
+
+
+ALONE = World()
+
+
+def parts_of(skeleton, world=ALONE, **options):
+    batch = Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True)
+    options = {"checkpointing": False, "optimizer": "adamw_torch", **options}
+    return {part.name: part for part in memory_parts(skeleton, batch, world, **options)}
+
+
+def test_tokens_of_a_forward_by_hand():
+    # 16 completions of 2 prompts. Packed: 2 * (100 - 1) + 16 * (1 + 20) = 534; one row a completion: 16 * 120 = 1920
+    batch = Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True)
+    assert batch.tokens == 534
+    assert Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=False).tokens == 1920
+
+
+def test_what_is_always_held_by_hand(skeleton):
+    # 1,184,192 float32 parameters, all trained: weights and gradients 4 bytes each, AdamW 2 * 4
+    size = 1_184_192
+    parts = parts_of(skeleton)
+    assert [parts[name].size for name in ("weights", "gradients", "optimizer", "master weights")] == [
+        4 * size,
+        4 * size,
+        8 * size,
+        0,
+    ]
+    # ZeRO-2 in bfloat16 on 8 processes: 2 bytes a weight, 2/8 a gradient, 4/8 a master weight, 8/8 for AdamW
+    parts = parts_of(skeleton, World(8, "zero2", bf16=True))
+    assert [parts[name].size for name in ("weights", "gradients", "optimizer", "master weights")] == [
+        2 * size,
+        size / 4,
+        size,
+        size / 2,
+    ]
+    # ZeRO-3 divides the weights too; DDP divides nothing and has buckets for the reduction
+    assert parts_of(skeleton, World(8, "zero3", bf16=True))["weights"].size == size / 4
+    ddp = parts_of(skeleton, World(8))
+    assert ddp["optimizer"].size == 8 * size
+    assert ddp["reduction buckets"].size == 4 * size
+
+
+def test_cache_and_activations_by_hand(skeleton):
+    # 4 layers, h 128, q 128, k 64 (2 heads of 32), m 384, float32.
+    parts = parts_of(skeleton)
+    # keys and values of 5 layers (one is copied while it grows): 5 * 2 * 64 * 32 rows * 120 tokens * 4 bytes
+    assert parts["cache"].size == 5 * 2 * 64 * 32 * 120 * 4
+    # a layer saves a token 6 h + 3 q + 2 k + 4 m = 768 + 384 + 128 + 1536 = 2816 values, and each of the 16 completions
+    # its prompt's keys and values for every query head: 2 * 128 values of 120 tokens
+    assert parts["activations"].size == 4 * 4 * (534 * 2816 + 16 * 120 * 2 * 128)
+    # computed again: the inputs of 4 layers, 128 values a token
+    assert parts_of(skeleton, checkpointing=True)["activations"].size == 4 * 4 * 534 * 128
+
+
+def test_the_peak_is_that_of_the_fullest_moment():
+    sizes = {"always": 10, "rollout": 7, "update": 3, "head": 2, "layer": 5}
+    parts = [MemoryPart(moment, size, "", moment) for moment, size in sizes.items()]
+    assert peak(parts) == 10 + max(7, 3 + max(2, 5))
+    assert peak([part for part in parts if part.moment != "layer"]) == 10 + max(7, 3 + 2)
+
+
+def test_quantised_weights_are_half_a_byte_or_one():
+    model = nn.ModuleDict({"layer": nn.Linear(10, 10, bias=False), "visual": nn.Linear(10, 10, bias=False)})
+    model.requires_grad_(False)
+    # 100 language weights in 4 bit, 100 of the tower in float32
+    assert [weights_size(model, bits) for bits in (None, 8, 4)] == [800, 500, 450]
+
+
+def test_states_of_optimizers():
+    assert [optimizer_states(name) for name in ("adamw_torch_fused", "adamw_8bit", "sgd", "adafactor")] == [
+        (2, None),
+        (2, 1),
+        (1, None),
+        (0, None),
+    ]
+
+
+@pytest.mark.parametrize("extra", [[], ["--group_forward", "off"], ["--gradient_checkpointing", "true"]])
+def test_the_estimate_is_within_a_quarter_of_a_step_s_peak(tmp_path, extra):
+    given = [*ON_CPU, "--output_dir", str(tmp_path), "--max_steps", "2", "--report_to", "none", *extra]
+    given += ["--per_device_train_batch_size", "64", "--generation_kwargs", '{"min_new_tokens": 48}']
+    given += ["--max_grad_norm", "0", "--report_every", "1000"]
+    script, config, model = parse(given)
+    trainer = build(script, config, model)
+    plan = plan_recipe(
+        config, model, world=ALONE, rows=train_rows(script), preparer=trainer.prompt_preparer, device="cpu"
+    )
+    measured = {}
+    step, rollout = trainer.training_step, trainer._generate_and_score_completions
+
+    def measured_as(name, work):
+        results = []
+        measured[name] = peak_memory(lambda: results.append(work()), "cpu")
+        return results[0]
+
+    def whole_step(wrapped, inputs, items=None):
+        prepared = trainer._prepare_inputs(inputs)
+        trainer._prepare_inputs = lambda _: prepared
+        loss = measured_as("update", lambda: step(wrapped, inputs, items))
+        del trainer._prepare_inputs
+        return loss
+
+    trainer._generate_and_score_completions = lambda inputs: measured_as("rollout", lambda: rollout(inputs))
+    trainer.training_step = whole_step
+    trainer.train()
+    held = sum(part.size for part in plan.memory if part.moment == "always") / 2**20
+    found = held + max(measured.values())  # of the second step: the first has things to allocate once
+    assert 0.75 * found <= plan.peak / 2**20 <= 1.25 * found, (found, plan.as_text(formulas=True))
+    assert all(torch.isfinite(torch.tensor(part.size)) for part in plan.memory)
