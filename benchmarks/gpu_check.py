@@ -173,7 +173,6 @@ def steps(plan: dict) -> list[dict]:
         return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
 
     device, count, rows = plan["device"], plan["generations"], []
-    logging.getLogger("trl_perception").setLevel(logging.ERROR)  # weights are bfloat16 on purpose, and are not kept
     with tempfile.TemporaryDirectory() as folder:
         clips = {"size": 2, "families": ["static"], "resolution": plan["resolution"], "seconds": plan["seconds"]}
         dataset = make_synthetic_dataset(Path(folder) / "clips", **clips)
@@ -263,4 +262,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("trl_perception").setLevel(logging.ERROR)  # weights are bfloat16 on purpose, and are not kept
     sys.exit(main())

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from jinja2.exceptions import SecurityError
 
 from tests.helpers import letter_variety, message
 from trl_perception.assets import from_pretrained, model_path

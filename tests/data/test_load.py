@@ -61,8 +61,12 @@ def test_media_in_messages_and_frames_are_found_beside_the_file(tmp_path):
 
 @pytest.mark.parametrize("template", ["none", "think_answer"])
 def test_rows_are_mapped_once(rows, template, tmp_path, monkeypatch, caplog):
+    """Rows that `datasets` reads; those of JSON are in memory, and each run reads them."""
+    stored = tmp_path / "rows.parquet"
+    Dataset.from_json(str(rows)).to_parquet(str(stored))
+
     def load():
-        return load_rows(str(rows), "train", prompt_template=template)
+        return load_rows(str(stored), "train", prompt_template=template)
 
     def again(*args):
         raise AssertionError("the rows that were cached are mapped again")
@@ -72,9 +76,9 @@ def test_rows_are_mapped_once(rows, template, tmp_path, monkeypatch, caplog):
     assert load().cache_files == first.cache_files
     assert load()[:] == first[:]
     assert "couldn't be hashed" not in caplog.text
-    rows.rename(tmp_path / "clips" / "rows.jsonl")  # the same rows of another folder are others
+    stored.rename(tmp_path / "clips" / "rows.parquet")  # the same rows of another folder are others
     with pytest.raises(AssertionError, match="mapped again"):
-        load_rows(str(tmp_path / "clips" / "rows.jsonl"), "train", prompt_template=template)
+        load_rows(str(tmp_path / "clips" / "rows.parquet"), "train", prompt_template=template)
 
 
 def test_media_that_come_later_are_found(rows, tmp_path):

@@ -93,7 +93,7 @@ def test_sampling_draws_the_same_numbers(model, prompts):
 
 def test_each_prompt_is_read_once(model, prompts):
     seen = forwards(model)
-    completions(model, prompts, REPEATS, do_sample=False)
+    completions(model, prompts, REPEATS, do_sample=False, min_new_tokens=12)
     width = padded([prompt.input_ids for prompt in prompts])["input_ids"].size(1)
     # three prompts once, then twelve rows token by token, the last prompt token first
     assert seen == [(3, width), *[(12, 1)] * 12]

@@ -827,7 +827,7 @@ def outcome(make_trainer, rows, cls, **config):
 
 def assert_neutral(make_trainer, rows, cls, neutral, other, **config):
     """Five steps: with the neutral settings the method is GRPO, with others it is not."""
-    defaults = cls.config_class("defaults", use_cpu=True, bf16=False)
+    defaults = cls.config_class("defaults", use_cpu=True, bf16=False, num_iterations=2)
     shared = {name: getattr(defaults, name) for name in ("loss_type", "epsilon_high")}
     shared |= {"num_generations": 2, "num_iterations": 2, "learning_rate": 3e-5}
     grpo = outcome(make_trainer, rows, GRPOVideoTrainer, **shared)

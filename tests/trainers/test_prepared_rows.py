@@ -18,7 +18,7 @@ def test_two_steps_on_each_data_set(make_trainer, tmp_path, clips, pictures, nam
     source = Source(writer(tmp_path / "source", clips, pictures), split)
     prepare(name, source, tmp_path / "rows", PrepareOptions(template="think_answer"), progress=False)
     rows = load_rows(str(tmp_path / "rows"), split)
-    trainer = make_trainer(rows, max_steps=2, video_max_frames=4, image_max_pixels=56 * 56)
+    trainer = make_trainer(rows, max_steps=2, temperature=3.0, video_max_frames=4, image_max_pixels=56 * 56)
     trainer.train()
     losses, norms, skipped = history(trainer, "loss", "grad_norm", "media/skipped")
     assert len(losses) == 2

@@ -85,7 +85,12 @@ def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
         for kind in MEDIA_KINDS
         if visual.features(kind)
     }
-    no_pixels = {"pixel_values": None, "pixel_values_videos": None, "image_features_of": None, "video_features_of": None}
+    no_pixels = {
+        "pixel_values": None,
+        "pixel_values_videos": None,
+        "image_features_of": None,
+        "video_features_of": None,
+    }
     return View(prompt_ids, replace(visual, **no_pixels, **zeros))
 
 

@@ -69,7 +69,7 @@ def _introduction(trainer: GRPOTrainer, base: str | None) -> Iterator[str]:
         "trl_perception, trainers for [TRL](https://github.com/huggingface/trl)."
     )
     if not trainer._paper:
-        parent = next(cls for cls in type(trainer).__mro__ if cls._paper)
+        parent = next(cls for cls in type(trainer).__mro__ if getattr(cls, "_paper", None))
         paper = f"[{parent._paper['title']}](https://huggingface.co/papers/{parent._paper['id']})"
         yield f"{trainer._name} is a trainer of its own (`{type(trainer).__name__}`) on top of {parent._name}: {paper}."
     if _is_adapter(trainer):
