@@ -7,11 +7,14 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from .. import __version__
@@ -150,11 +153,26 @@ def _rows_of(file: Path) -> Dataset:
 
 
 def _json_rows(*files: Path) -> Dataset:
-    """The rows of files of one JSON object a line, or of one list of them each.
+    """The rows of files of one JSON object a line, or of one list of them each; kept in the cache of `datasets`.
 
     Values keep the types that they have in the file: `datasets` would read every text that looks like a date as a time.
     A column of several types is one of `datasets`' Json columns. Errors: ValueError as `_rows_of`.
     """
+    made_of = hashlib.sha256(__version__.encode())
+    for file in files:
+        made_of.update(file.read_bytes())
+    kept = Path(datasets_config.HF_DATASETS_CACHE, "trl_perception", made_of.hexdigest()[:24])
+    if not kept.is_dir():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as unfinished:
+            folder = Path(unfinished, "rows")
+            _typed_rows(files).save_to_disk(str(folder))
+            with suppress(OSError):  # where another process was faster
+                folder.rename(kept)
+    return load_from_disk(str(kept))
+
+
+def _typed_rows(files: Sequence[Path]) -> Dataset:
     rows = [row for file in files for row in _json_objects(file)]
     if not rows:
         raise _without_rows(files[0])
