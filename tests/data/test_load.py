@@ -59,11 +59,13 @@ def test_media_in_messages_and_frames_are_found_beside_the_file(tmp_path):
     assert text["text"] == "a.mp4"  # text is no path
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("template", ["none", "think_answer"])
-def test_rows_are_mapped_once(rows, template, tmp_path, monkeypatch, caplog):
-    """Rows that `datasets` reads; those of JSON are in memory, and each run reads them."""
-    stored = tmp_path / "rows.parquet"
-    Dataset.from_json(str(rows)).to_parquet(str(stored))
+def test_rows_are_mapped_once(rows, kind, template, tmp_path, monkeypatch, caplog):
+    stored = rows
+    if kind == "parquet":
+        stored = tmp_path / "rows.parquet"
+        Dataset.from_json(str(rows)).to_parquet(str(stored))
 
     def load():
         return load_rows(str(stored), "train", prompt_template=template)
@@ -76,9 +78,9 @@ def test_rows_are_mapped_once(rows, template, tmp_path, monkeypatch, caplog):
     assert load().cache_files == first.cache_files
     assert load()[:] == first[:]
     assert "couldn't be hashed" not in caplog.text
-    stored.rename(tmp_path / "clips" / "rows.parquet")  # the same rows of another folder are others
+    stored = stored.rename(tmp_path / "clips" / stored.name)  # the same rows of another folder are others
     with pytest.raises(AssertionError, match="mapped again"):
-        load_rows(str(tmp_path / "clips" / "rows.parquet"), "train", prompt_template=template)
+        load()
 
 
 def test_media_that_come_later_are_found(rows, tmp_path):
