@@ -25,9 +25,9 @@ from datasets import Dataset
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media.frames import token_frames
+from trl_perception.modeling import AttentionTap, attention_rows, media_masked, pooled_rows, seeded, shuffled
 from trl_perception.objectives import select_frames, visual_dependency
 from trl_perception.rewards import accuracy_reward
-from trl_perception.signals import AttentionTap, attention_rows, blind, pooled_rows, seeded, shuffled
 
 TEMPORAL = ("event_order", "event_time", "scene_color", "flash_count")
 STATIC = ("static",)
@@ -56,7 +56,7 @@ class Probe(GRPOVideoTrainer):
         return None
 
     def _pgpo(self, group, row, sighted_logps, width):
-        view = blind(self.model, group.prompt_ids, group.visual, width)
+        view = media_masked(self.model, group.prompt_ids, group.visual, width)
         dependency = visual_dependency(sighted_logps, self.score(group, view)[0])
         for ids, values, mask in zip(group.completion_ids, dependency, group.completion_mask, strict=True):
             kinds = token_kinds(self.processing_class.tokenizer, ids[mask].tolist())

@@ -31,7 +31,7 @@ from benchmarks.measure import machine, now, peak_memory
 from benchmarks.models import random_model
 from benchmarks.performance import Group, StepTimes
 from trl_perception.data import make_synthetic_dataset
-from trl_perception.signals import group_forward, row_forward
+from trl_perception.modeling import group_forward, row_forward
 from trl_perception.trainers import TRAINERS
 
 # Cells of 64 tokens; `seconds` of clips at 4 frames a second, two frames a cell; rollouts that do not count.

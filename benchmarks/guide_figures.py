@@ -17,13 +17,13 @@ from transformers import PrinterCallback, set_seed
 from benchmarks.guide_drawing import DRAWINGS
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media.frames import shuffle_cells, token_frames
+from trl_perception.modeling import divergence, head_of, seeded
+from trl_perception.modeling.attention_policy import padded, policy_of, visual_keys
 from trl_perception.objectives import jensen_shannon, select_frames
 from trl_perception.objectives.video_ktr import key_token_mask
 from trl_perception.rewards import accuracy_reward, format_reward
-from trl_perception.signals import divergence, head_of, seeded
 from trl_perception.train import parse
 from trl_perception.trainers import TRAINERS
-from trl_perception.trainers.attention_policy import padded, policy_of, visual_keys
 
 METHODS = ("appo", "pgpo", "ktr", "ral", "attn_distill")
 CLIP_SEED = 38
@@ -98,7 +98,9 @@ def recording(base: type) -> type:
 
         def _now(self, layers, mask, inputs):
             width = inputs["completion_ids"].size(1)
-            return policy_of(layers, mask, width, visual_keys(inputs), self.args).detach()
+            return policy_of(
+                layers, mask, width, visual_keys(inputs), query=self.args.attn_query, keys=self.args.attn_keys
+            ).detach()
 
     return Recording
 

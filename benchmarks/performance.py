@@ -27,7 +27,14 @@ from benchmarks.models import SIZES, random_model
 from benchmarks.performance_table import as_markdown, plot, with_table
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VisualInputs
-from trl_perception.signals import LayerAttention, attention_rows, group_forward, prefill_once, row_forward, token_ratio
+from trl_perception.modeling import (
+    LayerAttention,
+    attention_rows,
+    group_forward,
+    prefill_once,
+    row_forward,
+    token_ratio,
+)
 from trl_perception.train import build, parse
 from trl_perception.trainers import TRAINERS
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from trl_perception.signals.packing import Run
+from trl_perception.modeling.packing import PrefixGroup
 from trl_perception.trainers import TRAINERS
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run the command with some arguments; its exit status and its figures, None where it wrote none."""
+    """PrefixGroup the command with some arguments; its exit status and its figures, None where it wrote none."""
     path = tmp_path / "figures" / "gpu.json"
 
     def run_it(*arguments):
@@ -49,7 +49,7 @@ def test_a_path_that_does_not_agree_fails(run, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "METHODS", {})
     # segments see what comes after, which predicts nothing more of random weights but changes every number
     everything = property(lambda one: torch.ones(one.segments.size(1), one.prefix + one.segments.size(1)).bool())
-    monkeypatch.setattr(Run, "visible", everything)
+    monkeypatch.setattr(PrefixGroup, "visible", everything)
     status, found = run("--size", "small")
     assert status == 1
     assert [row["agrees"] for row in found["agreement"]] == [True, False, True, False]

@@ -13,10 +13,13 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
 from .assets.checkpoint import base_of
+from .callbacks.checkpoints import ZERO_REWARD, disk_full_guard, require_own_folder
 from .cli.errors import Parser, one_line
 from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
 from .hub import UploadError, make_repository, merge_adapter, publish
+from .modeling.adapters import adapter_of, require_mergeable
+from .modeling.quantization import describe_quantised, quantization_of
 from .planning import plan_recipe, world_of
 from .provenance import origin_of
 from .recipe import (
@@ -37,9 +40,6 @@ from .reports.run import reward_stayed_zero
 from .rewards import get_reward
 from .rewards.registry import split_names
 from .trainers import TRAINERS, GRPOVideoTrainer
-from .trainers.adapters import adapter_of, require_mergeable
-from .trainers.checkpoints import ZERO_REWARD, require_own_folder, told_when_full
-from .trainers.quantising import describe_quantised, quantization_of
 
 
 @dataclass
@@ -245,7 +245,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE_OF_RUN).write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    with told_when_full(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
+    with disk_full_guard(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
         trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
         trainer.save_state()  # the log, for the report
     trainer.accelerator.wait_for_everyone()  # every process has written its records

@@ -12,7 +12,7 @@ from trl_perception.cli.prepare import build_parser, read_options
 from trl_perception.evaluation.settings import EvaluationSettings
 from trl_perception.media import MediaError, MediaLimits, MediaLoader, MediaRequest, PromptPreparer, read_video
 from trl_perception.media import download as download_module
-from trl_perception.media.container import Charged
+from trl_perception.media.container import BudgetedContainer
 from trl_perception.media.download import download
 from trl_perception.media.images import read_image
 from trl_perception.media.limits import Budget
@@ -134,20 +134,20 @@ def frame(key=False, corrupt=False):
 
 def test_damage_lasts_until_the_next_whole_keyframe():
     frames = [frame(key=True), frame(), frame(corrupt=True), frame(), frame(key=True, corrupt=True), frame(key=True)]
-    charged = Charged(Container([packet(one) for one in frames]), Budget("a.mp4"))
+    charged = BudgetedContainer(Container([packet(one) for one in frames]), Budget("a.mp4"))
     seen = [charged.damaged for _ in charged.decode(None, from_keyframe=True)]
     # the third is marked, the fourth predicted from it, the fifth a keyframe that is marked itself
     assert seen == [False, False, True, True, True, False]
 
 
 def test_frames_count_where_one_packet_holds_many():
-    charged = Charged(Container([packet(*[frame()] * 5)]), Budget("a.mp4", MediaLimits(max_frames=4)))
+    charged = BudgetedContainer(Container([packet(*[frame()] * 5)]), Budget("a.mp4", MediaLimits(max_frames=4)))
     with pytest.raises(MediaError, match="5 frames"):
         list(charged.decode(None, from_keyframe=True))
 
 
 def test_only_a_flushed_stream_may_end_with_an_index_error():
     flush, broken = packet(size=0), IndexError("list index out of range")
-    assert len(list(Charged(Container([packet(), flush], broken), Budget("a.ts")).demux())) == 2
+    assert len(list(BudgetedContainer(Container([packet(), flush], broken), Budget("a.ts")).demux())) == 2
     with pytest.raises(IndexError):
-        list(Charged(Container([packet()], broken), Budget("a.ts")).demux())
+        list(BudgetedContainer(Container([packet()], broken), Budget("a.ts")).demux())

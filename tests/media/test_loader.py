@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from trl_perception.media import loader as loader_module
-from trl_perception.media.container import Charged
+from trl_perception.media.container import BudgetedContainer
 from trl_perception.media.errors import MediaError
 from trl_perception.media.limits import Budget
 from trl_perception.media.loader import MediaLoader, MediaRequest, fingerprint
@@ -237,13 +237,13 @@ def test_no_requests():
 )
 def test_decoders_share_the_processors(clips, monkeypatch, processors, workers, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    seen, original = [], Charged.decode
+    seen, original = [], BudgetedContainer.decode
 
     def spied(self, stream, *args, **options):
         seen.append(stream.codec_context.thread_count)
         return original(self, stream, *args, **options)
 
-    monkeypatch.setattr(Charged, "decode", spied)
+    monkeypatch.setattr(BudgetedContainer, "decode", spied)
     MediaLoader(workers=workers).load([video(clips["plain"])])
     assert set(seen) == {threads}
 

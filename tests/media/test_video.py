@@ -11,7 +11,7 @@ from PIL import Image
 from qwen_vl_utils import vision_process
 
 from trl_perception.media import video
-from trl_perception.media.container import Charged
+from trl_perception.media.container import BudgetedContainer
 from trl_perception.media.errors import MediaError
 from trl_perception.media.sampling import VideoSettings
 from trl_perception.media.timeline import packet_timeline
@@ -91,14 +91,14 @@ def test_range_keeps_file_times_and_its_own_rate(clips, numbers_of):
 def decoded_frames(monkeypatch) -> list[int]:
     """Presentation timestamps of every frame that PyAV hands over from now on."""
     seen = []
-    original = Charged.decode
+    original = BudgetedContainer.decode
 
     def spied(*args, **options):
         for frame in original(*args, **options):
             seen.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(Charged, "decode", spied)
+    monkeypatch.setattr(BudgetedContainer, "decode", spied)
     return seen
 
 

@@ -15,10 +15,10 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from trl_perception.batch import REPEATED
+from trl_perception.callbacks.nonfinite.guard import NonFiniteError
 from trl_perception.objectives import Penalty
 from trl_perception.trainers import TRAINERS
-from trl_perception.trainers.faults.nonfinite import NonFiniteError
-from trl_perception.trainers.rollout import REPEATED
 
 LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own
 LETTERS = range(40, 64)  # token ids of single characters
@@ -141,7 +141,7 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         **kwargs,
     )
     if run.get("turns") is False:  # the control: each process makes its own forwards, whatever the others do
-        trainer._in_step.active = False
+        trainer._collectives.active = False
     gc.freeze()  # the trainer's full collections need not walk through all that was imported
     trainer.train(resume_from_checkpoint=run.get("resume"))
     gc.unfreeze()

@@ -25,7 +25,7 @@ from tests.positions import layout_of, slow_positions
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.media import read_video
-from trl_perception.signals import seeded
+from trl_perception.modeling import seeded
 
 LENGTHS = (8, 5, 1, 7)  # completions are cut to these, so that lengths, denominators and padding matter
 
@@ -628,7 +628,7 @@ def pgpo_weights(
         scores = [(p.exp() * (p - q)).sum().item() for p, q in pairs]
     else:
         pairs = zip(sighted.logps(temperature), blind.logps(temperature), strict=True)
-        logs = [(without - with_media).item() for with_media, without in pairs]  # ln r
+        logs = [(without - seen).item() for seen, without in pairs]  # ln r
         if dependency_clamp is not None:
             logs = [min(20.0, max(-20.0, log)) for log in logs]
         scores = [math.exp(log) - 1 - log for log in logs]
@@ -674,7 +674,7 @@ def orders_of(seed, step, prompt_ids, lengths):
 
 
 def ktr_signals(
-    eager, pairs, temperature, *, seed, step, shuffle="grid", blind_positions="original", visual_view="masked"
+    eager, pairs, temperature, *, seed, step, shuffle="grid", masked_view_positions="original", visual_view="masked"
 ):
     """(dv, dt, H) of each (row, ids) of a group, lists; dv None without media, dt None without a video of two cells."""
     row = pairs[0][0]
@@ -696,7 +696,7 @@ def ktr_signals(
 
         visual = temporal = None
         if row["videos"] or row["images"]:
-            way = "zero" if visual_view == "zeroed" else "mask" if blind_positions == "original" else "delete"
+            way = "zero" if visual_view == "zeroed" else "mask" if masked_view_positions == "original" else "delete"
             visual = differences(eager.read(*completion, blind=way))
         if view:
             temporal = differences(eager.read(*completion, **view))

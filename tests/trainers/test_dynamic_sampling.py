@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 
 from tests.helpers import history, message
+from trl_perception.batch import Rollout
 from trl_perception.media import PreparedPrompt
 from trl_perception.trainers import GRPOVideoTrainer, PGPOTrainer
 from trl_perception.trainers.dynamic_sampling import drawn_rows, replaced, without_spread
-from trl_perception.trainers.rollout import Rollout
 
 
 def rollout(rewards, left_out=()):

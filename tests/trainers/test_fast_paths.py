@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from tests.trainers.reference import build, trained
-from trl_perception.signals import View
+from trl_perception.modeling import View
 from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
@@ -109,7 +109,7 @@ def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer
     }
     served = trained(build(make_trainer, rows["mixed"], cls, **config))
     apart = build(make_trainer, rows["mixed"], cls, **config)
-    apart.sighted_reads = None
+    apart.policy_reads = None
     forwards = count_forwards(monkeypatch, apart)
     trained(apart)
     (ours,), (theirs,) = served.seen, apart.seen
@@ -132,13 +132,13 @@ def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer
 
 def count_forwards(monkeypatch, trainer):
     """The row counts of every scoring forward from now on."""
-    counts, body = [], trainer._forwards.of
+    counts, body = [], trainer._forwards.bind
 
     def counted(model, input_ids, *args):
         counts.append(len(input_ids))
         return body(model, input_ids, *args)
 
-    monkeypatch.setattr(trainer._forwards, "of", counted)
+    monkeypatch.setattr(trainer._forwards, "bind", counted)
     return counts
 
 

@@ -10,7 +10,7 @@ from tests.helpers import poster
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.media import read_video
-from trl_perception.signals import apply_position_rule
+from trl_perception.modeling import apply_position_rule
 
 
 class Recorder(GRPOVideoTrainer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer
-from trl_perception.trainers.rollout import whole_groups
+from trl_perception.batch import whole_groups
 
 
 def test_whole_groups_by_hand():

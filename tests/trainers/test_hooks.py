@@ -8,7 +8,7 @@ from tests.helpers import history
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
-from trl_perception.trainers.reading import SightedReads
+from trl_perception.trainers.policy_reader import PolicyReads
 
 
 class FirstTokens(GRPOVideoTrainer):
@@ -184,7 +184,7 @@ def test_weights_that_a_sequence_ratio_averages_away_are_told(rows, make_trainer
 
 
 class SightedFirstTokens(FirstTokens):
-    sighted_reads = SightedReads()  # so that credit waits for the update
+    policy_reads = PolicyReads()  # so that credit waits for the update
 
 
 @pytest.mark.parametrize("slices", [1, 2])

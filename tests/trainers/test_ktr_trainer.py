@@ -32,7 +32,7 @@ from trl_perception import KTRTrainer
 MIXED = {**OBJECTIVES["mixed"], **TWO_UPDATES}
 
 
-RELEASE_VIEWS = {"shuffle": "frames", "blind_positions": "recompute"}
+RELEASE_VIEWS = {"shuffle": "frames", "masked_view_positions": "recompute"}
 
 
 def keys_of(update, views=(), **options):
@@ -110,7 +110,7 @@ OPTIONS = {
     "more uncertain tokens": {"entropy_keep_ratio": 0.5},
     "release": {"preset": "release"},
     "frames": {"shuffle": "frames"},
-    "recomputed positions": {"blind_positions": "recompute", "visual_keep_ratio": 0.5},
+    "recomputed positions": {"masked_view_positions": "recompute", "visual_keep_ratio": 0.5},
     "zeroed": {"visual_view": "zeroed", "visual_keep_ratio": 0.5},
     "all visual": {"visual_keep_ratio": 1.0},
     "all temporal": {"temporal_keep_ratio": 1.0},
@@ -126,7 +126,7 @@ def test_each_option_changes_the_key_tokens_as_the_paper_says(rows, make_trainer
     signals = {}
     for name, option in {"as set": {}, **OPTIONS}.items():
         ratios = {ratio.split("_")[0]: option.get(ratio, 0.2) for ratio in RATIOS}
-        views = {key: option[key] for key in ("shuffle", "blind_positions", "visual_view") if key in option}
+        views = {key: option[key] for key in ("shuffle", "masked_view_positions", "visual_view") if key in option}
         changed = 0.0
         for number, (group, before) in enumerate(zip(groups, plain, strict=True)):
             key = (number, *views.values())
@@ -208,7 +208,7 @@ def test_the_blind_view_keeps_its_positions_or_counts_anew(rows, make_trainer):
     )
     text = inputs["mm_token_type_ids"][0] == 0
     _, kept, _ = views_of(trainer, group)
-    _, recomputed, _ = views_of(trainer, group, blind_positions="recompute")
+    _, recomputed, _ = views_of(trainer, group, masked_view_positions="recompute")
     for view in (kept, recomputed):
         assert torch.equal(view.prompt_ids, inputs["input_ids"][0, text])
         assert view.visual.visual_tokens == 0
@@ -266,9 +266,9 @@ def test_signals_that_are_off_or_absent_cost_no_forward(rows, make_trainer):
         ({"preset": "draft"}, "preset"),
         ({"weighting": "soft"}, "weighting"),
         ({"shuffle": "cells"}, "shuffle"),
-        ({"blind_positions": "new"}, "blind_positions"),
+        ({"masked_view_positions": "new"}, "masked_view_positions"),
         ({"visual_view": "blank"}, "visual_view"),
-        ({"visual_view": "zeroed", "preset": "release"}, "visual_view='zeroed'.*blind_positions='original'"),
+        ({"visual_view": "zeroed", "preset": "release"}, "visual_view='zeroed'.*masked_view_positions='original'"),
         ({"key_token_normalizer": "tokens"}, "key_token_normalizer"),
         ({"mask_kl": True}, "mask_kl.*key_token_normalizer='kept'"),
         ({"key_token_normalizer": "kept", "loss_type": "dapo"}, "key_token_normalizer.*loss_type"),
@@ -286,7 +286,7 @@ def test_the_preset_sets_what_is_not_set(tmp_path):
         return {name: getattr(config, name) for name in paper}
 
     paper = {
-        "shuffle": "grid", "blind_positions": "original", "key_token_normalizer": "length", "mask_kl": False,
+        "shuffle": "grid", "masked_view_positions": "original", "key_token_normalizer": "length", "mask_kl": False,
         "visual_view": "masked", "loss_type": "grpo",
     }  # fmt: skip
     release = {**paper, **RELEASE_VIEWS, "key_token_normalizer": "kept", "mask_kl": True}

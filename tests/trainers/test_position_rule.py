@@ -11,7 +11,7 @@ from tests.trainers.test_forward import Recorder
 from trl_perception import AttnDistillTrainer
 from trl_perception.assets import model_path
 from trl_perception.media import forward_kwargs
-from trl_perception.signals import position_rule_of
+from trl_perception.modeling import position_rule_of
 from trl_perception.trainers import AttnDistillConfig
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from ..signals import apply_position_rule
+from ..modeling import apply_position_rule
 
 ADAPTER_FILE = "adapter_config.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

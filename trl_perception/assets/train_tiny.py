@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..data import make_synthetic_dataset
-from ..signals import apply_position_rule
+from ..modeling import apply_position_rule
 from . import model_path
 from .batches import Medium, encode_examples, length_batches, load_medium, question
 from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score

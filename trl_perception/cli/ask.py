@@ -45,7 +45,7 @@ def ask(
     import torch  # the command's parser answers first
 
     from ..media import PromptPreparer, forward_kwargs
-    from ..signals import apply_position_rule
+    from ..modeling import apply_position_rule
 
     apply_position_rule(model, position_rule)
     kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"

@@ -6,8 +6,8 @@ from typing import Any
 from ..data.load import synthetic_options
 from ..data.templates import TEMPLATES, get_template
 from ..media import MediaLimits, VideoSettings
+from ..modeling import check_position_rule
 from ..rewards.registry import split_names
-from ..signals import check_position_rule
 
 SUMMARY_ONLY = ("output", "resamples", "check_rows")
 """Settings that no prediction depends on."""

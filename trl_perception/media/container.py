@@ -38,7 +38,7 @@ CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 REPLACE = "Re-encode or replace the file, or drop this sample"
 
 
-class Charged:
+class BudgetedContainer:
     """A container whose packets and frames count against a budget, with the part of PyAV's container that is used here.
 
     Attributes: damaged: whether the frame last decoded, or one that it may have been predicted from, is marked as damaged.
@@ -97,7 +97,7 @@ def decodable(packets: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.VideoStream]]:
+def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[BudgetedContainer, av.VideoStream]]:
     """The container and its best video stream that is no cover picture; FFmpeg's errors become MediaError."""
     budget.check_time()
     bound = {"max_pixels": str(2 * budget.limits.max_pixels + PADDING)}
@@ -116,7 +116,7 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[Charged, av.V
             stream.thread_type, stream.codec_context.thread_count = "AUTO", budget.threads
             # Decoders look at checksums and stop at damage only where asked to: they would log it and show a wrong frame.
             stream.codec_context.options = bound | {"err_detect": "crccheck+explode"}
-            yield Charged(container, budget), stream
+            yield BudgetedContainer(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()
         kind = "truncated, damaged or not a video"

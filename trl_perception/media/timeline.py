@@ -9,7 +9,7 @@ import av
 import numpy as np
 from av.format import Flags
 
-from .container import REPLACE, Charged, declared_seconds, decodable
+from .container import REPLACE, BudgetedContainer, declared_seconds, decodable
 from .errors import MediaError
 from .sampling import average_fps
 
@@ -53,7 +53,7 @@ class Timeline:
         return (np.searchsorted(self.times, times + self.rounding, side="right") - 1).clip(0).tolist()
 
 
-def packet_timeline(container: Charged, stream: av.VideoStream, name: str) -> Timeline:
+def packet_timeline(container: BudgetedContainer, stream: av.VideoStream, name: str) -> Timeline:
     """The timeline of an opened file's packets: nothing is decoded. Without usable times they count as evenly spaced.
 
     Raises: MediaError for a file without frames, a truncated one, or one whose time table is corrupt.
@@ -73,7 +73,7 @@ def packet_timeline(container: Charged, stream: av.VideoStream, name: str) -> Ti
     return _timeline(stream, shown, timed, name, from_keyframe, packets=shown if timed else None)
 
 
-def decoded_timeline(container: Charged, stream: av.VideoStream, name: str, from_keyframe: bool) -> Timeline:
+def decoded_timeline(container: BudgetedContainer, stream: av.VideoStream, name: str, from_keyframe: bool) -> Timeline:
     """The timeline of the frames that decode, one full pass that converts none of them. Raises: MediaError."""
     frames = [Entry(frame.pts, frame.duration or 0) for frame in container.decode(stream, from_keyframe)]
     if not frames:
@@ -83,7 +83,7 @@ def decoded_timeline(container: Charged, stream: av.VideoStream, name: str, from
     return _timeline(stream, frames, timed, name, from_keyframe)
 
 
-def _read_packets(container: Charged, stream: av.VideoStream) -> tuple[list[Entry], float]:
+def _read_packets(container: BudgetedContainer, stream: av.VideoStream) -> tuple[list[Entry], float]:
     """The stream's packets in order of decoding, and the time in seconds at which the last packet of any stream ends."""
     packets, end = [], 0.0
     hides = stream.codec_context.codec.canonical_name == "vp8"
@@ -127,7 +127,7 @@ def _refuse_corrupt_times(stream, packets: list[Entry], shown: list[Entry], time
 
 
 def _refuse_truncated(
-    container: Charged, stream, found: list[Entry], timed: bool, end: float | None, name: str
+    container: BudgetedContainer, stream, found: list[Entry], timed: bool, end: float | None, name: str
 ) -> None:
     """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
     shares = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 from transformers.video_utils import VideoMetadata
 
-from .container import REPLACE, Charged, opened
+from .container import REPLACE, BudgetedContainer, opened
 from .display import upright
 from .errors import MediaError, describe
 from .images import array_frames, as_uint8, listed_frames, resolve
@@ -246,7 +246,9 @@ def _by_timestamp(container, stream, numbers: list[int], timeline: Timeline) -> 
                 position += 1
 
 
-def _from_keyframe(container: Charged, stream: av.VideoStream, targets: list[Entry]) -> Iterator[av.VideoFrame]:
+def _from_keyframe(
+    container: BudgetedContainer, stream: av.VideoStream, targets: list[Entry]
+) -> Iterator[av.VideoFrame]:
     """Frames from a keyframe: the first target that a seek finds, or one before it. Containers seek by pts or by dts."""
     for target, by in product(targets, ("pts", "dts")):
         with suppress(av.error.FFmpegError):  # a container without seeking

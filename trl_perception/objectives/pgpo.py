@@ -16,7 +16,7 @@ NEGATIVE_TOLERANCE = 1e-3  # nats; an exact KL can round to slightly below 0
 def visual_dependency(
     sighted_logps: Tensor, blind_logps: Tensor, *, clamp: tuple[float, float] | None = (0.0, 10.0)
 ) -> Tensor:
-    """How much the sampled token owes to the visual input: a one-sample estimate of KL(sighted || blind).
+    """How much the sampled token owes to the visual input: a one-sample estimate of KL(with media || without).
 
     S = (r - 1) - ln r,  r = pi_blind(o_t) / pi_sighted(o_t)
 

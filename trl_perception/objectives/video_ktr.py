@@ -61,7 +61,7 @@ def ktr_token_weights(
     Args:
         visual_delta: (B,T) log p(o_t | video) - log p(o_t | no video), nats, anything on padding, or None.
         temporal_delta: (B,T) log p(o_t | frames in order) - log p(o_t | frames shuffled), likewise.
-        entropies: (B,T) entropy of the sighted distribution, nats, anything on padding.
+        entropies: (B,T) entropy of the distribution with media, nats, anything on padding.
         completion_mask: (B,T) bool, True on completion tokens, the end-of-sequence token included.
         visual_keep_ratio, temporal_keep_ratio, entropy_keep_ratio: share r of tokens each signal keeps, in [0, 1].
         preset: "paper" or "release".

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as VOCABULARY_CHUNK_SIZE
 
-from ..trainers.quantising import KEPT_WHOLE
-from ..trainers.vision import part_of
+from ..modeling.freezing import part_of
+from ..modeling.quantization import KEPT_WHOLE
 
 FLOAT32 = 4
 # Tiles of logits that TRL's fused head holds at a time: one with its Triton kernel, seven with torch's operations.

@@ -10,8 +10,13 @@ from torch import nn
 from trl import GRPOConfig, ModelConfig
 
 from ..media import PromptPreparer
-from ..signals import token_ratio, why_not_frozen, why_not_packed, why_not_prefilled
-from ..trainers.forwards import PAYS_FROM
+from ..modeling import (
+    feature_reuse_unsupported_reason,
+    packing_unsupported_reason,
+    shared_prefill_unsupported_reason,
+    token_ratio,
+)
+from ..trainers.forward_selector import PAYS_FROM
 from .memory import Batch, MemoryPart, World, memory_parts, optimizer_states, peak
 from .skeleton import other_models_size, policy_skeleton, quantised_bits
 
@@ -193,7 +198,7 @@ def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, s
     """Whether rows are packed, and why not."""
     if config.group_forward == "off":
         return False, "group_forward is off"
-    if reason := why_not_packed(model):
+    if reason := packing_unsupported_reason(model):
         return False, reason
     batch_size, group = config.per_device_train_batch_size, config.num_generations
     runs = [min(group, batch_size - start) for start in range(0, batch_size, group)]
@@ -204,8 +209,12 @@ def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, s
 
 def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
     """What completions of a prompt share, or why they do not."""
-    prefill = why_not_prefilled(model, model.generation_config) if config.shared_prefill else "shared_prefill is off"
-    frozen = why_not_frozen(model) if config.reuse_vision_features else "reuse_vision_features is off"
+    prefill = (
+        shared_prefill_unsupported_reason(model, model.generation_config)
+        if config.shared_prefill
+        else "shared_prefill is off"
+    )
+    frozen = feature_reuse_unsupported_reason(model) if config.reuse_vision_features else "reuse_vision_features is off"
     if frozen is None and world.sharding != "none":
         frozen = "it is not run outside a model that processes share"
     return [

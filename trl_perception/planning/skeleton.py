@@ -8,8 +8,8 @@ from transformers import AutoConfig, PreTrainedModel
 from trl import GRPOConfig, ModelConfig
 
 from ..assets import model_path
-from ..trainers.adapters import adapter_of, outside_frozen_parts
-from ..trainers.vision import freeze_vision
+from ..modeling.adapters import adapter_of, outside_frozen_parts
+from ..modeling.freezing import freeze_vision
 from .memory import World, weights_size
 
 

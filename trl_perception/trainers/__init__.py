@@ -1,19 +1,19 @@
 """Trainers: TRL's GRPO with media, and one short subclass a method."""
 
+from ..batch import Group
+from ..callbacks.nonfinite import NonFiniteError, Replay, replay
 from .appo_config import APPOConfig
 from .appo_trainer import APPOTrainer
 from .attn_distill_config import AttnDistillConfig
 from .attn_distill_trainer import AttnDistillTrainer
-from .base import GRPOVideoTrainer
-from .base_config import GRPOVideoConfig
-from .faults import NonFiniteError, Replay, replay
+from .grpo_video_config import GRPOVideoConfig
+from .grpo_video_trainer import GRPOVideoTrainer
 from .ktr_config import KTRConfig
 from .ktr_trainer import KTRTrainer
 from .pgpo_config import PGPOConfig
 from .pgpo_trainer import PGPOTrainer
 from .ral_config import RALConfig
 from .ral_trainer import RALTrainer
-from .rollout import Group
 
 TRAINERS = {
     "grpo": GRPOVideoTrainer,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..objectives.appo import STRATEGIES
-from .base_config import GRPOVideoConfig
+from .grpo_video_config import GRPOVideoConfig
 from .options import require_choice, require_positive, require_range, take_preset
 
 ANY_SUCCESS = 1e-30  # r >= it stands for the release's r > 0

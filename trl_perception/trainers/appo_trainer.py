@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batch import Group
 from ..media.frames import token_frames
+from ..modeling import log_probs, pooled_rows
 from ..objectives import TokenWeights, appo_token_weights, select_frames
-from ..signals import log_probs, pooled_rows
 from .appo_config import APPOConfig
-from .base import GRPOVideoTrainer
-from .reading import SightedReads
-from .rollout import Group
+from .grpo_video_trainer import GRPOVideoTrainer
+from .policy_reader import PolicyReads
 
 
 class APPOTrainer(GRPOVideoTrainer):
@@ -52,7 +52,7 @@ class APPOTrainer(GRPOVideoTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.accuracy_name = self._name_of_accuracy()
-        self.sighted_reads = SightedReads(attention_layers=self.args.attention_layers, states=True)
+        self.policy_reads = PolicyReads(attention_layers=self.args.attention_layers, states=True)
 
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
@@ -80,8 +80,8 @@ class APPOTrainer(GRPOVideoTrainer):
             "reward_threshold": options.reward_threshold,
             "strategy": options.strategy,
         }
-        self.note(group, "frame_attention", reading.attention, "GTF")
-        self.note(group, "selected_frames", lambda: select_frames(*seen, **choice), "F")
+        self.log_signal(group, "frame_attention", reading.attention, "GTF")
+        self.log_signal(group, "selected_frames", lambda: select_frames(*seen, **choice), "F")
         return appo_token_weights(
             *seen,
             log_probs_at,

@@ -7,14 +7,23 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
+from ..batch import Group, loss_mask, signal_of_rows
+from ..modeling import (
+    AttentionTap,
+    HiddenTap,
+    TokenStates,
+    base_model,
+    divergence,
+    gather_lm_head,
+    head_is_sharded,
+    head_of,
+)
+from ..modeling.adapters import require_untouched_base
+from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
-from ..signals import AttentionTap, HiddenTap, TokenStates, base_model, divergence, head_is_sharded, head_of, whole_head
-from .adapters import require_untouched_base
-from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from .attn_distill_config import AttnDistillConfig
-from .base import GRPOVideoTrainer
+from .grpo_video_trainer import GRPOVideoTrainer
 from .ral_trainer import RALTrainer, refuse_reentrant
-from .rollout import Group, loss_mask, signal_of_rows
 from .teacher import check_teacher, load_teacher, prepare_teacher
 
 
@@ -78,7 +87,9 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         width, options = group.completion_ids.size(1), self.args
         teacher = self.model if self.teacher is None else self.teacher
         reads = options.attn_distill_weight > 0, options.gkd_weight > 0
-        to_policy = group_policy(group.visual, width, options) if reads[0] else None
+        to_policy = (
+            group_policy(group.visual, width, query=options.attn_query, keys=options.attn_keys) if reads[0] else None
+        )
         with self._teaching():
             reading = self.read(group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=teacher)
         signals = {"teacher_policy": reading.attention, "teacher_states": reading.states}
@@ -104,12 +115,12 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     def _attention(self, caught: tuple, inputs: dict[str, Any], counted: Tensor) -> Penalty:
         layers, mask = caught
         options, visual = self.args, visual_keys(inputs)
-        policy = policy_of(layers, mask, counted.size(1), visual, options)
+        policy = policy_of(layers, mask, counted.size(1), visual, query=options.attn_query, keys=options.attn_keys)
         teacher_policy = padded(signal_of_rows(inputs, "teacher_policy"), policy)
         student = policy.detach()
-        self.note(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
-        self.note(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
-        self.note(inputs, "teacher_attention", lambda: frame_mass(teacher_policy, inputs), "GTF")
+        self.log_signal(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
+        self.log_signal(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
+        self.log_signal(inputs, "teacher_attention", lambda: frame_mass(teacher_policy, inputs), "GTF")
         tokens = inputs["tokens_per_micro_batch"]
         term = attn_distill_penalty(
             policy,
@@ -128,7 +139,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         predictors = states.at(slice(-width - 1, -1))
         model = self.model if self.teacher is None else self.teacher
         with self._teaching():
-            teacher = whole_head(model) if head_is_sharded(model) else head_of(model)
+            teacher = gather_lm_head(model) if head_is_sharded(model) else head_of(model)
         # Rows that the teacher did not read are not counted. They are run all the same, for with sharded parameters the
         # heads are asked for by all processes.
         unread = predictors.new_zeros(width, base_model(model).config.get_text_config().hidden_size)
@@ -141,7 +152,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             mix=options.gkd_mix,
             temperature=options.gkd_temperature,
         )
-        self.note(inputs, "divergence_from_teacher", values)
+        self.log_signal(inputs, "divergence_from_teacher", values)
         gkd = torch.where(counted, values, 0.0).sum() / inputs["tokens_per_micro_batch"]
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})
 

@@ -9,10 +9,10 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .rollout import Rollout
+from ..batch import Rollout
 
 if TYPE_CHECKING:
-    from .base import GRPOVideoTrainer
+    from .grpo_video_trainer import GRPOVideoTrainer
 
 SPREAD = 1e-6  # of rewards, below which they count as equal
 

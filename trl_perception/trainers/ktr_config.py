@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from .base_config import GRPOVideoConfig
+from .grpo_video_config import GRPOVideoConfig
 from .options import require_choice, require_range, take_preset
 
 PRESETS = {
     "paper": {
         "shuffle": "grid",
-        "blind_positions": "original",
+        "masked_view_positions": "original",
         "key_token_normalizer": "length",
         "mask_kl": False,
     },
     "release": {
         "shuffle": "frames",
-        "blind_positions": "recompute",
+        "masked_view_positions": "recompute",
         "key_token_normalizer": "kept",
         "mask_kl": True,
     },
@@ -33,7 +33,7 @@ class KTRConfig(GRPOVideoConfig):
             Share of tokens kept for each signal, in [0, 1]. 0 switches the signal off.
         preset (`str`, *optional*, defaults to `"paper"`):
             `"paper"`: |difference|, a share of each completion. `"release"`: signed difference, a quantile of the group.
-            It is also where `shuffle`, `blind_positions`, `key_token_normalizer` and `mask_kl` come from where they are
+            It is also where `shuffle`, `masked_view_positions`, `key_token_normalizer` and `mask_kl` come from where they are
             `None`.
         visual_view (`str`, *optional*, defaults to `"masked"`):
             What the visual signal compares with: `"masked"` hides the visual tokens (release), `"zeroed"` gives their
@@ -42,7 +42,7 @@ class KTRConfig(GRPOVideoConfig):
             `"hard"` keeps or drops; `"softmax"`, `"sigmoid"`, `"linear"` and `"exponential"` are the paper's ablation.
         shuffle (`str`, *optional*):
             What the shuffled view permutes: `"grid"` temporal cells (preset paper), `"frames"` raw frames (release).
-        blind_positions (`str`, *optional*):
+        masked_view_positions (`str`, *optional*):
             Positions of the masked view: `"original"` (preset paper), or `"recompute"` (release).
         key_token_normalizer (`str`, *optional*):
             Denominator of a completion's loss: its `"length"` (preset paper), or its `"kept"` tokens (release).
@@ -67,7 +67,7 @@ class KTRConfig(GRPOVideoConfig):
         default="paper",
         metadata={
             "help": "'paper': |difference|, share of a completion; 'release': signed, quantile of the group, and the "
-            "release's shuffle, blind_positions, key_token_normalizer and mask_kl where they are not set."
+            "release's shuffle, masked_view_positions, key_token_normalizer and mask_kl where they are not set."
         },
     )
     visual_view: str = field(
@@ -81,7 +81,7 @@ class KTRConfig(GRPOVideoConfig):
         default=None,
         metadata={"help": "What the shuffled view permutes: 'grid' cells (preset paper) or raw 'frames' (release)."},
     )
-    blind_positions: str | None = field(
+    masked_view_positions: str | None = field(
         default=None,
         metadata={"help": "Positions of the masked view: 'original' (preset paper) or 'recompute' (release)."},
     )
@@ -106,12 +106,12 @@ class KTRConfig(GRPOVideoConfig):
         require_choice(self, "visual_view", ("masked", "zeroed"))
         require_choice(self, "weighting", ("hard", "softmax", "sigmoid", "linear", "exponential"))
         require_choice(self, "shuffle", ("grid", "frames"))
-        require_choice(self, "blind_positions", ("original", "recompute"))
+        require_choice(self, "masked_view_positions", ("original", "recompute"))
         require_choice(self, "key_token_normalizer", ("length", "kept"))
-        if self.visual_view == "zeroed" and self.blind_positions == "recompute":
+        if self.visual_view == "zeroed" and self.masked_view_positions == "recompute":
             raise ValueError(
-                "visual_view='zeroed' keeps every token at its position, and blind_positions is 'recompute'. Set "
-                "blind_positions='original', or visual_view='masked'."
+                "visual_view='zeroed' keeps every token at its position, and masked_view_positions is 'recompute'. Set "
+                "masked_view_positions='original', or visual_view='masked'."
             )
         if self.mask_kl and self.key_token_normalizer != "kept":
             raise ValueError(

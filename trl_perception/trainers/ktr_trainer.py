@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from ..batch import Group
+from ..modeling import View, frames_shuffled, media_masked, media_masked_recomputed, seeded, shuffled, zeroed
 from ..objectives import TokenWeights, ktr_token_weights
-from ..signals import View, blind, blind_recomputed, frames_shuffled, seeded, shuffled, zeroed
-from .base import GRPOVideoTrainer
+from .grpo_video_trainer import GRPOVideoTrainer
 from .ktr_config import KTRConfig
-from .reading import SightedReads
-from .rollout import Group
+from .policy_reader import PolicyReads
 
 
 class KTRTrainer(GRPOVideoTrainer):
@@ -51,7 +51,7 @@ class KTRTrainer(GRPOVideoTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         options = self.args
-        self.sighted_reads = SightedReads(entropies=True)
+        self.policy_reads = PolicyReads(entropies=True)
         # Tokens outside the mask leave the loss together with their KL and their place in the denominator.
         self.loss_counts_weighted_tokens_only = options.key_token_normalizer == "kept" and options.mask_kl
         self._only_the_denominator = options.key_token_normalizer == "kept" and not options.mask_kl
@@ -63,7 +63,7 @@ class KTRTrainer(GRPOVideoTrainer):
         sighted_logps, entropies = self.score(group, entropy=True)
         visual_delta = temporal_delta = None
         if options.visual_keep_ratio:
-            visual_delta = sighted_logps - self.score(group, self._blind(group))[0]
+            visual_delta = sighted_logps - self.score(group, self._media_masked(group))[0]
         if options.temporal_keep_ratio:
             view = self._shuffled(group)
             if view is not None:
@@ -84,8 +84,8 @@ class KTRTrainer(GRPOVideoTrainer):
         deltas = {"visual_delta": visual_delta, "temporal_delta": temporal_delta, "entropy": entropies}
         for name, values in deltas.items():
             if values is not None:
-                self.note(group, name, values)
-        self.note(group, "key_tokens", credit.weights > 0)
+                self.log_signal(group, name, values)
+        self.log_signal(group, "key_tokens", credit.weights > 0)
         if self._only_the_denominator:
             # mean over kept = mean over all, times all / kept
             kept = (credit.weights > 0).sum(1, keepdim=True).clamp(min=1)
@@ -93,12 +93,12 @@ class KTRTrainer(GRPOVideoTrainer):
             credit = replace(credit, weights=credit.weights * share)
         return credit
 
-    def _blind(self, group: Group) -> View:
+    def _media_masked(self, group: Group) -> View:
         if self.args.visual_view == "zeroed":
             return zeroed(self.model, group.prompt_ids, group.visual)
-        if self.args.blind_positions == "recompute":
-            return blind_recomputed(group.prompt_ids, group.visual)
-        return blind(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
+        if self.args.masked_view_positions == "recompute":
+            return media_masked_recomputed(group.prompt_ids, group.visual)
+        return media_masked(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
 
     def _shuffled(self, group: Group) -> View | None:
         generator: torch.Generator = seeded(self.args.seed, self.state.global_step, group.prompt_ids)

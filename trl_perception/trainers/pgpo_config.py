@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .base_config import GRPOVideoConfig
+from .grpo_video_config import GRPOVideoConfig
 from .options import require_choice, require_positive, require_range
 
 

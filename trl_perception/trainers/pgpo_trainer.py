@@ -5,18 +5,18 @@ from typing import Any
 
 from torch import Tensor
 
+from ..batch import Group
+from ..modeling import View, divergence, media_masked
 from ..objectives import TokenWeights, pgpo_token_weights, visual_dependency
-from ..signals import View, blind, divergence
-from .base import GRPOVideoTrainer
+from .grpo_video_trainer import GRPOVideoTrainer
 from .pgpo_config import PGPOConfig
-from .reading import SightedReads
-from .rollout import Group
+from .policy_reader import PolicyReads
 
 
 class PGPOTrainer(GRPOVideoTrainer):
     """Perception-Grounded Policy Optimization (arXiv:2604.01840) on [`GRPOVideoTrainer`].
 
-    The group is scored with its media (by the update's own forward where it follows the rollout directly) and blind (their
+    The group is scored with its media (by the update's own forward where it follows the rollout directly) and media-masked (their
     tokens masked, positions kept); how far the two differ at a token is its visual dependency, from which
     `pgpo_token_weights` makes credit. A prompt without media keeps weight 1.
 
@@ -43,7 +43,7 @@ class PGPOTrainer(GRPOVideoTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.sighted_reads = SightedReads(states=self.args.dependency == "kl")
+        self.policy_reads = PolicyReads(states=self.args.dependency == "kl")
 
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
@@ -51,7 +51,7 @@ class PGPOTrainer(GRPOVideoTrainer):
         options = self.args
         exact = options.dependency == "kl"
         dependency = self._exact_dependency(group) if exact else self._sampled_dependency(group)
-        self.note(group, "visual_dependency", dependency)
+        self.log_signal(group, "visual_dependency", dependency)
         return pgpo_token_weights(
             dependency,
             group.completion_mask,
@@ -63,18 +63,18 @@ class PGPOTrainer(GRPOVideoTrainer):
             max_weight=options.max_weight,
         )
 
-    def _blind(self, group: Group) -> View:
-        return blind(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
+    def _media_masked(self, group: Group) -> View:
+        return media_masked(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
 
     def _sampled_dependency(self, group: Group) -> Tensor:
         """k3 from the sampled tokens: (G,T)."""
         sighted_logps, _ = self.score(group)
-        blind_logps, _ = self.score(group, self._blind(group))
+        blind_logps, _ = self.score(group, self._media_masked(group))
         bound = self.args.dependency_clamp
         return visual_dependency(sighted_logps, blind_logps, clamp=None if bound is None else (0.0, bound))
 
     def _exact_dependency(self, group: Group) -> Tensor:
-        """KL(sighted || blind) over the vocabulary: (G,T)."""
-        with_media, without = (self.read(group, view, states=True).states for view in (None, self._blind(group)))
+        """KL(with media || without) over the vocabulary: (G,T)."""
+        with_media, without = (self.read(group, view, states=True).states for view in (None, self._media_masked(group)))
         head = self.head_of(self.model)
         return divergence(head, with_media, head, without, mix=1.0, temperature=self.temperature)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
+from ..batch import Group, loss_mask, signal_of_rows
+from ..modeling import AttentionTap
+from ..modeling.adapters import require_untouched_base
+from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
 from ..objectives import Penalty, jensen_shannon, ral_penalty
-from ..signals import AttentionTap
-from .adapters import require_untouched_base
-from .attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
-from .base import GRPOVideoTrainer
+from .grpo_video_trainer import GRPOVideoTrainer
 from .ral_config import RALConfig
-from .rollout import Group, loss_mask, signal_of_rows
 
 
 class RALTrainer(GRPOVideoTrainer):
@@ -90,13 +90,13 @@ class RALTrainer(GRPOVideoTrainer):
         (layers, mask) = self.taps[0].take()[-1]
         width = inputs["completion_ids"].size(1)
         visual = visual_keys(inputs)
-        policy = policy_of(layers, mask, width, visual, self.args)
+        policy = policy_of(layers, mask, width, visual, query=self.args.attn_query, keys=self.args.attn_keys)
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             inputs["reference_policy"] = list(policy.detach())
         reference = padded(signal_of_rows(inputs, "reference_policy"), policy)
         counted, tokens = loss_mask(inputs), inputs["tokens_per_micro_batch"]
-        self.note(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
-        self.note(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
+        self.log_signal(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
+        self.log_signal(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
         weight = self.args.attn_weight
         result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=weight, num_tokens=tokens)
         metrics = attention_metrics("ral", policy, visual, counted, mask, tokens)
@@ -104,7 +104,9 @@ class RALTrainer(GRPOVideoTrainer):
 
     def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
         """(G,T,P+T) attention policy of a model on a group, P without padding."""
-        reduce = group_policy(group.visual, group.completion_ids.size(1), self.args)
+        reduce = group_policy(
+            group.visual, group.completion_ids.size(1), query=self.args.attn_query, keys=self.args.attn_keys
+        )
         return self.read(group, attention=reduce, layers=self.args.attn_layers, model=model).attention
 
 

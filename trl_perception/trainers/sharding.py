@@ -5,37 +5,37 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from trl import GRPOTrainer
 
-from ..signals import Head, OneTowerRun, base_model, keep_head_whole, paused
-from ..signals.vision import VISION_FAMILIES
-from .activation_checkpointing import without_checkpointing
-from .in_step import InStep
+from ..modeling import Head, OneTowerRun, base_model, keep_lm_head_unsharded, paused
+from ..modeling.activation_checkpointing import without_checkpointing
+from ..modeling.vision import VISION_FAMILIES
+from .distributed import CollectiveScheduler
 
 
 class Sharding(GRPOTrainer):
     """[`GRPOVideoTrainer`]'s conduct among several processes. In one, and with plain DDP, nothing is added."""
 
-    def _meet_the_others(self) -> None:
+    def setup_distributed(self) -> None:
         """To be called when the models of the run are there."""
-        self._in_step = InStep(self.accelerator, self._shards_parameters, self._empty_forward)
+        self._collectives = CollectiveScheduler(self.accelerator, self._shards_parameters, self._empty_forward)
         self._tower_runs: list[OneTowerRun] = []
         if self.accelerator.num_processes == 1:
             return
         self._refuse_what_would_hang()
         self._share_with_the_others(self.model)
         if self.is_fsdp_enabled:
-            keep_head_whole(self.model)
+            keep_lm_head_unsharded(self.model)
         if self.ref_model is not None:
             self._share_with_the_others(self.ref_model)
 
     def _share_with_the_others(self, model: nn.Module) -> None:
         """A model that is placed as the policy is: every process runs its forwards together with the others."""
-        self._in_step.share(model)
+        self._collectives.share(model)
         if self.accelerator.num_processes > 1 and self._waits_for_every_gradient and _has_tower(model):
             self._tower_runs.append(OneTowerRun(model))
 
     def head_of(self, model: nn.Module) -> Head:
         """The language-model head of the policy or another model of the run, as it is now, for [`token_weights`]."""
-        return self._in_step.head_of(model)
+        return self._collectives.head_of(model)
 
     @property
     def _shards_parameters(self) -> bool:

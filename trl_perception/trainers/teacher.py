@@ -9,9 +9,9 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
 
 from ..assets import model_path
-from ..signals import apply_position_rule, base_model
+from ..modeling import apply_position_rule, base_model
+from ..modeling.quantization import quantization_of_teacher
 from .attn_distill_config import AttnDistillConfig
-from .quantising import quantization_of_teacher
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 SAME_IDS = ("image_token_id", "video_token_id")

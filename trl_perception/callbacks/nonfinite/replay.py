@@ -1,0 +1,95 @@
+"""The loss of a dumped micro-batch, computed again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .dump import random_state, read_dump, set_random_state
+
+if TYPE_CHECKING:
+    from ...trainers.grpo_video_trainer import GRPOVideoTrainer
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the loss of a dumped micro-batch came to.
+
+    Args:
+        terms, dumped_terms: "loss" and its parts, now and in the run.
+        logps, dumped_logps: (rows,T) log-probabilities of the policy, now and in the run.
+        gradient_norm: of this micro-batch alone, now.
+        gradients: parameters whose gradient is not finite now, by name.
+        findings: what is not finite now, in words.
+    """
+
+    terms: dict[str, float]
+    dumped_terms: dict[str, float]
+    logps: Tensor
+    dumped_logps: Tensor
+    gradient_norm: float
+    gradients: list[str]
+    findings: list[str]
+
+
+def replay(trainer: "GRPOVideoTrainer", folder: str | os.PathLike) -> Replay:
+    """Run forward and backward of a dumped micro-batch once more, on one process; nothing is learned from it.
+
+    Args:
+        trainer: made as in the run (its class, settings and adapter), on the weights that the loss was computed with: a run
+            that stopped left them in `weights` beside the folders of its processes.
+        folder: a `micro-batch-...` folder.
+    Errors: ValueError for another class of trainer, FileNotFoundError where there is no dump.
+    """
+    device = trainer.accelerator.device
+    dumped = read_dump(Path(folder), device)
+    run = dumped["trainer"]
+    if run["class"] != type(trainer).__name__:
+        raise ValueError(f"{folder} was dumped by {run['class']}; the trainer is a {type(trainer).__name__}.")
+    model, before = trainer.model, trainer._watched
+    trainer._watched = []
+    model.train()
+    with _as_in(trainer, run), _random(dumped["random"], device):
+        model.zero_grad()
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, dict(dumped["inputs"]))
+        loss.backward()
+    (seen,), trainer._watched = trainer._watched, before
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return Replay(
+        terms={name: value.item() for name, value in seen.terms.items()},
+        dumped_terms={name: value.item() for name, value in dumped["terms"].items()},
+        logps=torch.cat(seen.logps),
+        dumped_logps=dumped["logps"],
+        gradient_norm=torch.nn.utils.get_total_norm(list(gradients.values())).item(),
+        gradients=[name for name, gradient in gradients.items() if not gradient.isfinite().all()],
+        findings=seen.findings(),
+    )
+
+
+@contextmanager
+def _as_in(trainer: "GRPOVideoTrainer", run: dict[str, Any]) -> Iterator[None]:
+    """Within it, the trainer counts steps and packs rows as the run did."""
+    before = trainer.state.global_step, trainer._sampled_at_step, trainer._forwards.packs
+    trainer.state.global_step, trainer._sampled_at_step = run["step"], run["sampled_at_step"]
+    trainer._forwards.packs, trainer.current_gradient_accumulation_steps = run["packs"], run["accumulation"]
+    try:
+        yield
+    finally:
+        trainer.state.global_step, trainer._sampled_at_step, trainer._forwards.packs = before
+
+
+@contextmanager
+def _random(state: dict[str, Any], device: torch.device) -> Iterator[None]:
+    before = random_state(device)
+    set_random_state(state, device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

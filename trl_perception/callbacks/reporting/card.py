@@ -1,0 +1,225 @@
+"""The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from trl import GRPOTrainer
+
+from ... import __version__
+from ...data.templates import get_template
+from ...media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, pixel_bounds
+from ...modeling import position_rule_of
+from ...reports import reward_gain
+from .card_facts import before_and_after, hardware, parts_trained
+
+SAMPLING_IMPORTS = (
+    "import torch",
+    "from qwen_vl_utils.vision_process import smart_nframes, smart_resize",
+    "from torchvision.transforms.functional import InterpolationMode, resize",
+)
+PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
+
+
+def complete_card(trainer: GRPOTrainer) -> None:
+    """Complete the card that TRL wrote into the trainer's output folder.
+
+    TRL's introduction and example are those of a text model from the Hub: a vision model's stand in their place.
+    """
+    path = Path(trainer.args.output_dir) / "README.md"
+    card = ModelCard.load(path)
+    title, rest = card.text.split("\nThis model is a fine-tuned version of", 1)
+    _, training = rest.split("\n## Training procedure\n", 1)
+    training, versions = training.split("\n### Framework versions\n", 1)
+    card.data.pop("licence", None)  # TRL's; the key is `license`, and which it is we do not know
+    card.data.pipeline_tag = "video-text-to-text" if _sees(trainer) else "text-generation"
+    if _is_adapter(trainer):
+        card.data.library_name = "peft"
+    parts = [
+        title.strip(),
+        *_introduction(trainer, card.data.base_model),
+        "## Quick start",
+        _code("python", _example(trainer, card.data.base_model)),
+        *_positions(trainer),
+        "## Training procedure",
+        training.strip(),
+        *_outcome(trainer),
+        *_doings(trainer),
+        "### Framework versions",
+        "\n".join(
+            [
+                f"- trl_perception: {__version__}",
+                *(f"- {package}: {version(package)}" for package in PACKAGES),
+                versions.strip(),
+            ]
+        ),
+    ]
+    card.text = "\n\n".join(parts) + "\n"
+    card.save(path)
+
+
+def _introduction(trainer: GRPOTrainer, base: str | None) -> Iterator[str]:
+    origin = trainer.origin
+    local = "A local model" if origin is None else f"`{Path(origin.base).name}`, a local model"
+    yield (
+        f"{f'[{base}](https://huggingface.co/{base})' if base else local}, post-trained with {trainer._name} by "
+        "trl_perception, trainers for [TRL](https://github.com/huggingface/trl)."
+    )
+    if not trainer._paper:
+        parent = next(cls for cls in type(trainer).__mro__ if getattr(cls, "_paper", None))
+        paper = f"[{parent._paper['title']}](https://huggingface.co/papers/{parent._paper['id']})"
+        yield f"{trainer._name} is a trainer of its own (`{type(trainer).__name__}`) on top of {parent._name}: {paper}."
+    if _is_adapter(trainer):
+        yield "These weights are an adapter: they are loaded onto that model."
+    elif origin is not None and origin.merged:
+        yield "An adapter was trained and merged into these weights; it lies in `adapter/` as well."
+
+
+def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
+    """Code that loads the model with plain transformers, and asks it about a clip if it sees."""
+    name, origin = trainer.hub_model_id or Path(trainer.args.output_dir).name, trainer.origin
+    base = base or ("path/to/its/base" if origin is None else f"path/to/{Path(origin.base).name}")
+    model, reader = (
+        ("AutoModelForImageTextToText", "AutoProcessor")
+        if _sees(trainer)
+        else ("AutoModelForCausalLM", "AutoTokenizer")
+    )
+    adapter = _is_adapter(trainer)
+    lines = ["from peft import PeftModel"] if adapter else []
+    lines.append(f"from transformers import {model}, {reader}")
+    if _sees(trainer):
+        lines.append("from transformers.video_utils import load_video")
+    if trainer._prepares_prompts:
+        lines = [*SAMPLING_IMPORTS, *lines]
+    lines += ["", f'model = {model}.from_pretrained("{base if adapter else name}", device_map="auto")']
+    if adapter:
+        lines.append(f'model = PeftModel.from_pretrained(model, "{name}")')
+    lines.append(f'processor = {reader}.from_pretrained("{name}")')
+    if not _sees(trainer):
+        return lines
+    template = get_template("none" if origin is None else origin.template)
+    asked = "\n".join(filter(None, ["What happens in this clip?", template.suffix("free-form")]))
+    as_is = ", do_resize=False" if trainer._prepares_prompts else ""
+    return [
+        *lines,
+        *_frames(trainer),
+        f'content = [{{"type": "video"}}, {{"type": "text", "text": {json.dumps(asked)}}}]',
+        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
+        "inputs = processor(",
+        "    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False"
+        + as_is
+        + ', return_tensors="pt"',
+        ").to(model.device)",
+        f"output = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
+        'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _frames(trainer: GRPOTrainer) -> list[str]:
+    """Code that reads a clip's frames, as many and as large as in training where its prompts were prepared here."""
+    args, settings = trainer.args, trainer.args.video_settings
+    if not trainer._prepares_prompts:
+        return [f'frames, metadata = load_video("clip.mp4", fps={args.video_fps:g}, backend="pyav")']
+    part = trainer.processing_class.video_processor
+    factor = part.patch_size * part.merge_size
+    sizes = (part.size["shortest_edge"], part.size["longest_edge"])
+    low, high, _ = pixel_bounds(FRAME_FACTOR, settings, factor, sizes)
+    total = settings.total_pixels if settings.total_pixels is not None else MODEL_SEQ_LEN * factor**2 * 0.9
+    clip = f"max(min({VIDEO_MAX_TOKEN_NUM * factor**2}, {total * FRAME_FACTOR:.0f} / len(frames)), {int(low * 1.05)})"
+    return [
+        "",
+        f'sampling = {{"fps": {args.video_fps:g}, "min_frames": {args.video_min_frames}, "max_frames": {args.video_max_frames}}}',
+        "",
+        "def sampled(metadata, **_):  # the frames and their size are those of training",
+        "    count = smart_nframes(sampling, metadata.total_num_frames, metadata.fps)",
+        "    return torch.linspace(0, metadata.total_num_frames - 1, count).round().long().numpy()",
+        "",
+        'frames, metadata = load_video("clip.mp4", backend="pyav", sample_indices_fn=sampled)',
+        f"size = smart_resize(*frames.shape[1:3], {factor}, min_pixels={low}, max_pixels=min({high:.0f}, {clip}))",
+        "frames = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), size, InterpolationMode.BICUBIC, antialias=True)",
+    ]
+
+
+def _positions(trainer: GRPOTrainer) -> Iterator[str]:
+    """Where text behind a video stood in training, for models that programs run differently."""
+    rule = position_rule_of(trainer.model)
+    if rule == "released":
+        yield (
+            "Text behind a video starts at the video's largest position + 1 in this model, as in the released one, in vLLM and in "
+            "transformers 4 (`position_rule: released`). Plain transformers 5 (up to 5.24) starts it at another position, and answers "
+            "about long clips may differ there. `apply_position_rule(model)` from `trl_perception.modeling` sets it right."
+        )
+    elif rule == "transformers":
+        yield (
+            "This model was trained with `position_rule: transformers`: text behind a video starts where transformers 5 has it. "
+            'vLLM and transformers 4 run it at other positions. `apply_position_rule(model, "transformers")` from '
+            "`trl_perception.modeling` gives completions the positions of training."
+        )
+
+
+def _outcome(trainer: GRPOTrainer) -> Iterator[str]:
+    folder, log_history = Path(trainer.args.output_dir), trainer.state.log_history
+    gain, metrics = reward_gain(log_history), before_and_after(log_history)
+    if gain:
+        yield f"Mean reward {gain[0]:.3f} over the first tenth of the steps that logged it, {gain[1]:.3f} over the last."
+    if (folder / "reward_curve.png").exists():
+        yield "![Reward over the steps of training](reward_curve.png)"
+    if (folder / "report.html").exists():
+        yield "Where credit went, completion by completion: [report.html](report.html)."
+    if metrics:
+        yield "### Before and after"
+        rows = [f"| `{key}` | {before:.4g} | {after:.4g} |" for key, (before, after) in metrics.items()]
+        yield "\n".join(["| metric | first tenth | last tenth |", "|---|---:|---:|", *rows])
+
+
+def _doings(trainer: GRPOTrainer) -> Iterator[str]:
+    origin, rows = trainer.origin, trainer.train_dataset
+    yield "### Data"
+    count = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
+    if origin is None:
+        yield f"{count[0].upper()}{count[1:]}."
+    else:
+        link = f"[{origin.dataset}](https://huggingface.co/datasets/{origin.dataset})"
+        yield f"{link if origin.on_hub else f'`{origin.dataset}`'}, split `{origin.split}`, {count}."
+    yield _media(trainer)
+    yield "### What was trained"
+    parts = parts_trained(trainer.model).items()
+    cells = [f"| {part} | {size:,} | {f'{trained:,}' if trained else 'frozen'} |" for part, (size, trained) in parts]
+    yield "\n".join(["| part | parameters | trained |", "|---|---:|---:|", *cells])
+    yield f"Hardware: {hardware(trainer.accelerator)}."
+    if origin is not None:
+        yield "### Recipe"
+        yield _code("yaml", origin.recipe.strip().splitlines())
+        yield f"Run with\n\n{_code('bash', [origin.command])}"
+
+
+def _media(trainer: GRPOTrainer) -> str:
+    """The settings of media and prompts that were trained with."""
+    args, origin = trainer.args, trainer.origin
+    names = (
+        "video_fps",
+        "video_min_frames",
+        "video_max_frames",
+        "video_min_pixels",
+        "video_max_pixels",
+        "video_total_pixels",
+    )
+    values = {name: getattr(args, name) for name in (*names, "image_min_pixels", "image_max_pixels")}
+    said = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
+    return f"Media: {said}. Prompt template: `{'none' if origin is None else origin.template}`."
+
+
+def _is_adapter(trainer: GRPOTrainer) -> bool:
+    """Whether what is saved is to be loaded onto a base model."""
+    return isinstance(trainer.model, PeftModel) and not (trainer.origin is not None and trainer.origin.merged)
+
+
+def _sees(trainer: GRPOTrainer) -> bool:
+    return hasattr(trainer.processing_class, "image_processor")
+
+
+def _code(language: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])

@@ -1,0 +1,64 @@
+"""Signals: a model goes in, tensors come out."""
+
+from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
+from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio
+from .head import Head, base_model, divergence, gather_lm_head, head_is_sharded, head_of, log_probs
+from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
+from .prefill import prefill_once, shared_prefill_unsupported_reason
+from .row_forward import row_forward
+from .tower import OneTowerRun
+from .views import View, frames_shuffled, media_masked, media_masked_recomputed, seeded, shuffled, with_media, zeroed
+from .vision import (
+    adapted_modules,
+    encode,
+    feature_reuse_unsupported_reason,
+    media_kwargs,
+    pixels_of,
+    same_frozen_tower,
+)
+from .whole import gather_parameters, keep_lm_head_unsharded
+
+__all__ = [
+    "POSITION_RULES",
+    "AttentionTap",
+    "Head",
+    "HiddenTap",
+    "LayerAttention",
+    "OneTowerRun",
+    "TokenStates",
+    "View",
+    "adapted_modules",
+    "apply_position_rule",
+    "attention_rows",
+    "base_model",
+    "check_position_rule",
+    "divergence",
+    "encode",
+    "feature_reuse_unsupported_reason",
+    "frames_shuffled",
+    "gather_lm_head",
+    "gather_parameters",
+    "group_forward",
+    "head_is_sharded",
+    "head_of",
+    "keep_lm_head_unsharded",
+    "log_probs",
+    "media_kwargs",
+    "media_masked",
+    "media_masked_recomputed",
+    "packing_unsupported_reason",
+    "paused",
+    "pixels_of",
+    "pooled_rows",
+    "position_rule_of",
+    "prefill_once",
+    "row_forward",
+    "same_frozen_tower",
+    "seeded",
+    "shared_prefill_unsupported_reason",
+    "shared_runs",
+    "shuffled",
+    "token_ratio",
+    "with_media",
+    "zeroed",
+]

@@ -1,0 +1,106 @@
+"""The attention policy of a batch, as RAL and attention distillation read it: p[b,t] over earlier positions."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..media import VisualInputs
+from ..media.frames import token_frames
+from ..objectives import attention_policy
+from . import LayerAttention, attention_rows
+
+
+def policy_of(
+    layers: Sequence[LayerAttention],
+    mask: Tensor | None,
+    completion_width: int,
+    visual_keys: Tensor,
+    *,
+    query: str,
+    keys: str,
+) -> Tensor:
+    """p[b,t,s], the attention of completion token t over the positions before it, mean over heads and layers.
+
+    Args:
+        layers: tapped layers of a forward over S positions, the last T of them the completion.
+        mask: (B,S) attention mask, or None.
+        visual_keys: (B,S) bool, the prompt's visual tokens.
+        query: "token", the rows of the completion's tokens, or "predictor", the rows before them.
+        keys: "all" earlier positions, or the "visual" ones alone.
+    Returns: (B,T,S) float32, zero where a token has no allowed key.
+    """
+    width = layers[0].width
+    rows = slice(-completion_width, None) if query == "token" else slice(-completion_width - 1, -1)
+    averaged = sum(attention_rows(layer, rows, mask) for layer in layers) / len(layers)
+    positions = torch.arange(width, device=averaged.device)
+    allowed = (positions[None, :] < positions[-completion_width:, None]).expand_as(averaged)
+    if mask is not None:
+        allowed = allowed & mask.bool()[:, None, :]
+    if keys == "visual":
+        allowed = allowed & visual_keys[:, None, :]
+    return attention_policy(averaged, allowed)
+
+
+def group_policy(
+    visual: VisualInputs, completion_width: int, *, query: str, keys: str
+) -> Callable[[Sequence[LayerAttention], Tensor], Tensor]:
+    """What a tap reduces the forward of a whole group to: its attention policy (rows,T,P+T), P without padding."""
+    seen = torch.cat([visual.token_types.cpu() > 0, torch.zeros(completion_width, dtype=torch.bool)])
+
+    def reduce(layers: Sequence[LayerAttention], mask: Tensor) -> Tensor:
+        return policy_of(
+            layers, mask, completion_width, seen.to(mask.device).expand(len(mask), -1), query=query, keys=keys
+        )
+
+    return reduce
+
+
+def visual_keys(inputs: dict[str, Any]) -> Tensor:
+    """(B,P+T) bool: where a left-padded batch holds the prompt's visual tokens."""
+    batch, width = inputs["prompt_ids"].shape
+    keys = torch.zeros(batch, width + inputs["completion_ids"].size(1), dtype=torch.bool)
+    for row, visual in enumerate(inputs.get("visual_inputs") or ()):
+        keys[row, width - len(visual.token_types) : width] = visual.token_types.cpu() > 0
+    return keys.to(inputs["prompt_ids"].device)
+
+
+def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Policies (T,S_b) of prompts without padding as a left-padded batch like `like` (B,T,S); None gives zeros."""
+    empty, width = torch.zeros_like(like[0]), like.size(-1)
+    return torch.stack([empty if rows is None else pad(rows, (width - rows.size(-1), 0)) for rows in policies])
+
+
+def frame_mass(policy: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
+    """Of each row of a micro-batch, the attention of its tokens to its frames: B tensors (T,F), zero wide without any.
+
+    Args:
+        policy: (B,T,S), left-padded as `inputs` are.
+    """
+    width, masses = inputs["prompt_ids"].size(1), []
+    if "visual_inputs" not in inputs:  # prompts that TRL prepared, of a text model for one
+        return [row[:, :0] for row in policy]
+    for row, visual in zip(policy, inputs["visual_inputs"], strict=True):
+        frames = token_frames(visual).to(row.device)
+        member = torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype)
+        masses.append(row[:, width - len(frames) : width] @ member)
+    return masses
+
+
+def attention_metrics(
+    prefix: str, policy: Tensor, visual: Tensor, mask: Tensor, attention_mask: Tensor, num_tokens: float
+) -> dict[str, Tensor]:
+    """`{prefix}/visual_mass`, `{prefix}/sink_mass`: attention on visual keys and on the first key, mean over tokens.
+
+    Args:
+        policy: (B,T,S); visual: (B,S) bool; mask: (B,T) bool, tokens that count; attention_mask: (B,S).
+        num_tokens: what the sums over tokens are divided by.
+    """
+    first = attention_mask.int().argmax(dim=1)
+    mass = {
+        "visual_mass": (policy * visual[:, None, :]).sum(-1),
+        "sink_mass": policy.gather(2, first[:, None, None].expand(-1, policy.size(1), 1))[..., 0],
+    }
+    return {f"{prefix}/{key}": torch.where(mask, value, 0.0).sum().detach() / num_tokens for key, value in mass.items()}

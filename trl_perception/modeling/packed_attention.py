@@ -1,0 +1,121 @@
+"""Attention over a packed row with the kernels that are there: SDPA, flash attention, FlexAttention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .packing import PackedMask, Packing, PrefixGroup
+
+FLASH = ("flash_attention_2", "flash_attention_3")
+SPLIT = ("sdpa", *FLASH)
+BACKENDS = (*SPLIT, "flex_attention")
+
+
+def mask_of(packing: Packing, implementation: str) -> PackedMask | BlockMask:
+    """What a model with this attention implementation takes as the `attention_mask` of the packed row."""
+    if implementation == "flex_attention":
+        return _block_mask(packing)
+    follow_packings(implementation)
+    return PackedMask.of(packing)
+
+
+def follow_packings(implementation: str) -> None:
+    """Teach the registered attention function to follow a `PackedMask`; every other call passes through untouched.
+
+    It stays taught: gradient checkpointing calls attention again in the backward.
+    """
+    running = ALL_ATTENTION_FUNCTIONS[implementation]
+    if getattr(running, "follows_packings", False):
+        return
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any):
+        if not isinstance(attention_mask, PackedMask):
+            return running(module, query, key, value, attention_mask, **kwargs)
+        return split_attention(
+            running, module, query, key, value, attention_mask.packing, masked=implementation not in FLASH, **kwargs
+        )
+
+    attention.follows_packings = True
+    ALL_ATTENTION_FUNCTIONS[implementation] = attention
+
+
+def split_attention(
+    running: Callable,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    masked: bool,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention of a packed row in two calls a run: the prefix, causal; and its segments over prefix and own keys.
+
+    Args:
+        running: the attention function of transformers' interface.
+        query: (1,H,L,d); key, value: (1,K,L,d).
+        masked: whether the segments' call needs its mask written out (SDPA counts causality from the top left; flash
+            attention from the bottom right, which is what a segment behind a prefix is).
+    Returns: (1,L,H,d), as the interface does.
+    """
+    packing.served += 1
+    kwargs["position_ids"] = None  # flash attention would read other sequences into them
+    pieces = []
+    for run in packing.runs:
+        prefix = slice(run.start, run.start + run.prefix)
+        if run.prefix:
+            part = (tensor[:, :, prefix] for tensor in (query, key, value))
+            pieces.append(running(module, *part, None, **kwargs)[0])
+        queries, keys, values = (_segments(tensor, run) for tensor in (query, key, value))
+        keys, values = (
+            torch.cat([tensor[:, :, prefix].expand(len(own), -1, -1, -1), own], dim=2)
+            for tensor, own in ((key, keys), (value, values))
+        )
+        mask = run.visible[None, None] if masked else None
+        out = running(module, queries, keys, values, mask, **kwargs)[0]  # (G,W,H,d)
+        pieces.append((out.flatten(0, 1) if run.full else out[run.filled])[None])
+    return torch.cat(pieces, dim=1), None
+
+
+def run_and_segment(packing: Packing) -> tuple[Tensor, Tensor]:
+    """The rule as two labels of each packed token: (L,) run, and (L,) segment, 0 in the prefix.
+
+    A key is visible to a query if it is not later, of the same run, and of segment 0 or of the query's own.
+    """
+    run_of = torch.zeros(packing.length, dtype=torch.long, device=packing.source.device)
+    segment_of = torch.zeros_like(run_of)
+    for number, run in enumerate(packing.runs):
+        run_of[run.start :] = number
+        count, width = run.segments.shape
+        numbers = torch.arange(1, count + 1, device=run_of.device)[:, None].expand(count, width)
+        segment_of[run.segments[run.filled]] = numbers[run.filled]
+    return run_of, segment_of
+
+
+def _segments(tensor: Tensor, run: PrefixGroup) -> Tensor:
+    """(1,N,L,d) -> (G,N,W,d)."""
+    count, width = run.segments.shape
+    if run.full:
+        first = run.start + run.prefix
+        own = tensor[0, :, first : first + count * width]
+    else:
+        own = tensor[0].index_select(1, run.segments.flatten())
+    return own.unflatten(1, (count, width)).transpose(0, 1)
+
+
+def _block_mask(packing: Packing) -> BlockMask:
+    run_of, segment_of = run_and_segment(packing)
+
+    def rule(batch, head, query, key):
+        own = (segment_of[key] == 0) | (segment_of[key] == segment_of[query])
+        return (query >= key) & (run_of[query] == run_of[key]) & own
+
+    size = packing.length
+    mask = create_block_mask(rule, None, None, size, size, device=packing.source.device)
+    mask.packing = packing
+    return mask

@@ -1,0 +1,161 @@
+"""What a group may be shown: its prompt as it is, without its media, or with its videos out of order."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..media import MEDIA_KINDS, PreparedPrompt, PromptPreparer, VisualInputs, forward_kwargs
+from ..media.frames import not_identity, shuffle_cells
+from .head import base_model
+from .vision import VISION_FAMILIES
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A prompt as a forward reads it before the G completions of its group.
+
+    Args:
+        prompt_ids: (P,) int.
+        visual: the visual inputs that the prompt's placeholders stand for.
+        positions: the positions of prompt and completion where they are not the ones that the model would take itself:
+            (A,P+T) int with A axes (3 for mRoPE), or None.
+    """
+
+    prompt_ids: Tensor
+    visual: VisualInputs
+    positions: Tensor | None = None
+
+
+def with_media(prompt_ids: Tensor, visual: VisualInputs) -> View:
+    """The prompt as it was sampled from."""
+    return View(prompt_ids, visual)
+
+
+def media_masked(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, completion_width: int) -> View:
+    """The prompt whose visual tokens nobody can attend to, every other token at its original position.
+
+    Nothing reads a masked visual token, so the text tokens are run alone with the positions that they have in the full
+    prompt: the same computation for a few hundred tokens instead of thousands.
+
+    Args:
+        model: the policy, for its rule of positions (`get_rope_index` of the Qwen-VL families).
+        prompt_ids: (P,) int. visual: its visual inputs. completion_width: T.
+    Source: PGPO, arXiv:2604.01840, appendix A; Video-KTR, arXiv:2601.19686, section 3.2.
+    """
+    if not visual.visual_tokens:
+        return View(prompt_ids, visual)
+    positions = original_positions(model, prompt_ids, visual, completion_width)
+    text = visual.token_types.to(prompt_ids.device) == 0
+    keep = torch.cat([text, text.new_ones(completion_width)])
+    return View(prompt_ids[text], without_media(visual), positions[:, keep])
+
+
+def media_masked_recomputed(prompt_ids: Tensor, visual: VisualInputs) -> View:
+    """The prompt without its visual tokens, positions counted anew: every later text token moves up.
+
+    Source: zywang0104/Video-KTR, which recomputes positions for its no-video pass.
+    """
+    text = visual.token_types.to(prompt_ids.device) == 0
+    return View(prompt_ids[text], without_media(visual))
+
+
+def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
+    """The prompt with zeros for the features of its images and videos; tokens, positions and attention are unchanged.
+
+    The vision tower is not run. Zeros take the place of the merged features, which the language model reads.
+
+    Args:
+        model: the policy, for its family and the width of its features.
+        prompt_ids: (P,) int. visual: its visual inputs.
+    Errors: ValueError for a family whose features cannot be replaced.
+    Source: Video-KTR, arXiv:2601.19686, section 3.2.
+    """
+    config = base_model(model).config
+    if config.model_type not in VISION_FAMILIES:
+        raise ValueError(
+            f"visual_view='zeroed' replaces the features of {' and '.join(VISION_FAMILIES)}, and the model is a "
+            f"{config.model_type}. Set visual_view='masked'."
+        )
+    width = config.get_text_config().hidden_size
+    zeros = {
+        f"{kind}_features": torch.zeros(visual.features(kind), width, device=prompt_ids.device)
+        for kind in MEDIA_KINDS
+        if visual.features(kind)
+    }
+    no_pixels = {
+        "pixel_values": None,
+        "pixel_values_videos": None,
+        "image_features_of": None,
+        "video_features_of": None,
+    }
+    return View(prompt_ids, replace(visual, **no_pixels, **zeros))
+
+
+def shuffled(prompt_ids: Tensor, visual: VisualInputs, generator: torch.Generator) -> View | None:
+    """The prompt with the temporal cells of its videos permuted; None where no video has two.
+
+    Source: Video-KTR, arXiv:2601.19686, section 3.2. Differs: whole cells instead of raw frames (see
+    [`frames_shuffled`]), so that a vision tower that sees each cell alone gives the same features in another order.
+    """
+    other, orders = shuffle_cells(visual, generator)
+    if all(order == sorted(order) for order in orders):
+        return None
+    return View(prompt_ids, other)
+
+
+def frames_shuffled(
+    prompt: PreparedPrompt, prompt_ids: Tensor, preparer: PromptPreparer, generator: torch.Generator
+) -> View | None:
+    """The prompt with the raw frames of its videos permuted before the processor; None where no video has two cells.
+
+    Source: zywang0104/Video-KTR.
+    """
+    grid = prompt.visual.video_grid_thw
+    if grid is None or int(grid[:, 0].max()) < 2:
+        return None
+    orders = [not_identity(len(frames), generator) for frames in prompt.frames]
+    pixels = preparer.pixels([frames[order] for frames, order in zip(prompt.frames, orders, strict=True)])
+    shown = replace(prompt.visual, pixel_values_videos=pixels.to(prompt_ids.device))
+    return View(prompt_ids, shown)
+
+
+def original_positions(
+    model: nn.Module, prompt_ids: Tensor, visual: VisualInputs | None, completion_width: int
+) -> Tensor:
+    """Positions of prompt and completion as the model takes them itself: (A,P+T) int, A axes (3 for mRoPE)."""
+    width = len(prompt_ids)
+    rope_index = rope_index_of(model)
+    if visual is None or not visual.visual_tokens:
+        positions = torch.arange(width + completion_width, device=prompt_ids.device)
+        return positions.expand(1 if rope_index is None else 3, -1)
+    if rope_index is None:
+        raise ValueError(
+            f"{type(base_model(model)).__name__} has no get_rope_index, so the media-masked view cannot keep its positions. Set "
+            "masked_view_positions='recompute', or use a Qwen-VL model."
+        )
+    ids = torch.cat([prompt_ids, prompt_ids.new_zeros(completion_width)])[None]
+    kwargs = forward_kwargs([visual], width, width + completion_width)
+    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pixel_values")}
+    positions, _ = rope_index(ids, **kwargs, attention_mask=torch.ones_like(ids))
+    return positions[:, 0]
+
+
+def rope_index_of(model: nn.Module) -> Callable | None:
+    """The rule of positions of a model with several position axes (the Qwen-VL families), or None."""
+    base = base_model(model)
+    return getattr(getattr(base, "model", base), "get_rope_index", None)
+
+
+def without_media(visual: VisualInputs) -> VisualInputs:
+    """No media, and token types of the text tokens alone."""
+    text_types = visual.token_types[visual.token_types == 0]
+    return VisualInputs(sample=visual.sample, token_types=text_types, merge_size=visual.merge_size)
+
+
+def seeded(seed: int, step: int, prompt_ids: Tensor) -> torch.Generator:
+    """A generator that gives each prompt of each rollout its own numbers, the same ones on every process and rerun."""
+    digest = hashlib.sha256(repr((seed, step, prompt_ids.tolist())).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,313 @@
+"""Configuration of video GRPO: TRL's `GRPOConfig` and what media need."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import ProcessorMixin
+from trl import GRPOConfig
+
+from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
+from ..modeling import check_position_rule
+from ..modeling.activation_checkpointing import unify_checkpointing_names
+
+
+@dataclass
+class GRPOVideoConfig(GRPOConfig):
+    """
+    Configuration of [`GRPOVideoTrainer`]: every field of TRL's `GRPOConfig`, and the following.
+
+    Parameters:
+        video_fps (`float`, *optional*, defaults to `2.0`):
+            Frames sampled per second of video.
+        video_min_frames (`int`, *optional*, defaults to `4`):
+            Fewest frames sampled from a clip that has as many.
+        video_max_frames (`int`, *optional*, defaults to `768`):
+            Most frames sampled from a clip.
+        video_min_pixels, video_max_pixels (`int`, *optional*):
+            Size limits of a frame in pixels (height * width). `None` takes the processor's own.
+        video_total_pixels (`int`, *optional*):
+            Limit of a clip, in pixels over all its frames. `None` takes qwen-vl-utils' own.
+        image_min_pixels, image_max_pixels (`int`, *optional*):
+            Size limits of an image in pixels. `None` takes the processor's own.
+        max_prompt_length (`int`, *optional*):
+            Longest prompt in tokens, visual tokens included. A longer one is refused or left out, never cut.
+        on_bad_media (`str`, *optional*, defaults to `"error"`):
+            What to do with a sample that cannot be decoded or is too long: `"error"` stops and names it, `"skip"`
+            leaves it out of loss and rewards, warns, and counts it in `media/skipped`.
+        check_rows (`bool`, *optional*, defaults to `True`):
+            Whether every row is looked at once before the model is loaded: messages, media and their settings, missing files,
+            and the solutions that the accuracy rewards read. Nothing is decoded; rows of a stream are looked at as they come.
+        dataloader_pin_memory (`bool`, *optional*, defaults to `False`):
+            Whether the loader of rows pins memory. Rows hold text and paths, media are decoded after it: there is
+            nothing to pin, and without a GPU PyTorch warns.
+        media_workers (`int`, *optional*):
+            Threads that decode media. `None` takes one a core, at most 8.
+        media_cache_mb (`int`, *optional*, defaults to `1024`):
+            Memory for decoded media that may be seen again, in MiB per process.
+        media_max_pixels (`int`, *optional*, defaults to `134217728`):
+            Most pixels (height * width) of an image or a frame as it is stored. A larger one counts as bad media.
+        media_max_frames (`int`, *optional*, defaults to `1000000`):
+            Most frames of a clip, declared in its header or met while it is read. A longer one counts as bad media.
+        media_timeout (`float`, *optional*, defaults to `600.0`):
+            Most seconds that reading one medium may take, its download included. A slower one counts as bad media.
+        position_rule (`str`, *optional*, defaults to `"released"`):
+            Where text behind a video starts in Qwen2-VL and Qwen2.5-VL, in every forward and in generation:
+            `"released"`, at the largest position of the video + 1, or `"transformers"`, as transformers 5 has it
+            (docs/positions.md).
+        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
+            Whether the vision encoder keeps its weights.
+        freeze_merger (`bool`, *optional*, defaults to `False`):
+            Whether the projector from vision features to language embeddings keeps its weights.
+        group_forward (`str`, *optional*, defaults to `"auto"`):
+            Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: `"on"`,
+            `"off"`, or `"auto"`, where the model allows it and the tokens it saves are worth it.
+        shared_prefill (`bool`, *optional*, defaults to `True`):
+            Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
+        reuse_vision_features (`bool`, *optional*, defaults to `True`):
+            Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
+        dynamic_sampling (`bool`, *optional*, defaults to `False`):
+            Whether groups whose completions all earn the same reward, and groups left out for their media, are replaced by
+            groups of other prompts (DAPO, arXiv:2503.14476). Rewards are logged over everything that was sampled.
+        dynamic_sampling_rounds (`int`, *optional*, defaults to `3`):
+            Most rounds of sampling again; groups that still lack a spread of rewards then stay.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
+            the output folder while training goes on.
+        report_every (`int`, *optional*):
+            Every how many optimisation steps a few groups are kept with their signals under `OUTPUT_DIR/rollouts`, for
+            `trl-perception report`. `None` keeps none.
+        report_groups (`int`, *optional*, defaults to `4`):
+            How many groups are kept at a time, over all processes.
+        on_nonfinite (`str`, *optional*, defaults to `"error"`):
+            What to do with a reward, a loss or a gradient that is NaN or infinite: `"error"` stops, names the samples and
+            writes what is needed to see it again under `OUTPUT_DIR/nonfinite`; `"skip"` leaves out the group of such a
+            reward (`nonfinite/rewards`) and the optimisation step of such a loss or gradient (`nonfinite/skipped`).
+        max_nonfinite_skips (`int`, *optional*, defaults to `5`):
+            Most optimisation steps in a row that `on_nonfinite="skip"` leaves out; one more is an error.
+        reward_timeout (`float`, *optional*):
+            Most seconds that a call of a reward function may take. `None` sets no limit.
+    """
+
+    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
+    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a clip that has as many."})
+    video_max_frames: int = field(default=768, metadata={"help": "Most frames sampled from a clip."})
+    video_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of a frame. None takes the processor's own limit."}
+    )
+    video_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a frame. None takes the processor's own limit."}
+    )
+    video_total_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a clip over all its frames. None takes qwen-vl-utils' limit."}
+    )
+    image_min_pixels: int | None = field(
+        default=None, metadata={"help": "Fewest pixels of an image. None takes the processor's own limit."}
+    )
+    image_max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of an image. None takes the processor's own limit."}
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest prompt in tokens, visual tokens included. A longer one follows on_bad_media; it is never "
+            "cut. None for no limit."
+        },
+    )
+    on_bad_media: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with a sample that cannot be decoded or is too long: 'error' stops and names it, "
+            "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
+        },
+    )
+    check_rows: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether every row is looked at once before the model is loaded: messages, media and their settings, missing "
+            "files, solutions. Nothing is decoded."
+        },
+    )
+    dataloader_pin_memory: bool = field(
+        default=False, metadata={"help": "Whether the loader of rows, which hold no tensors, pins memory."}
+    )
+    media_workers: int | None = field(
+        default=None, metadata={"help": "Threads that decode media. None takes one a core, at most 8."}
+    )
+    media_cache_mb: int = field(
+        default=1024, metadata={"help": "Memory for decoded media that may be seen again, in MiB per process."}
+    )
+    media_max_pixels: int = field(
+        default=MediaLimits.max_pixels,
+        metadata={"help": "Most pixels of an image or a frame as it is stored. A larger one follows on_bad_media."},
+    )
+    media_max_frames: int = field(
+        default=MediaLimits.max_frames,
+        metadata={"help": "Most frames of a clip, declared or met. A longer one follows on_bad_media."},
+    )
+    media_timeout: float = field(
+        default=MediaLimits.timeout,
+        metadata={"help": "Most seconds for one medium, download included. A slower one follows on_bad_media."},
+    )
+    position_rule: str = field(
+        default="released",
+        metadata={
+            "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released', at the largest position of the "
+            "video + 1, or 'transformers', as transformers 5 has it."
+        },
+    )
+    freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
+    freeze_merger: bool = field(
+        default=False, metadata={"help": "Whether the projector from vision features to embeddings keeps its weights."}
+    )
+
+    group_forward: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: "
+            "'on', 'off', or 'auto', where the model allows it and the tokens it saves are worth it."
+        },
+    )
+    shared_prefill: bool = field(
+        default=True,
+        metadata={"help": "Whether generation reads each distinct prompt once, where the model allows it."},
+    )
+    reuse_vision_features: bool = field(
+        default=True,
+        metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When a run that is pushed to the Hub is: 'end', or as in transformers ('every_save', 'checkpoint', "
+            "'all_checkpoints'), which then uploads whatever lies in the output folder while training goes on."
+        },
+    )
+
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether groups whose completions all earn the same reward, and groups left out for their media, are "
+            "replaced by groups of other prompts."
+        },
+    )
+    dynamic_sampling_rounds: int = field(
+        default=3, metadata={"help": "Most rounds of sampling again; groups that still lack spread then stay."}
+    )
+    report_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every how many optimisation steps a few groups are kept with their signals under "
+            "OUTPUT_DIR/rollouts, for `trl-perception report`. None keeps none."
+        },
+    )
+    report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
+    on_nonfinite: str = field(
+        default="error",
+        metadata={
+            "help": "What to do with a reward, a loss or a gradient that is NaN or infinite: 'error' stops and writes a dump "
+            "under OUTPUT_DIR/nonfinite, 'skip' leaves out the group of such a reward (nonfinite/rewards) and the "
+            "optimisation step of such a loss or gradient (nonfinite/skipped)."
+        },
+    )
+    max_nonfinite_skips: int = field(
+        default=5,
+        metadata={
+            "help": "Most optimisation steps in a row that on_nonfinite='skip' leaves out; one more is an error."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Most seconds that a call of a reward function may take. None sets no limit."}
+    )
+
+    def __post_init__(self):
+        if self.generation_batch_size is None:  # TRL's own refusal names what nobody set
+            self._require_whole_groups(self.steps_per_generation or self.gradient_accumulation_steps)
+        unify_checkpointing_names(self, to_new=True)
+        super().__post_init__()
+        self._require_whole_groups(self.steps_per_generation)
+        if self.dynamic_sampling and self.scale_rewards == "batch":
+            raise ValueError(
+                "dynamic_sampling replaces groups one by one, and scale_rewards='batch' scales rewards by the spread of the "
+                "whole batch. Set scale_rewards to 'group' or 'none', or dynamic_sampling=False."
+            )
+        if self.dynamic_sampling and self.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "dynamic_sampling replaces groups one by one, and multi_objective_aggregation='normalize_then_sum' scales "
+                "advantages by the spread of the whole batch. Set it to 'sum_then_normalize', or dynamic_sampling=False."
+            )
+        if self.dynamic_sampling_rounds < 1:
+            raise ValueError(f"dynamic_sampling_rounds is {self.dynamic_sampling_rounds}; 1 or more is wanted.")
+        if self.group_forward not in ("auto", "on", "off"):
+            raise ValueError(f"group_forward is {self.group_forward!r}; 'auto', 'on' or 'off' wanted.")
+        check_position_rule(self.position_rule)
+        for name in ("on_bad_media", "on_nonfinite"):
+            if getattr(self, name) not in ("error", "skip"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; 'error' or 'skip' wanted.")
+        for name in (
+            "video_fps",
+            "video_min_frames",
+            "video_max_frames",
+            "media_cache_mb",
+            "report_every",
+            "report_groups",
+            "max_nonfinite_skips",
+            "reward_timeout",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
+        _ = self.media_limits  # refuses what is out of its bounds
+        if self.video_min_frames > self.video_max_frames:
+            raise ValueError(
+                f"video_min_frames ({self.video_min_frames}) is larger than video_max_frames "
+                f"({self.video_max_frames}). Lower the first or raise the second."
+            )
+
+    def _require_whole_groups(self, steps_per_generation: int) -> None:
+        local_batch = self.per_device_train_batch_size * steps_per_generation
+        if self.num_generations > 1 and local_batch % self.num_generations != 0:
+            raise ValueError(
+                f"A process samples {local_batch} completions at a time (per_device_train_batch_size "
+                f"{self.per_device_train_batch_size} * steps_per_generation {steps_per_generation}), which is no "
+                f"multiple of num_generations ({self.num_generations}): a group would be split between processes. Set "
+                "per_device_train_batch_size or steps_per_generation so that their product is a multiple of "
+                f"{self.num_generations}."
+            )
+
+    def __getstate__(self):
+        # transformers pickles the configuration beside the weights, where a token would be anybody's.
+        return {**self.__dict__, "hub_token": None}
+
+    def method_settings(self) -> dict[str, Any]:
+        """Values of the fields that a method adds to [`GRPOVideoConfig`], by name."""
+        known = {f.name for f in fields(GRPOVideoConfig)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in known}
+
+    @property
+    def video_settings(self) -> VideoSettings:
+        """Frame sampling and sizes as the decoder takes them."""
+        return VideoSettings(
+            fps=self.video_fps,
+            min_frames=self.video_min_frames,
+            max_frames=self.video_max_frames,
+            min_pixels=self.video_min_pixels,
+            max_pixels=self.video_max_pixels,
+            total_pixels=self.video_total_pixels,
+        )
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """What one medium may cost, as the decoder takes it."""
+        return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
+
+    def prompt_preparer(self, processor: ProcessorMixin) -> PromptPreparer:
+        """What makes prompts of rows under these settings."""
+        return PromptPreparer(
+            processor,
+            loader=MediaLoader(workers=self.media_workers, cache_bytes=self.media_cache_mb << 20),
+            video_settings=self.video_settings,
+            image_min_pixels=self.image_min_pixels,
+            image_max_pixels=self.image_max_pixels,
+            media_limits=self.media_limits,
+            max_prompt_length=self.max_prompt_length,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )

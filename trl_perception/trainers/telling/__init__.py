@@ -1,5 +1,0 @@
-"""What a run tells of itself: metrics, what trackers show, records for the report, the model card."""
-
-from .voice import Telling
-
-__all__ = ["Telling"]
