@@ -1,8 +1,11 @@
-"""What one rollout holds beside TRL's tensors: prepared prompts, rewards by name, groups, and their order."""
+"""The data of a step: a rollout of completions, its groups, and the micro-batches of the updates.
+
+Shapes: B rows (completions) of a process, G completions of a prompt, P prompt tokens, T completion tokens, K rewards.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +13,14 @@ from torch import Tensor
 from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs, media_columns
 
 REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
+
+
+class Scores(NamedTuple):
+    """What a forward tells of each completion token: log-probs (B,T), entropies (B,T), the experts' balancing loss."""
+
+    logps: Tensor
+    entropies: Tensor | None = None
+    aux_loss: Tensor | None = None
 
 
 @dataclass
@@ -20,15 +31,17 @@ class Rollout:
         rows: B dataset rows as they were given.
         prompts: B prepared prompts; the rows of a group share one object.
         left_out: (B of all processes,) float, 1 where the sample is left out.
-        rewards_per_func: (B,K) float, NaN where a reward does not apply; None until the rewards are there.
-        scored: log-probs and entropies (B,T) of the first model that TRL scored the rollout with; None without any.
+        rewards_per_func: (B,K) float, NaN where a reward does not apply; (0,) until the rewards are computed.
+        scores: what TRL scored the rollout with, in its order: the old policy if it is needed, then the reference.
+        unusable: prompts of all processes whose media could not be used.
     """
 
     rows: list[Mapping[str, Any]]
     prompts: list[PreparedPrompt]
     left_out: Tensor
-    rewards_per_func: Tensor | None = None
-    scored: tuple[Tensor, Tensor | None] | None = None
+    rewards_per_func: Tensor = field(default_factory=lambda: torch.zeros(0))
+    scores: list["Scores"] = field(default_factory=list)
+    unusable: float = 0.0
 
     @property
     def trl_rows(self) -> list[dict[str, Any]]:
@@ -37,6 +50,15 @@ class Rollout:
             {**{key: value for key, value in row.items() if key not in MEDIA_COLUMNS}, "prompt": prompt.logged}
             for row, prompt in zip(self.rows, self.prompts, strict=True)
         ]
+
+    def local(self, values: Tensor, process: int) -> Tensor:
+        """The part of this process, whose index is given, of values (B of all processes,...)."""
+        return values[process * len(self.rows) : (process + 1) * len(self.rows)]
+
+    @property
+    def visuals(self) -> list[VisualInputs | None]:
+        """The visual inputs of each row."""
+        return [prompt.visual for prompt in self.prompts]
 
     @property
     def row_scale(self) -> Tensor:
@@ -89,10 +111,9 @@ class Group:
 
 
 def complete_groups(
-    rollout: Rollout, output: Mapping[str, Any], num_generations: int, reward_names: Sequence[str]
+    rollout: Rollout, output: "MicroBatch", num_generations: int, reward_names: Sequence[str]
 ) -> Iterator[tuple[slice, Group]]:
-    """The groups of a rollout with their rows in TRL's output, those that are left out excepted."""
-    mask = loss_mask(output)
+    """The groups of a rollout with their rows in its batch, those that are left out excepted."""
     for start in range(0, len(rollout.prompts), num_generations):
         rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
         if prompt.left_out:
@@ -102,32 +123,86 @@ def complete_groups(
             prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
             completion_ids=output["completion_ids"][rows],
             attention_mask=output["completion_mask"][rows],
-            completion_mask=mask[rows],
+            completion_mask=output.loss_mask[rows],
             rewards=dict(zip(reward_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
             advantages=output["advantages"][rows],
         )
         yield rows, group
 
 
-def loss_mask(inputs: Mapping[str, Any]) -> Tensor:
-    """(B,T) bool: the tokens that the policy is trained on. Padding, truncated completions that are masked, tokens of tools
-    and samples that are left out are not among them.
+class MicroBatch(dict[str, Any]):
+    """The B rows of one update on one process: the dictionary that TRL's loss and [`penalty`] read.
+
+    Entries of TRL: `prompt_ids`, `prompt_mask` (B,P) left-padded, `completion_ids`, `completion_mask` (B,T) right-padded,
+    `advantages` (B,), or (B,T) once tokens have weights, and where they exist `tool_mask`, `old_per_token_logps`,
+    `ref_per_token_logps` (B,T). Entries of this package: `visual_inputs` (a list of B), `row_scale`, `sample`, `group` (a
+    list of B, where the credit waits for the update's forward), `token_weights` (B,T), `tokens_per_micro_batch`,
+    `completions_per_micro_batch`, and the lists of B that [`rollout_signals`] made.
     """
-    return (inputs["completion_mask"] * inputs.get("tool_mask", 1)).bool()
+
+    @classmethod
+    def of(cls, inputs: dict[str, Any]) -> "MicroBatch":
+        """The same object where it is one already."""
+        return inputs if isinstance(inputs, cls) else cls(inputs)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(B,P+T)."""
+        return torch.cat([self["prompt_ids"], self["completion_ids"]], dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B,P+T)."""
+        return torch.cat([self["prompt_mask"], self["completion_mask"]], dim=1)
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """(B,T) bool: the tokens that the policy is trained on. Padding, truncated completions that are masked, tokens of
+        tools and samples that are left out are not among them.
+        """
+        return (self["completion_mask"] * self.get("tool_mask", 1)).bool()
+
+    @property
+    def loss_counts(self) -> Tensor:
+        """(2,) int: the tokens in [`loss_mask`], and the completions that have any."""
+        per_completion = self.loss_mask.sum(1)
+        return torch.stack([per_completion.sum(), (per_completion > 0).sum()])
+
+    def keep_in_loss(self, mask: Tensor) -> None:
+        """Take every token out of the loss that is not in `mask` (B,T), with its KL term and its part of the denominator."""
+        self["tool_mask"] = self.get("tool_mask", 1) * mask.long()
+
+    def take_groups(self, num_generations: int) -> list[tuple[slice, Group]]:
+        """The groups that wait for their credit, with their rows; a micro-batch that comes again has none."""
+        of_rows = self.pop("group", [])
+        starts = range(0, len(of_rows), num_generations)
+        groups = [(slice(start, start + num_generations), of_rows[start]) for start in starts]
+        return [(rows, group) for rows, group in groups if group is not None]
+
+    def signal(self, name: str) -> list[Tensor | None]:
+        """A rollout's signal for each row; None for rows, or for all of them, whose groups are left out."""
+        return self.get(name) or [None] * len(self["completion_ids"])
 
 
-def loss_counts(inputs: Mapping[str, Any]) -> Tensor:
-    """(2,) int: the tokens of a micro-batch that the policy is trained on, and the completions that have any."""
-    per_completion = loss_mask(inputs).sum(1)
-    return torch.stack([per_completion.sum(), (per_completion > 0).sum()])
+def loss_mask(inputs: Mapping[str, Any]) -> Tensor:
+    """See [`MicroBatch.loss_mask`]."""
+    return MicroBatch.of(inputs).loss_mask
 
 
-def signal_of_rows(inputs: Mapping[str, Any], name: str) -> list[Tensor | None]:
-    """A rollout's signal for each row of a micro-batch; None for rows, or for all of them, whose groups are left out."""
-    return inputs.get(name) or [None] * len(inputs["completion_ids"])
+def means_per_micro_batch(batches: Sequence[MicroBatch], processes: int) -> dict[str, float]:
+    """`tokens_per_micro_batch` and `completions_per_micro_batch` of an optimisation step.
+
+    Args:
+        batches: its micro-batches on one process; `in_loss` has their counts, summed over processes.
+    """
+    shares = len(batches) * processes
+    return {
+        f"{what}_per_micro_batch": (sum(batch["in_loss"][what] for batch in batches) or 1) / shares
+        for what in ("tokens", "completions")
+    }
 
 
-def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[dict[str, Any]]:
+def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[MicroBatch]:
     """The same micro-batches with the rows of each group side by side again.
 
     TRL shuffles the rows of a rollout before it cuts them into micro-batches. Here the groups keep the random order in
@@ -156,4 +231,4 @@ def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> lis
         return values  # scalars and None are the same in every micro-batch
 
     columns = {key: regroup(key) for key in batches[0]}
-    return [{key: column[i] for key, column in columns.items()} for i in range(len(batches))]
+    return [MicroBatch({key: column[i] for key, column in columns.items()}) for i in range(len(batches))]

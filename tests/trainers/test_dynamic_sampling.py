@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from tests.helpers import history, message
-from trl_perception.batch import Rollout
+from trl_perception.batch import MicroBatch, Rollout
 from trl_perception.media import PreparedPrompt
 from trl_perception.trainers import GRPOVideoTrainer, PGPOTrainer
 from trl_perception.trainers.dynamic_sampling import drawn_rows, replaced, without_spread
@@ -58,7 +58,7 @@ def test_a_group_takes_the_place_of_another():
         "tool_mask": torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1]]),
     }
     padding = {"prompt_ids": 99, "completion_ids": 98, "tool_mask": 1}
-    mixed, output = replaced((old, old_output), (new, new_output), [(0, 1)], 2, padding)
+    mixed, output = replaced((old, MicroBatch(old_output)), (new, MicroBatch(new_output)), [(0, 1)], 2, padding)
     assert output["prompt_ids"].tolist() == [[7, 8, 9], [7, 8, 9], [99, 1, 2], [99, 1, 2]]
     assert output["completion_ids"].tolist() == [[14, 15], [16, 17], [5, 98], [6, 98]]
     assert output["completion_mask"].tolist() == [[1, 1], [1, 1], [1, 0], [1, 0]]

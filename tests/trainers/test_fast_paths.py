@@ -10,6 +10,7 @@ from peft import LoraConfig
 from tests.trainers.reference import build, trained
 from trl_perception.modeling import View
 from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
+from trl_perception.trainers.policy_reader import CachedForward
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
@@ -146,7 +147,7 @@ def test_the_old_policys_pass_serves_the_credit_of_stale_updates(rows, make_trai
     config = {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2, "max_steps": 1}
     config["gradient_accumulation_steps"] = 1
     apart = build(make_trainer, rows["video"], PGPOTrainer, **config)
-    monkeypatch.setattr(apart, "_old_policy_forward", lambda *args: None)
+    monkeypatch.setattr(apart, "_old_policy_forward", lambda *args: CachedForward())
     counts = [count_forwards(monkeypatch, apart)]
     trained(apart)
     served = build(make_trainer, rows["video"], PGPOTrainer, **config)

@@ -9,6 +9,7 @@ from transformers.video_utils import VideoMetadata
 from tests.helpers import poster
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
+from trl_perception.batch import MicroBatch
 from trl_perception.media import read_video
 from trl_perception.modeling import apply_position_rule
 
@@ -26,11 +27,10 @@ class Recorder(GRPOVideoTrainer):
         return loss
 
     def logps(self, inputs):
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        inputs = MicroBatch.of(inputs)
         width = inputs["completion_ids"].size(1)
-        with self._seeing(inputs["visual_inputs"]):
-            return self._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0]
+        given = inputs.input_ids, inputs.attention_mask, width, inputs["visual_inputs"]
+        return self._reader.score_rows(self.model, *given).logps
 
 
 def plain_logps(model, processor, row, completion_ids, temperature=1.0):

@@ -12,9 +12,11 @@ class WithExperts(Batches):
 
     policy_loss_weight = 0.25
 
-    def _get_per_token_logps_and_entropies(self, *args, compute_aux_loss=False, **kwargs):
-        logps, entropies, _ = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        return logps, entropies, torch.tensor(3.0) if compute_aux_loss else None
+    def _scores_of_update(self, *args):
+        enabled, self.aux_loss_enabled = self.aux_loss_enabled, False
+        scores = super()._scores_of_update(*args)
+        self.aux_loss_enabled = enabled
+        return scores._replace(aux_loss=torch.tensor(3.0) if enabled else None)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "sapo", "luspo", "dapo"])

@@ -91,10 +91,13 @@ def require_folder(name: str) -> None:
 
 
 def trainer_names() -> dict[str, str]:
-    """`TRAINERS` with the names of its classes, read from its source."""
-    tree = ast.parse((PACKAGE / "trainers" / "__init__.py").read_text())
-    (table,) = (node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "TRAINERS")
-    return {key.value: of_class.id for key, of_class in zip(table.keys, table.values, strict=True)}
+    """`TRAINERS` with the names of its classes, read from the sources: each class has its method's name in `method`."""
+    names = {}
+    for file in sorted((PACKAGE / "trainers").glob("*_trainer.py")):
+        for node in ast.parse(file.read_text()).body:
+            assigned = [line for line in getattr(node, "body", ()) if isinstance(line, ast.Assign)]
+            names |= {line.value.value: node.name for line in assigned if line.targets[0].id == "method"}
+    return names
 
 
 def training_hints(trainer: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """APPO: more credit for the tokens that look at the frames which matter and disagree about them."""
 
 import textwrap
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,14 +42,14 @@ class APPOTrainer(GRPOVideoTrainer):
                 eprint    = {arXiv:2602.23823},
             }"""),
     }
+    method = "appo"
     config_class = APPOConfig
     reinforces = (
         "Credit grows on the tokens that look most at the frames which successful completions look at, where the group "
         "disagrees about what to say next; every other token keeps weight 1."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def setup_method(self) -> None:
         self.accuracy_name = self._name_of_accuracy()
         self.policy_reads = PolicyReads(attention_layers=self.args.attention_layers, states=True)
 

@@ -1,13 +1,22 @@
 """On-Policy Attention Distillation: on its own rollouts the student learns what a teacher would say and where it looks."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig
+from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
-from ..batch import Group, loss_mask, signal_of_rows
+from ..batch import Group, MicroBatch
 from ..modeling import (
     AttentionTap,
     HiddenTap,
@@ -48,25 +57,60 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     _tag_names = ["trl", "attn-distill", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "On-Policy Attention Distillation"
     _paper = RALTrainer._paper  # its section 4
+    method = "attn_distill"
     config_class = AttnDistillConfig
     reinforces = (
         "Beside the reward, the student is drawn to say what a teacher would say on its own completions, and to look where the "
         "teacher looks."
     )
 
-    def __init__(self, *args: Any, teacher_model: nn.Module | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Callable | str | list | None = None,
+        args: AttnDistillConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable | None = None,
+        environment_factory: Callable | dict[str, Callable] | None = None,
+        teacher_model: PreTrainedModel | None = None,
+    ):
+        self.teacher = teacher_model
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+
+    def setup_method(self) -> None:
         refuse_reentrant(self)
         options, policy = self.args, self.accelerator.unwrap_model(self.model)
         self.policy_loss_weight = options.grpo_weight
-        self.teacher: nn.Module | None = None
-        if teacher_model is None and options.teacher_model_name_or_path:
-            teacher_model = load_teacher(options, policy, self._tokenizer)
-        if teacher_model is not None:
-            check_teacher(teacher_model, policy, self._tokenizer)
-            add_fused_lm_head(teacher_model, temperature=self.temperature)
-            self.teacher = prepare_teacher(teacher_model, self)
-            self._share_with_the_others(self.teacher)
+        if self.teacher is None and options.teacher_model_name_or_path:
+            self.teacher = load_teacher(options, policy, self._tokenizer)
+        if self.teacher is not None:
+            check_teacher(self.teacher, policy, self._tokenizer)
+            add_fused_lm_head(self.teacher, temperature=self.temperature)
+            self.teacher = prepare_teacher(self.teacher, self.accelerator, self._sharding, options.position_rule)
+            self.share_model(self.teacher)
             self.keeps_pixels = True
         elif not hasattr(policy, "peft_config"):
             raise ValueError(
@@ -95,10 +139,10 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         signals = {"teacher_policy": reading.attention, "teacher_states": reading.states}
         return {name: values for name, values in signals.items() if values is not None}
 
-    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
+    def penalty(self, inputs: MicroBatch) -> Penalty | None:
         if not self.taps or not self.model.training:
             return None
-        counted = loss_mask(inputs)
+        counted = inputs.loss_mask
         loss: Tensor | float = 0.0
         metrics: dict[str, Tensor | float] = {}
         for tap in self.taps:
@@ -112,11 +156,11 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             metrics.update(term.metrics)
         return Penalty(loss, metrics)
 
-    def _attention(self, caught: tuple, inputs: dict[str, Any], counted: Tensor) -> Penalty:
+    def _attention(self, caught: tuple, inputs: MicroBatch, counted: Tensor) -> Penalty:
         layers, mask = caught
         options, visual = self.args, visual_keys(inputs)
         policy = policy_of(layers, mask, counted.size(1), visual, query=options.attn_query, keys=options.attn_keys)
-        teacher_policy = padded(signal_of_rows(inputs, "teacher_policy"), policy)
+        teacher_policy = padded(inputs.signal("teacher_policy"), policy)
         student = policy.detach()
         self.log_signal(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
         self.log_signal(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
@@ -134,7 +178,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         seen = attention_metrics("attn_distill", policy, visual, counted, mask, tokens)
         return Penalty(term.loss, {**term.metrics, **seen})
 
-    def _gkd(self, states: TokenStates, inputs: dict[str, Any], counted: Tensor) -> Penalty:
+    def _gkd(self, states: TokenStates, inputs: MicroBatch, counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
         predictors = states.at(slice(-width - 1, -1))
         model = self.model if self.teacher is None else self.teacher
@@ -143,7 +187,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         # Rows that the teacher did not read are not counted. They are run all the same, for with sharded parameters the
         # heads are asked for by all processes.
         unread = predictors.new_zeros(width, base_model(model).config.get_text_config().hidden_size)
-        read = signal_of_rows(inputs, "teacher_states")
+        read = inputs.signal("teacher_states")
         values = divergence(
             head_of(self.model),
             predictors,
@@ -157,7 +201,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         return Penalty(options.gkd_weight * gkd, {"attn_distill/gkd": gkd.detach()})
 
     def _teaching(self) -> AbstractContextManager:
-        """Within it, the policy is the base model that teaches, where no other model does."""
+        """Context manager in which the policy is the base model that teaches, where no other model does."""
         if self.teacher is not None:
             return nullcontext()
         return use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None)

@@ -1,56 +1,76 @@
 """Dynamic sampling: groups whose completions all earn the same teach nothing, and are replaced by groups of other prompts."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..batch import Rollout
-
-if TYPE_CHECKING:
-    from .grpo_video_trainer import GRPOVideoTrainer
+from ..batch import MicroBatch, Rollout
+from .distributed import over_processes
 
 SPREAD = 1e-6  # of rewards, below which they count as equal
+Sampled = tuple[Rollout, MicroBatch]
 
 
-def refill(trainer: "GRPOVideoTrainer", rollout: Rollout, output: dict[str, Any]) -> tuple[Rollout, dict[str, Any]]:
-    """Replace groups without spread of rewards by groups of other prompts, for a bounded number of rounds.
+@dataclass(frozen=True)
+class DynamicSampling:
+    """Replaces groups without spread of rewards by groups of other prompts, for a bounded number of rounds.
 
-    Every process samples as many groups in a round as the one that lacks most, so that all make the same calls.
+    Args:
+        sample: rows -> a rollout and its batch; every process calls it equally often.
+        dataset: the training data that prompts are drawn from.
+        num_generations: G. reward_weights: (K,). rounds: most rounds a rollout.
+        pad_token_id: what token ids are padded with.
 
-    Metrics: `dynamic_sampling/rounds`, `dynamic_sampling/refilled` and `dynamic_sampling/left`, groups of all processes.
     Source: DAPO, arXiv:2503.14476, section 3.2. Differs: rounds are bounded; groups of the first sample that have a spread
         are all kept.
     """
-    count, accelerator, over_processes = trainer.num_generations, trainer.accelerator, trainer._over_processes
-    refilled = rounds = 0
-    lacking = without_spread(rollout, trainer.reward_weights, count)
-    padding = dict.fromkeys(("prompt_ids", "completion_ids"), trainer._tokenizer.pad_token_id) | {"tool_mask": 1}
-    while rounds < trainer.args.dynamic_sampling_rounds:
-        most = int(over_processes(len(lacking)).max())
-        if most == 0:
-            break
-        rounds += 1
-        seed = (trainer.args.seed, trainer.state.global_step, trainer._step, rounds)
-        rows = drawn_rows(len(trainer.train_dataset), most, accelerator.process_index, accelerator.num_processes, seed)
-        with trainer._forwards.as_chosen():
-            fresh = trainer._sample([trainer.train_dataset[row] for row in rows for _ in range(count)])
-        useless = without_spread(fresh[0], trainer.reward_weights, count)
-        pairs = list(zip(lacking, (group for group in range(most) if group not in useless), strict=False))
-        rollout, output = replaced((rollout, output), fresh, pairs, count, padding)
-        refilled += len(pairs)
-        lacking = lacking[len(pairs) :]
-    trained = output["completion_mask"] * output.get("tool_mask", 1)
-    output["num_items_in_batch"] = accelerator.gather(trained.sum()).sum()
-    rollout.left_out = over_processes(*(float(bool(prompt.left_out)) for prompt in rollout.prompts))
-    for name, value in {"refilled": refilled, "left": len(lacking)}.items():
-        trainer._metrics["train"][f"dynamic_sampling/{name}"].append(over_processes(value).sum().item())
-    trainer._metrics["train"]["dynamic_sampling/rounds"].append(float(rounds))
-    return rollout, output
+
+    sample: Callable[[list[Mapping[str, Any]]], Sampled]
+    accelerator: Accelerator
+    dataset: Dataset
+    num_generations: int
+    reward_weights: Tensor
+    rounds: int
+    pad_token_id: int
+
+    def __call__(self, sampled: Sampled, seed: tuple[int, ...]) -> tuple[Sampled, dict[str, float]]:
+        """Refill a rollout. Every process samples as many groups in a round as the one that lacks most.
+
+        Args:
+            seed: what the draw of prompts depends on, the same on every process.
+        Returns: the rollout and its batch, and `dynamic_sampling/rounds`, `dynamic_sampling/refilled` and
+            `dynamic_sampling/left` (groups of all processes).
+        """
+        count, accelerator = self.num_generations, self.accelerator
+        refilled = rounds = 0
+        lacking = without_spread(sampled[0], self.reward_weights, count)
+        padding = dict.fromkeys(("prompt_ids", "completion_ids"), self.pad_token_id) | {"tool_mask": 1}
+        while rounds < self.rounds and (most := int(over_processes(accelerator, len(lacking)).max())):
+            rounds += 1
+            processes = accelerator.process_index, accelerator.num_processes
+            rows = drawn_rows(len(self.dataset), most, *processes, (*seed, rounds))
+            fresh = self.sample([self.dataset[row] for row in rows for _ in range(count)])
+            useless = without_spread(fresh[0], self.reward_weights, count)
+            pairs = list(zip(lacking, (group for group in range(most) if group not in useless), strict=False))
+            sampled = replaced(sampled, fresh, pairs, count, padding)
+            refilled += len(pairs)
+            lacking = lacking[len(pairs) :]
+        rollout, output = sampled
+        output["num_items_in_batch"] = accelerator.gather(output.loss_mask.sum()).sum()
+        rollout.left_out = over_processes(accelerator, *(float(bool(prompt.left_out)) for prompt in rollout.prompts))
+        counts = over_processes(accelerator, refilled, len(lacking)).view(-1, 2).sum(0).tolist()
+        return sampled, {
+            "dynamic_sampling/rounds": float(rounds),
+            "dynamic_sampling/refilled": counts[0],
+            "dynamic_sampling/left": counts[1],
+        }
 
 
 def refuse_dynamic_sampling(dataset: Any, *, trl_prepares: bool) -> None:
@@ -95,12 +115,12 @@ def drawn_rows(size: int, count: int, process: int, processes: int, seed: tuple[
 
 
 def replaced(
-    kept: tuple[Rollout, dict[str, Any]],
-    fresh: tuple[Rollout, dict[str, Any]],
+    kept: Sampled,
+    fresh: Sampled,
     pairs: Sequence[tuple[int, int]],
     num_generations: int,
     padding: Mapping[str, int],
-) -> tuple[Rollout, dict[str, Any]]:
+) -> Sampled:
     """A rollout some groups of which are another's: prompts are padded on the left, everything else on the right.
 
     Args:
@@ -119,13 +139,13 @@ def replaced(
         both = [*ours, *theirs]
         return [both[row] for row in order]
 
-    output = dict(old_output)
+    output = MicroBatch(old_output)
     for name in old_output.keys() | new_output.keys():
         parts = [output_of.get(name) for output_of in (old_output, new_output)]
         if all(part is None for part in parts) or not all(isinstance(part, Tensor | None) for part in parts):
             continue
         if any(part is not None and part.ndim == 0 for part in parts):
-            continue  # a scalar of the whole batch, which the caller counts anew
+            continue  # a scalar of the whole batch, which the caller counts again
         whole = [
             torch.ones_like(of_one["completion_ids"]) if part is None else part  # TRL's mask where nothing is masked
             for part, of_one in zip(parts, (old_output, new_output), strict=True)

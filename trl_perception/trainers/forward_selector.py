@@ -59,7 +59,7 @@ class ForwardSelector:
 
     @contextmanager
     def as_chosen(self) -> Iterator[None]:
-        """Within it, the choice stands: further groups are sampled into a rollout."""
+        """Context manager that keeps the choice: further groups are sampled into a rollout."""
         self._keeps_its_choice = True
         try:
             yield

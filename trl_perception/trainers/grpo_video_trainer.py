@@ -1,42 +1,52 @@
-"""Video GRPO on TRL: the base of every method.
+"""GRPO with video on TRL: the parent of every method. Every override of a TRL method in this package is in this file.
 
-It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`, `checkpoints`) are the only places that touch TRL's private
-names.
+A training step is: rows -> rollout -> (forward -> credit -> loss) for each of its micro-batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig
 from torch import Tensor, nn
-from transformers import AutoProcessor, PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from trl import GRPOTrainer
 
 from ..assets import model_path
-from ..batch import Group, Rollout, complete_groups, loss_counts, whole_groups
+from ..batch import REPEATED, Group, MicroBatch, Rollout, Scores, complete_groups, means_per_micro_batch, whole_groups
 from ..callbacks.checkpoints import Checkpoints
 from ..callbacks.nonfinite import NonFinite, samples
 from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import Telling
 from ..data.columns import undecoded_videos
-from ..media import (
-    PromptPreparer,
-    VisualInputs,
-    check_placeholders,
-    has_visual_grids,
-)
+from ..media import PromptPreparer, VisualInputs, has_visual_grids
 from ..modeling import (
     AttentionTap,
+    Head,
     HiddenTap,
+    OneTowerRun,
     View,
     apply_position_rule,
+    encode,
     feature_reuse_unsupported_reason,
-    paused,
+    gather_parameters,
+    keep_lm_head_unsharded,
     pixels_of,
+    prefill_once,
     same_frozen_tower,
     shared_prefill_unsupported_reason,
     with_media,
@@ -54,23 +64,32 @@ from ..modeling.adapters import (
 from ..modeling.freezing import freeze_vision
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
-from .credit import Crediting, validate_penalty
-from .dynamic_sampling import refill, refuse_dynamic_sampling
+from .credit import Groups, attach_signals, validate_penalty, validate_token_weights, weigh_tokens
+from .distributed import Sharding, scheduler_of
+from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .forward_selector import ForwardSelector
-from .generation import Sampling
 from .grpo_video_config import GRPOVideoConfig
-from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReads, credit_taps, read_group
-from .refusals import averaged_credit, check_datasets, refuse_vllm, require_prompts, require_trainable
-from .scoring import Scoring
-from .sharding import Sharding
+from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
+from .refusals import (
+    averaged_credit,
+    check_datasets,
+    left_out_of_an_epoch,
+    refuse_vllm,
+    require_prompts,
+    require_trainable,
+)
+from .rewards import RewardChecks, distinct, require_scored
+from .rollout import RolloutBuilder, are_groups, leave_out, prompt_for_rewards
 
 logger = get_logger(__name__)
 
 # Losses that average over rows: a row that is left out must not count in their denominator.
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
+# Arguments of TRL's scoring forward for media that TRL prepared, in its batch by the same names.
+MEDIA_OF_TRL = tuple(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[8:]
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Telling, Checkpoints):
+class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -83,8 +102,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     Args:
         model: name or path (`"tiny"` is the model that ships with this package) or a `PreTrainedModel`.
         reward_funcs: as in TRL. A callable must return one finite float, or None, for each completion.
-        args: a [`GRPOVideoConfig`].
-        train_dataset, eval_dataset, processing_class, **kwargs: as in TRL.
+        args: a [`GRPOVideoConfig`], or the method's own configuration.
+        train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config,
+            peft_config, tools, rollout_func, environment_factory: as in TRL.
 
     Errors: ValueError for media with a processor that does not describe them as grids, for vLLM, for videos with
     tools, environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
@@ -93,6 +113,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "GRPO"
     config_class = GRPOVideoConfig
+    # The method's name in recipes.
+    method = "grpo"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A subclass without a name and a paper has its class's name and no paper: it is not its parent's method."""
@@ -118,77 +140,195 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         reward_funcs: Callable | str | list | None = None,
         args: GRPOVideoConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | dict | None = None,
-        processing_class: Any = None,
-        **kwargs,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable | None = None,
+        environment_factory: Callable | dict[str, Callable] | None = None,
     ):
-        if isinstance(model, str):
-            model = model_path(model)
+        model = model_path(model) if isinstance(model, str) else model
+        name = model if isinstance(model, str) else model.config._name_or_path
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
             args = self.config_class(f"{name.rstrip('/').split('/')[-1]}-{self._name}")
         if not isinstance(args, self.config_class):
             wanted = self.config_class.__name__
             raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
-        own_prompts = any(kwargs.get(name) for name in ("tools", "rollout_func", "environment_factory"))
-        if args.use_vllm and not own_prompts:  # before the engine loads the model
-            name = model if isinstance(model, str) else model.config._name_or_path
-            refuse_vllm(
-                processing_class or AutoProcessor.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-            )
-        if kwargs.get("environment_factory") is None:  # an environment may write the prompts
+        if args.use_vllm and not (tools or rollout_func or environment_factory):  # before the engine loads the model
+            load = partial(AutoProcessor.from_pretrained, name, trust_remote_code=args.trust_remote_code)
+            refuse_vllm(processing_class or load())
+        if environment_factory is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
-            if args.check_rows and not kwargs.get("tools") and kwargs.get("rollout_func") is None:
+            if args.check_rows and not tools and rollout_func is None:
                 check_datasets(args, reward_funcs, train_dataset, eval_dataset)
         frozen = {"tower": args.freeze_vision_tower, "merger": args.freeze_merger}
-        kwargs["peft_config"] = outside_frozen_parts(kwargs.get("peft_config"), **frozen)
-        self._rollout: Rollout | None = None
+        peft_config = outside_frozen_parts(peft_config, **frozen)
+        self._reward_checks = RewardChecks(timeout=args.reward_timeout, skips=args.on_nonfinite == "skip")
         self._step_begin = 0
-        self._sampled_at_step: int | None = None
-        self._visual_inputs: Sequence[VisualInputs | None] | None = None
-        self._cached_forward: CachedForward | None = None
-        self._awaiting_credit: dict[str, Any] | None = None
-        self._credit_taps: dict[str, AttentionTap | HiddenTap] = {}
-        with telling_of_missing_layers(kwargs["peft_config"], **frozen):
+        self._sampled_at_step = -1  # the optimisation step at which the rollout in hand was sampled
+        with telling_of_missing_layers(peft_config, **frozen):
             super().__init__(
                 model=model,
-                reward_funcs=reward_funcs,
+                reward_funcs=self._reward_checks.wrap(reward_funcs),
                 args=args,
                 train_dataset=undecoded_videos(train_dataset),
                 eval_dataset=undecoded_videos(eval_dataset),
                 processing_class=processing_class,
-                **kwargs,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
             )
-        for policy in (self.model, self.ref_model):
-            if policy is not None:
-                apply_position_rule(policy, args.position_rule)
-        # TRL forces the reentrant kind for adapters under ZeRO-3, and writes the old name.
-        unify_checkpointing_names(args, to_new=False)
+        self.reward_func_names = distinct(self.reward_func_names)
+        self._setup_model(frozen)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
-        self._prepares_prompts = has_visual_grids(self.processing_class) and not (
-            self.tools or self.rollout_func or self.environment_factories
-        )
+        own_prompts = self.tools or self.rollout_func or self.environment_factories
+        self._prepares_prompts = has_visual_grids(self.processing_class) and not own_prompts
         if self._prepares_prompts:
             self._prompt_preparer = args.prompt_preparer(self.processing_class)
             self._suppress_placeholders()
+        self._setup_fast_paths()
+        self._setup_distributed()
+        self._setup_components()
+        self.setup_method()
+
+    def setup_method(self) -> None:
+        """For subclasses: check the method's settings and set up what it needs, once models, rewards and processes are there."""
+
+    # The two hooks
+
+    def token_weights(self, group: Group) -> TokenWeights | None:
+        """Multiplicative credit for the tokens of one group: advantage[g,t] = advantage[g] * weights[g,t].
+
+        Called once a rollout for each complete group, in training, without gradient: before any shuffle, or, for a subclass
+        that names its `policy_reads`, in the forward of an update that follows its rollout directly. A subclass returns
+        weights (G,T); None, the default, leaves every token its sequence's advantage.
+        """
+        return None
+
+    def penalty(self, inputs: MicroBatch) -> Penalty | None:
+        """A term with gradient that is added to the loss at every update; None, the default, adds nothing.
+
+        Its loss is divided by the accumulation, and gradients are averaged over processes. A mean over the micro-batch's
+        tokens would thus weigh a token by the micro-batch that it came in; their sum divided by
+        `inputs["tokens_per_micro_batch"]` is the mean over the whole optimisation step.
+
+        Args:
+            inputs: the [`MicroBatch`]: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
+                `visual_inputs`, the property `loss_mask`, and what a subclass put there; in training
+                `tokens_per_micro_batch` and `completions_per_micro_batch`, tokens that the policy is trained on and
+                completions that have any, means over the micro-batches of the step on all processes.
+        """
+        return None
+
+    def rollout_signals(self, group: Group) -> dict[str, Tensor]:
+        """What the updates on a group need of the policy that sampled it: name -> (G,...), travelling with its rows.
+
+        Called once a rollout for each complete group, in training, without gradient; `inputs[name]` in [`penalty`].
+        """
+        return {}
+
+    # What a subclass may ask for
+
+    def score(
+        self, group: Group, view: View | None = None, *, entropy: bool = False, model: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """log p of a group's completions, and entropies where asked for, under a view of its prompt: (G,T) each.
+
+        At the sampling temperature, without dropout, along the path that the updates take, so that values of several
+        views and of the updates can be compared.
+
+        Args:
+            view: what is shown, the prompt as it is by default.
+            model: another model than the policy.
+        """
+        output = self.read(group, view, entropy=entropy, model=model)
+        return output.logps, output.entropies
+
+    @torch.no_grad()
+    def read(
+        self,
+        group: Group,
+        view: View | None = None,
+        *,
+        entropy: bool = False,
+        attention: AttentionReduce | None = None,
+        layers: int = 1,
+        states: bool = False,
+        model: nn.Module | None = None,
+    ) -> ForwardOutput:
+        """Everything that one forward of a group tells (see [`score`]).
+
+        Runs as one packed row, or in micro-batches of `per_device_train_batch_size`. The policy on the prompt as it is
+        may be read from a forward that is made anyway (see `policy_reads`).
+
+        Args:
+            attention: (tapped layers, mask (rows,P+T)) -> a tensor with the rows first; P without padding.
+            layers: how many last full-attention layers are tapped for it.
+            states: whether the last hidden states at the positions that predict the completion are kept, (G,T,D).
+        """
+        if view is None and model is None and self._reader.cached.knows(group, entropy, attention, states):
+            return self._reader.cached.read(group, entropy, attention, states)
+        policy = self.model if model is None else model
+        view = view or with_media(group.prompt_ids, group.visual)
+        if policy not in (self.model, self.ref_model):
+            view = replace(view, visual=pixels_of(view.visual))
+        asked = {"entropy": entropy, "attention": attention, "layers": layers, "states": states}
+        with without_checkpointing(self.model), without_dropout(policy):
+            return self._reader.read(group, view, policy, **asked)
+
+    def head_of(self, model: nn.Module) -> Head:
+        """The language-model head of the policy or another model of the run, as it is now, for [`token_weights`]."""
+        return self._collectives.head_of(model)
+
+    def share_model(self, model: nn.Module) -> None:
+        """Name a model that is placed as the policy is: every process runs its forwards together with the others."""
+        self._collectives.share(model)
+        self._tower_runs += self._sharding.tower_runs(model)
+
+    @property
+    def prompt_preparer(self) -> PromptPreparer | None:
+        """What makes prompts of rows; None where TRL does."""
+        return self._prompt_preparer if self._prepares_prompts else None
+
+    def policy_is_the_one_that_sampled(self) -> bool:
+        """Whether no optimisation step was taken since the completions in hand were sampled."""
+        return self.state.global_step == self._sampled_at_step
+
+    # Set-up
+
+    def _setup_model(self, frozen: dict[str, bool]) -> None:
+        for policy in (self.model, self.ref_model):
+            if policy is not None:
+                apply_position_rule(policy, self.args.position_rule)
+        # TRL forces the reentrant kind for adapters under ZeRO-3, and writes the old name.
+        unify_checkpointing_names(self.args, to_new=False)
         check_adapters_of(self.model, **frozen)
-        if args.freeze_vision_tower or args.freeze_merger:
+        if any(frozen.values()):
             freeze_vision(self.model, **frozen)
-        if args.beta > 0:
+        if self.args.beta > 0:
             require_untouched_base(self.model, "The KL term (beta above 0)")
-        require_quantised_training(self.model, args)
+        require_quantised_training(self.model, self.args)
         require_trainable(self.model)
         self.add_callback(MasterWeights(self.accelerator))
         self._drops_out = drops_out(self.model)
-        self._share_what_can_be_shared()
-        self.setup_distributed()
-        if args.dynamic_sampling:
-            refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
-        if args.report_every:
-            self._keep_records()
 
-    def _share_what_can_be_shared(self) -> None:
+    def _suppress_placeholders(self) -> None:
+        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
+        ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
+        self.generation_kwargs["suppress_tokens"] = sorted(ids)
+        self.generation_config.suppress_tokens = sorted(ids)
+
+    def _setup_fast_paths(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
         options, trl_prepares = self.args, self._is_vlm and not self._prepares_prompts
         refusal = None
@@ -215,171 +355,243 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 "The frozen vision tower is run in every forward: the reference model's has other weights, and features of its own."
             )
 
-    # The two hooks
+    def _setup_distributed(self) -> None:
+        found = self.args.ddp_find_unused_parameters
+        self._sharding = Sharding(self.accelerator, self.is_fsdp_enabled, self.is_deepspeed_enabled, found)
+        self._sharding.refuse_what_would_hang(
+            self.model, self.args, sees=self._is_vlm, references=self.ref_model is not None
+        )
+        self._collectives = scheduler_of(self._sharding, self._tokenizer.pad_token_id)
+        self._tower_runs: list[OneTowerRun] = []
+        self.share_model(self.model)
+        if self._sharding.fsdp and self.accelerator.num_processes > 1:
+            keep_lm_head_unsharded(self.model)
+        if self.ref_model is not None:
+            self.share_model(self.ref_model)
 
-    def token_weights(self, group: Group) -> TokenWeights | None:
-        """Multiplicative credit for the tokens of one group: advantage[g,t] = advantage[g] * weights[g,t].
+    def _setup_components(self) -> None:
+        options, preparer = self.args, self.prompt_preparer
+        self._build_rollout = RolloutBuilder(
+            preparer, self.processing_class, self.accelerator, self._with_features, on_unusable=options.on_bad_media
+        )
+        self._reader = PolicyReader(
+            partial(GRPOTrainer._get_per_token_logps_and_entropies, self),
+            self._forwards,
+            self._collectives,
+            placeholder_ids=preparer and preparer.placeholder_ids,
+            rows_a_forward=options.per_device_train_batch_size,
+        )
+        if options.dynamic_sampling:
+            refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
+        if options.report_every:
+            self._keep_records()
 
-        Called once a rollout for each complete group, in training, without gradient: before any shuffle, or, for a subclass
-        that names its `policy_reads`, in the forward of an update that follows its rollout directly. A subclass returns
-        weights (G,T); None, the default, leaves every token its sequence's advantage.
-        """
-        return None
+    def _with_features(self, visual: VisualInputs) -> VisualInputs:
+        """The same media with a frozen tower's features, where they are reused."""
+        if not self._reuses_features:
+            return visual
+        with self.accelerator.autocast():
+            return encode(self.model, visual, keep_pixels=self.keeps_pixels)
 
-    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
-        """A term with gradient that is added to the loss at every update; None, the default, adds nothing.
+    # Data
 
-        Its loss is divided by the accumulation, and gradients are averaged over processes. A mean over the micro-batch's
-        tokens would thus weigh a token by the micro-batch that it came in; their sum divided by
-        `inputs["tokens_per_micro_batch"]` is the mean over the whole optimisation step.
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
 
-        Args:
-            inputs: the micro-batch: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
-                `visual_inputs` and what a subclass put there; in training `tokens_per_micro_batch` and
-                `completions_per_micro_batch`, tokens that the policy is trained on and completions that have any, means
-                over the micro-batches of the step on all processes.
-        """
-        return None
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        given = isinstance(eval_dataset, Dataset | IterableDataset)
+        return super().get_eval_dataloader(undecoded_videos(eval_dataset) if given else eval_dataset)
 
-    def rollout_signals(self, group: Group) -> dict[str, Tensor]:
-        """What the updates on a group need of the policy that sampled it: name -> (G,...), travelling with its rows.
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """A stream's prompts come once for each completion, as in evaluations; transformers hands them on one by one."""
+        if isinstance(test_dataset, IterableDataset):
+            return self.get_eval_dataloader(test_dataset)
+        return super().get_test_dataloader(undecoded_videos(test_dataset))
 
-        Called once a rollout for each complete group, in training, without gradient; `inputs[name]` in [`penalty`].
-        """
-        return {}
-
-    # What a subclass may ask for
-
-    def score(
-        self, group: Group, view: View | None = None, *, entropy: bool = False, model: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """log p of a group's completions, and entropies where asked for, under a view of its prompt: (G,T) each.
-
-        At the sampling temperature, without dropout, along the path that the updates take, so that values of several
-        views and of the updates can be compared.
-
-        Args:
-            view: what is shown, the prompt as it is by default.
-            model: another model than the policy.
-        """
-        reading = self.read(group, view, entropy=entropy, model=model)
-        return reading.logps, reading.entropies
-
-    @torch.no_grad()
-    def read(
-        self,
-        group: Group,
-        view: View | None = None,
-        *,
-        entropy: bool = False,
-        attention: AttentionReduce | None = None,
-        layers: int = 1,
-        states: bool = False,
-        model: nn.Module | None = None,
-    ) -> ForwardOutput:
-        """Everything that one forward of a group tells (see [`score`]).
-
-        Runs as one packed row, or in micro-batches of `per_device_train_batch_size`. The policy on the prompt as it is
-        may be read from a forward that is made anyway (see `policy_reads`).
-
-        Args:
-            attention: (tapped layers, mask (rows,P+T)) -> a tensor with the rows first; P without padding.
-            layers: how many last full-attention layers are tapped for it.
-            states: whether the last hidden states at the positions that predict the completion are kept, (G,T,D).
-        """
-        served = self._cached_forward if view is None and model is None else None
-        if served is not None and served.knows(group, entropy, attention, states):
-            return served.read(group, entropy, attention, states)
-        policy = self.model if model is None else model
-        view = view or with_media(group.prompt_ids, group.visual)
-        if policy not in (self.model, self.ref_model):
-            view = replace(view, visual=pixels_of(view.visual))
-
-        def score_rows(forward: Callable, input_ids: Tensor, attention_mask: Tensor) -> tuple:
-            width = group.completion_ids.size(1)
-            self._collectives.before_forward(policy)
-            return GRPOTrainer._get_per_token_logps_and_entropies(
-                self, forward, input_ids, attention_mask, width, compute_entropy=entropy
-            )
-
-        with paused(self._taps_of_update), without_checkpointing(self.model), without_dropout(policy):
-            return read_group(
-                group,
-                view,
-                policy,
-                score_rows,
-                self._forwards,
-                placeholder_ids=self._prompt_preparer.placeholder_ids if self._prepares_prompts else None,
-                rows_a_forward=self.args.per_device_train_batch_size,
-                attention=attention,
-                layers=layers,
-                states=states,
-            )
-
-    @property
-    def prompt_preparer(self) -> PromptPreparer | None:
-        """What makes prompts of rows; None where TRL does."""
-        return self._prompt_preparer if self._prepares_prompts else None
-
-    def policy_is_the_one_that_sampled(self) -> bool:
-        """Whether no optimisation step was taken since the completions in hand were sampled."""
-        return self.state.global_step == self._sampled_at_step
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
-        if weighs and not self.loss_counts_weighted_tokens_only:
-            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
-            if said:
-                logger.warning(said)
-        return super().train(*args, **kwargs)
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        rows = self.train_dataset if dataset is None else dataset
+        prompts = self.args.generation_batch_size // self.num_generations
+        if rest := left_out_of_an_epoch(len(rows), prompts, shuffled=self.shuffle_dataset):
+            logger.warning(rest)
+        return super()._get_train_sampler(dataset)
 
     # Rollout: TRL's, on prompts prepared here
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        rollout, output = self._sample(inputs)
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> MicroBatch:
+        sampled = self._sample(inputs)
         if self.model.training and self.args.dynamic_sampling:
-            rollout, output = refill(self, rollout, output)
-        self._rollout = rollout
+            sampled = self._refilled(sampled)
+        rollout, output = sampled
         output["row"] = torch.arange(len(inputs))
         output["sample"] = samples(rollout, self.reward_func_names)
+        output["row_scale"] = rollout.row_scale
         if self._prepares_prompts:
-            output["visual_inputs"] = [prompt.visual for prompt in rollout.prompts]
-            output["row_scale"] = rollout.row_scale
+            output["visual_inputs"] = rollout.visuals
         if self.model.training:
             self._sampled_at_step = self.state.global_step
             self._shown = ()
-            groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
-            if self._records is not None:
-                self._records.open(groups)
-            if self._update_serves_credit(output):
-                output["group"] = [None] * len(inputs)
-                for rows, group in groups:
-                    output["group"][rows] = [group] * self.num_generations
-            else:
-                with self._reading_from(self._old_policy_forward(groups, output)):
-                    self._apply_token_weights(groups, output)
-            self._attach_signals(groups, output)
-        self._rollout = None
+            self._credit_rollout(rollout, output)
         return output
 
-    # Updates
+    def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, MicroBatch]:
+        training = self.model.training
+        self._rollout = rollout = self._build_rollout(inputs, self._completions_a_prompt, training=training)
+        self._metrics[self._mode]["media/skipped"].append(rollout.unusable)
+        if training:
+            self._require_rows_used()
+        rows = rollout.trl_rows if self._prepares_prompts else inputs
+        output = MicroBatch.of(super()._generate_and_score_completions(rows))
+        leave_out(rollout, output, self.accelerator)
+        return rollout, output
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+    def _refilled(self, sampled: tuple[Rollout, MicroBatch]) -> tuple[Rollout, MicroBatch]:
+        refill = DynamicSampling(
+            self._sample,
+            self.accelerator,
+            self.train_dataset,
+            num_generations=self.num_generations,
+            reward_weights=self.reward_weights,
+            rounds=self.args.dynamic_sampling_rounds,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        with self._forwards.as_chosen():
+            sampled, metrics = refill(sampled, (self.args.seed, self.state.global_step, self._step))
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        return sampled
+
+    @property
+    def _completions_a_prompt(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _require_rows_used(self, *, at_the_end: bool = False) -> None:
+        self._build_rollout.require_rows_used(self.train_dataset, at_the_end=at_the_end)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
+        if not self._prepares_prompts:
+            return super()._tokenize_prompts(prompts)
+        return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        shares = self._prefills and are_groups(prompt_ids, num_generations)
+        with ExitStack() as stack:
+            if not self.use_vllm:
+                stack.enter_context(gather_parameters(self.model))
+            for tower in self._tower_runs:
+                stack.enter_context(tower.pause())
+            if self._prepares_prompts or shares:
+                visuals = self._rollout.visuals if self._prepares_prompts else None
+                stack.enter_context(prefill_once(self.model, visuals, num_generations if shares else 1))
+            completion_ids, logprobs = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
+        for row, prompt in enumerate(self._rollout.prompts):
+            if prompt.left_out and prompt.left_out != REPEATED:
+                completion_ids[row] = [self._tokenizer.eos_token_id]
+                if logprobs is not None:
+                    logprobs[row] = [0.0]
+        return completion_ids, logprobs
+
+    def _generate(self, prompts: list) -> tuple:
+        generated = super()._generate(prompts)
+        batch = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        rows = min(self._completions_a_prompt, batch)
+        self._forwards.select(generated[0], generated[1], rows, self.accelerator)
+        if not self._prepares_prompts:
+            return generated
+        # Without images TRL makes no visual inputs of its own: ours are in place for every forward.
+        return *generated[:6], None, generated[7]
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        rollout, process = self._rollout, self.accelerator.process_index
+        if self._prepares_prompts:
+            inputs, prompts = rollout.rows, [prompt_for_rewards(prompt) for prompt in rollout.prompts]
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._reward_checks.stop_together(self.accelerator)
+        found = self._reward_checks.leave_out_nonfinite(
+            rewards, rollout, self.reward_funcs, self.reward_func_names, self._completions_a_prompt, process
+        )
+        if self.args.on_nonfinite == "skip":
+            self._metrics[self._mode]["nonfinite/rewards"].append(found)
+        rewards[rollout.left_out.bool()] = torch.nan
+        if self._prepares_prompts:
+            self._log_frames(rollout)
+        require_scored(rewards, rollout, self.reward_func_names)
+        rollout.rewards_per_func = rollout.local(rewards, process)
+        return rewards
+
+    # Credit
+
+    def _credit_rollout(self, rollout: Rollout, output: MicroBatch) -> None:
+        """Credit of the whole rollout, or the groups with it that get theirs in the forward of their update."""
+        groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
+        if self._records is not None:
+            self._records.open(groups)
+        if self._update_serves_credit(output):
+            output["group"] = [None] * len(rollout.rows)
+            for rows, group in groups:
+                output["group"][rows] = [group] * self.num_generations
+        else:
+            self._give_credit(groups, output, self._old_policy_forward(groups, rollout, output))
+        with torch.no_grad(), self._collectives.section():
+            attach_signals(output, groups, self.rollout_signals)
+
+    def _update_serves_credit(self, output: MicroBatch) -> bool:
+        """Whether the forward of the update is the rollout policy's and sees whole groups, so that credit can wait for it.
+
+        Tokens that leave the loss altogether do so before it begins. With dropout its values are not those of any view.
+        """
+        return (
+            self.policy_reads is not None
+            and self._prepares_prompts
+            and "old_per_token_logps" not in output
+            and not self._drops_out
+            and not self.loss_counts_weighted_tokens_only
+            and self.args.per_device_train_batch_size % self.num_generations == 0
+        )
+
+    def _old_policy_forward(self, groups: Groups, rollout: Rollout, output: MicroBatch) -> CachedForward:
+        """The forward in which TRL scored the policy that sampled; an empty one where it made none."""
+        if not rollout.scores or self._drops_out or "old_per_token_logps" not in output:
+            return CachedForward()
+        return CachedForward.of(groups, rollout.scores[0])
+
+    def _give_credit(self, groups: Groups, output: MicroBatch, forward: CachedForward) -> None:
+        """Give the groups' tokens their weights; `token_weights` reads the policy from `forward` where it holds it."""
+        with torch.no_grad(), self._reader.reusing(forward), self._collectives.section():
+            credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
+        weigh_tokens(output, groups, credits, drops_unweighted=self.loss_counts_weighted_tokens_only)
+        credited = [(group, credit) for (_, group), credit in zip(groups, credits, strict=True)]
+        self._show(credited)
+        self._record([credit.metrics for credit in credits if credit is not None])
+        for group, credit in credited:
+            if credit is not None:
+                self.log_signal(group, "token_weights", credit.weights)
+
+    # Updates: forward, credit, loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> MicroBatch:
         buffered = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training:
-            return inputs
+            return MicroBatch.of(inputs)
         if self._buffered_inputs is not buffered:
-            # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
-            if "pixel_values" not in inputs:
-                self._buffered_inputs = whole_groups(self._buffered_inputs, self.num_generations)
-            counts = torch.stack([loss_counts(batch) for batch in self._buffered_inputs])
-            counts = self.accelerator.reduce(counts, reduction="sum").tolist()
-            for batch, (tokens, completions) in zip(self._buffered_inputs, counts, strict=True):
-                batch["in_loss"] = {"tokens": tokens, "completions": completions}
+            self._buffered_inputs = self._in_groups(self._buffered_inputs)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         inputs.update(self._means_of_step())
         return inputs
+
+    def _in_groups(self, batches: list[dict[str, Any]]) -> list[MicroBatch]:
+        """A rollout's micro-batches with the rows of each group side by side, and how much of each is in the loss."""
+        batches = [MicroBatch.of(batch) for batch in batches]
+        # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
+        if "pixel_values" not in batches[0]:
+            batches = whole_groups(batches, self.num_generations)
+        counts = self.accelerator.reduce(torch.stack([batch.loss_counts for batch in batches]), reduction="sum")
+        for batch, (tokens, completions) in zip(batches, counts.tolist(), strict=True):
+            batch["in_loss"] = {"tokens": tokens, "completions": completions}
+        return batches
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple:
         self._step_begin = self._step  # transformers asks for the micro-batches of one optimisation step
@@ -394,22 +606,18 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         rollout = spread * self.num_iterations
         step = range(self._step_begin, self._step_begin + self.current_gradient_accumulation_steps)
         batches = [self._buffered_inputs[i % spread] for i in step if i // rollout == self._step // rollout]
-        shares = len(batches) * self.accelerator.num_processes
-        return {
-            f"{what}_per_micro_batch": (sum(batch["in_loss"][what] for batch in batches) or 1) / shares
-            for what in ("tokens", "completions")
-        }
+        return means_per_micro_batch(batches, self.accelerator.num_processes)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        awaits = self.model.training and "group" in inputs
-        self._credit_taps = credit_taps(self.model, self.policy_reads) if awaits else {}
-        self._awaiting_credit = inputs if awaits else None
-        with self._seeing(inputs.get("visual_inputs")), ExitStack() as taps:
-            for tap in self._taps_of_update:
-                taps.enter_context(tap)
-            with self._policy_term_scaled(inputs):
-                loss = super()._compute_loss(model, inputs)
-            penalty = self.penalty(inputs)
+        """Forward, then credit from what it told, then TRL's loss of the same scores, then the method's penalty."""
+        batch = MicroBatch.of(inputs)
+        groups = batch.take_groups(self.num_generations) if self.model.training else []
+        credit_taps = self.policy_reads.taps(self.model) if groups else {}
+        scores = self._scores_of_update(model, batch, credit_taps)
+        if groups:
+            self._give_credit(groups, batch, CachedForward.of(groups, scores, credit_taps))
+        loss = self._policy_loss(scores, batch)
+        penalty = self.penalty(batch)
         if penalty is None:
             return loss
         validate_penalty(penalty)
@@ -417,86 +625,84 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self._saw("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
-    @contextmanager
-    def _policy_term_scaled(self, inputs: dict[str, Any]) -> Iterator[None]:
-        """Context manager that scales the policy term of TRL's loss, and not its entropy bonus and its experts' loss.
+    def _scores_of_update(self, model: nn.Module, batch: MicroBatch, credit_taps: Taps) -> Scores:
+        """The forward of an update, as TRL's loss would make it, under the taps of penalty and credit."""
+        with ExitStack() as taps:
+            for tap in (*self.taps, *credit_taps.values()):
+                taps.enter_context(tap)
+            scores = self._reader.score_rows(
+                model,
+                batch.input_ids,
+                batch.attention_mask,
+                batch["completion_ids"].size(1),
+                batch.get("visual_inputs"),
+                compute_entropy=True,
+                compute_aux_loss=self.aux_loss_enabled,
+                **{name: batch.get(name) for name in MEDIA_OF_TRL},
+            )
+        if self._watching is not None:
+            self._watching.logps.append(scores.logps.detach())
+        return scores
+
+    def _policy_loss(self, scores: Scores, batch: MicroBatch) -> Tensor:
+        """TRL's loss of scores that are known, its policy term scaled, and not its entropy bonus and its experts' loss.
 
         That term is linear in the advantages and, beside them, in the KL coefficient, for every loss type.
         """
-        counts_rows = self.loss_type in ROW_MEAN_LOSSES
-        scale = self.policy_loss_weight * float(inputs.get("row_scale", 1.0) if counts_rows else 1.0)
-        advantages, beta = inputs["advantages"], self.beta
-        inputs["advantages"], self.beta = advantages * scale, beta * scale
-        try:
-            yield
-        finally:
-            if inputs["advantages"].dim() > advantages.dim():  # token weights came in the forward
-                advantages = advantages.unsqueeze(1) * inputs["token_weights"]
-            inputs["advantages"], self.beta = advantages, beta
-
-    # ForwardSelector with media
+        row_scale = float(batch.get("row_scale", 1.0)) if self.loss_type in ROW_MEAN_LOSSES else 1.0
+        scale = self.policy_loss_weight * row_scale
+        with self._beta_of(self.beta * scale):
+            return super()._compute_loss(scores, {**batch, "advantages": batch["advantages"] * scale})
 
     @contextmanager
-    def _seeing(self, visual_inputs: Sequence[VisualInputs] | None) -> Iterator[None]:
-        """Within it, forwards over B rows see these B visual inputs."""
-        before, self._visual_inputs = self._visual_inputs, visual_inputs
+    def _beta_of(self, beta: float) -> Iterator[None]:
+        before, self.beta = self.beta, beta
         try:
             yield
         finally:
-            self._visual_inputs = before
+            self.beta = before
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._is_vlm and not self._prepares_prompts:
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
-            )
-        visuals = self._visual_inputs if self._prepares_prompts else None
-        self._check_placeholders(input_ids, attention_mask, visuals)
-        if self._rollout is not None and self.policy_reads is not None and model is self.model:
+    ) -> Scores:
+        if isinstance(model, Scores):  # TRL's loss, which is given the scores of its forward in the model's place
+            return model
+        if model is self.model and self.policy_reads is not None:  # of the policy that sampled, before any update
             compute_entropy = compute_entropy or self.policy_reads.entropies
-        batch_size = batch_size or len(input_ids)
-        chunks = []
-        for start in range(0, len(input_ids), batch_size):
-            rows = slice(start, start + batch_size)
-            ids, mask = input_ids[rows], attention_mask[rows]
-            forward = self._forwards.bind(model, ids, mask, logits_to_keep, visuals and visuals[rows])
-            chunks.append(
-                super()._get_per_token_logps_and_entropies(
-                    forward, ids, mask, logits_to_keep, compute_entropy=compute_entropy, **kwargs
-                )
-            )
-        logps, entropies, aux_losses = zip(*chunks, strict=True)
-        logps = torch.cat(logps)
-        entropies = None if entropies[0] is None else torch.cat(entropies)
-        if self._rollout is not None and self._rollout.scored is None:
-            self._rollout.scored = (logps, entropies)
-        if self._awaiting_credit is not None:
-            inputs, self._awaiting_credit = self._awaiting_credit, None
-            self._give_credit(inputs, logps, entropies)
-        return logps, entropies, None if aux_losses[0] is None else torch.stack(aux_losses).mean()
+        scores = self._reader.score_rows(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            self._rollout.visuals if self._prepares_prompts else None,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            **kwargs,
+        )
+        self._rollout.scores.append(scores)
+        return scores
 
-    def _check_placeholders(self, input_ids: Tensor, attention_mask: Tensor, visuals: Sequence | None) -> None:
-        if self._prepares_prompts:
-            check_placeholders(input_ids, attention_mask, self._prompt_preparer.placeholder_ids, visuals)
+    # Evaluation
 
-    @property
-    def _taps_of_update(self) -> list[AttentionTap | HiddenTap]:
-        return [*self.taps, *self._credit_taps.values()]
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._metrics["eval"].clear()  # of a prediction, which logs none, or of an evaluation that stopped
+        return super().evaluation_loop(*args, **kwargs)
 
-    # Small things
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
+        """TRL's, with the loss of the batch on all processes: which part has the rows that count differs."""
+        loss, *others = super().prediction_step(*args, **kwargs)
+        return self.accelerator.gather(loss).mean(), *others
 
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
+    # Checkpoints
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
+        if weighs and not self.loss_counts_weighted_tokens_only:
+            warning = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+            if warning:
+                logger.warning(warning)
+        return super().train(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with keeping_types(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _suppress_placeholders(self) -> None:
-        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
-        ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
-        self.generation_kwargs["suppress_tokens"] = sorted(ids)
-        self.generation_config.suppress_tokens = sorted(ids)

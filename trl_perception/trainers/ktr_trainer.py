@@ -2,7 +2,6 @@
 
 import textwrap
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -42,14 +41,14 @@ class KTRTrainer(GRPOVideoTrainer):
                 eprint    = {arXiv:2601.19686},
             }"""),
     }
+    method = "ktr"
     config_class = KTRConfig
     reinforces = (
         "Only key tokens learn: those that change most without the video, those that change most when its frames are "
         "shuffled, and those the policy was least sure of. All other tokens get no credit."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def setup_method(self) -> None:
         options = self.args
         self.policy_reads = PolicyReads(entropies=True)
         # Tokens outside the mask leave the loss together with their KL and their place in the denominator.

@@ -1,7 +1,6 @@
 """PGPO: credit moves to the tokens that would have been said otherwise without the media."""
 
 import textwrap
-from typing import Any
 
 from torch import Tensor
 
@@ -35,14 +34,14 @@ class PGPOTrainer(GRPOVideoTrainer):
                 eprint = {arXiv:2604.01840},
             }"""),
     }
+    method = "pgpo"
     config_class = PGPOConfig
     reinforces = (
         "Credit moves to the tokens that the policy would have said otherwise without the video: the more a token depends on "
         "what is seen, the more it weighs, and the others weigh less in turn."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def setup_method(self) -> None:
         self.policy_reads = PolicyReads(states=self.args.dependency == "kl")
 
     def token_weights(self, group: Group) -> TokenWeights | None:

@@ -2,13 +2,12 @@
 
 import textwrap
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
-from ..batch import Group, loss_mask, signal_of_rows
+from ..batch import Group, MicroBatch
 from ..modeling import AttentionTap
 from ..modeling.adapters import require_untouched_base
 from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
@@ -45,14 +44,14 @@ class RALTrainer(GRPOVideoTrainer):
                 eprint = {arXiv:2602.04884},
             }"""),
     }
+    method = "ral"
     config_class = RALConfig
     reinforces = (
         "Where a completion looked is learned beside what it said: good completions hold their attention in place, bad ones "
         "are moved to look elsewhere. Tokens share their sequence's credit."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def setup_method(self) -> None:
         refuse_reentrant(self)
         if self.args.attn_weight > 0 and self._drops_out:
             raise ValueError(
@@ -84,7 +83,7 @@ class RALTrainer(GRPOVideoTrainer):
         first_visits_come_late = options.gradient_accumulation_steps % options.steps_per_generation != 0
         return {"reference_policy": self._policy_on(group, self.model)} if first_visits_come_late else {}
 
-    def penalty(self, inputs: dict[str, Any]) -> Penalty | None:
+    def penalty(self, inputs: MicroBatch) -> Penalty | None:
         if not self.taps or not self.model.training:
             return None
         (layers, mask) = self.taps[0].take()[-1]
@@ -93,8 +92,8 @@ class RALTrainer(GRPOVideoTrainer):
         policy = policy_of(layers, mask, width, visual, query=self.args.attn_query, keys=self.args.attn_keys)
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             inputs["reference_policy"] = list(policy.detach())
-        reference = padded(signal_of_rows(inputs, "reference_policy"), policy)
-        counted, tokens = loss_mask(inputs), inputs["tokens_per_micro_batch"]
+        reference = padded(inputs.signal("reference_policy"), policy)
+        counted, tokens = inputs.loss_mask, inputs["tokens_per_micro_batch"]
         self.log_signal(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
         self.log_signal(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
         weight = self.args.attn_weight

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
-from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
 
@@ -12,6 +12,7 @@ from ..assets import model_path
 from ..modeling import apply_position_rule, base_model
 from ..modeling.quantization import quantization_of_teacher
 from .attn_distill_config import AttnDistillConfig
+from .distributed import Sharding
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 SAME_IDS = ("image_token_id", "video_token_id")
@@ -58,17 +59,19 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel, tokenizer:
             raise ValueError(f"The {who}'s head has {size} tokens, the tokenizer {len(tokenizer)}: they do not fit.")
 
 
-def prepare_teacher(teacher: PreTrainedModel, trainer: GRPOTrainer) -> nn.Module:
+def prepare_teacher(
+    teacher: PreTrainedModel, accelerator: Accelerator, sharding: Sharding, position_rule: str
+) -> nn.Module:
     """Frozen, in evaluation mode, without dropout, with the student's positions, placed or sharded as TRL's reference model."""
-    apply_position_rule(teacher, trainer.args.position_rule)
+    apply_position_rule(teacher, position_rule)
     teacher.requires_grad_(False)
     teacher.eval()
-    if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(teacher, trainer.accelerator)
-    if trainer.is_fsdp_enabled:
-        trainer._require_weights_everywhere("the teacher")
-        return prepare_fsdp(teacher, trainer.accelerator)
-    return trainer.accelerator.prepare_model(teacher, evaluation_mode=True)
+    if sharding.deepspeed:
+        return prepare_deepspeed(teacher, accelerator)
+    if sharding.fsdp:
+        sharding.require_weights_everywhere("the teacher")
+        return prepare_fsdp(teacher, accelerator)
+    return accelerator.prepare_model(teacher, evaluation_mode=True)
 
 
 def _require_same(name: str, student: Any, teacher: Any) -> None:
