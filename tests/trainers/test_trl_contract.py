@@ -26,7 +26,6 @@ SIGNATURES = {
     "_set_signature_columns_if_needed": "(self)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
-    "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",
     "train": "(self, resume_from_checkpoint: str | bool | None = None, trial: 'optuna.Trial | dict[str, Any] | None' = None, "
@@ -74,6 +73,13 @@ def test_gradients_are_whole_between_training_step_and_clipping():
     order = ("self.training_step(", "self._clip_grad_norm(", "self._get_grad_norm(", "self.optimizer.step()")
     places = [source.index(name) for name in order]
     assert places == sorted(places)
+
+
+def test_callbacks_see_a_log_before_trl_writes_its_table():
+    """RolloutTracker.on_log rewrites prompts that the table then shows."""
+    source = inspect.getsource(GRPOTrainer.log)
+    assert source.index("super().log(") < source.index('self._logs["prompt"]')
+    assert "self.callback_handler.on_log(" in inspect.getsource(Trainer.log)
 
 
 def test_what_transformers_keeps_between_steps_has_the_names_we_restore():

@@ -1,7 +1,7 @@
 """Trainers: TRL's GRPO with media, and one short subclass a method."""
 
 from ..batch import Group
-from ..callbacks.nonfinite import NonFiniteError, Replay, replay
+from ..callbacks.nonfinite import NonFiniteError
 from .appo_config import APPOConfig
 from .appo_trainer import APPOTrainer
 from .attn_distill_config import AttnDistillConfig
@@ -14,6 +14,7 @@ from .pgpo_config import PGPOConfig
 from .pgpo_trainer import PGPOTrainer
 from .ral_config import RALConfig
 from .ral_trainer import RALTrainer
+from .replay import Replay, replay
 
 TRAINERS = {
     "grpo": GRPOVideoTrainer,

@@ -7,10 +7,12 @@ names.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
@@ -19,9 +21,9 @@ from trl import GRPOTrainer
 from ..assets import model_path
 from ..batch import Group, Rollout, complete_groups, loss_counts, whole_groups
 from ..callbacks.checkpoints import Checkpoints
-from ..callbacks.nonfinite import NonFinite, samples
+from ..callbacks.nonfinite import NonFiniteGuard, samples
 from ..callbacks.precision import MasterWeights
-from ..callbacks.reporting import Telling
+from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..data.columns import undecoded_videos
 from ..media import (
     PromptPreparer,
@@ -54,6 +56,8 @@ from ..modeling.adapters import (
 from ..modeling.freezing import freeze_vision
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
+from ..reports.card import CardFacts, complete_card, require_card_template
+from ..reports.card_facts import Origin
 from .credit import Crediting, validate_penalty
 from .dynamic_sampling import refill, refuse_dynamic_sampling
 from .forward_selector import ForwardSelector
@@ -70,7 +74,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Telling, Checkpoints):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, Sharding, Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -185,8 +189,8 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self.setup_distributed()
         if args.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
-        if args.report_every:
-            self._keep_records()
+        self._guard = NonFiniteGuard(self.accelerator, args, self.processing_class)
+        self._set_up_reporting()
 
     def _share_what_can_be_shared(self) -> None:
         """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
@@ -347,10 +351,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             output["row_scale"] = rollout.row_scale
         if self.model.training:
             self._sampled_at_step = self.state.global_step
-            self._shown = ()
+            self._tracker.start_rollout()
             groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
-            if self._records is not None:
-                self._records.open(groups)
+            self._records.open(groups, self.state)
             if self._update_serves_credit(output):
                 output["group"] = [None] * len(inputs)
                 for rows, group in groups:
@@ -409,12 +412,13 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
                 taps.enter_context(tap)
             with self._policy_term_scaled(inputs):
                 loss = super()._compute_loss(model, inputs)
+            self._guard.record_term("policy loss", loss)
             penalty = self.penalty(inputs)
         if penalty is None:
             return loss
         validate_penalty(penalty)
         self._record([penalty.metrics])
-        self._saw("penalty", penalty.loss)
+        self._guard.record_term("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     @contextmanager
@@ -449,9 +453,11 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._is_vlm and not self._prepares_prompts:
-            return super()._get_per_token_logps_and_entropies(
+            scores = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
+            self._guard.record_logps(scores[0])
+            return scores
         visuals = self._visual_inputs if self._prepares_prompts else None
         self._check_placeholders(input_ids, attention_mask, visuals)
         if self._rollout is not None and self.policy_reads is not None and model is self.model:
@@ -469,6 +475,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             )
         logps, entropies, aux_losses = zip(*chunks, strict=True)
         logps = torch.cat(logps)
+        self._guard.record_logps(logps)
         entropies = None if entropies[0] is None else torch.cat(entropies)
         if self._rollout is not None and self._rollout.scored is None:
             self._rollout.scored = (logps, entropies)
@@ -500,3 +507,121 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
+
+    # Non-finite losses
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:  # gradients are whole, and not clipped yet
+            for name, value in self._guard.check_step(model, self._loss_context).items():
+                self._metrics["train"][name].append(value)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._guard.recording(inputs):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._guard.record_term("loss", loss)
+        return loss
+
+    @property
+    def _loss_context(self) -> dict[str, Any]:
+        """What a loss depends on beside its micro-batch and the weights; [`replay`] sets it again."""
+        return {
+            "class": type(self).__name__,
+            "step": self.state.global_step,
+            "sampled_at_step": self._sampled_at_step,
+            "accumulation": self.current_gradient_accumulation_steps,
+            "packs": self._forwards.packs,
+        }
+
+    # Logging, records, card
+
+    # What the method gives credit to, in a sentence for the report.
+    reinforces = "Every token of a completion gets the same credit: its reward, compared with its group's."
+    # Where the run comes from, for its card; a run from a recipe sets it.
+    origin: Origin | None = None
+
+    def _set_up_reporting(self) -> None:
+        require_card_template(self._template_file)
+        self._tracker = RolloutTracker(
+            self._logs,
+            self._tokenizer,
+            self.callback_handler.callbacks,
+            enabled=self.log_completions,
+            frames=self.log_multimodal,
+        )
+        self._records = RolloutRecords(
+            self.args,
+            self.accelerator,
+            self.model,
+            self._tokenizer,
+            self.reward_weights,
+            about={"method": self._name, "reinforces": self.reinforces},
+            read=self.read,
+            reads_policy=not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
+            log_metrics=self._record,
+        )
+        self.add_callback(self._tracker)
+        self.add_callback(self._records)
+
+    def log_signal(
+        self, of: Group | dict[str, Any], name: str, values: Tensor | Sequence[Tensor] | Callable, axes: str = "GT"
+    ) -> None:
+        """Keep a signal for the report, where the rollout it belongs to is recorded (`report_every`); else do nothing.
+
+        Args:
+            of: the group, or in [`penalty`] the micro-batch (G then stands for its rows).
+            name: the signal's name; "token_weights" is taken. A later signal of a name replaces an earlier one.
+            values: by `axes`, anything on padding, or a function that makes them, called only where they are kept: "GT",
+                of tokens; "F", of frames (numbered as by `token_frames`); "GF", of frames for each completion; "GTF", of
+                frames for each token. Boolean values are shown as a mask.
+        """
+        if self.model.training:
+            self._records.log_signal(of, name, values, axes)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's card, completed with what was done and what came of it; `README.md` in the output folder."""
+        if dataset_name is None and self.origin is not None and self.origin.on_hub:
+            dataset_name = self.origin.dataset
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            facts = CardFacts(
+                trainer=type(self),
+                name=self.hub_model_id or folder.name,
+                settings=self.args,
+                model=self.model,
+                processor=self.processing_class,
+                prepares_prompts=self._prepares_prompts,
+                dataset=self.train_dataset,
+                log_history=self.state.log_history,
+                accelerator=self.accelerator,
+                origin=self.origin,
+            )
+            complete_card(folder / "README.md", facts)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
+        """Log each metric's mean over all dictionaries of all processes since the last entry of the log.
+
+        Every process calls it equally often. Each dictionary counts once, in whichever process and call it came.
+        """
+        local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
+        for of_one in gather_object(local):
+            for key, value in of_one.items():
+                self._metrics[self._mode][key].append(value)
+
+    def _log_frames(self, rollout: Rollout) -> None:
+        self._tracker.log_frames(rollout.prompts)
+
+    def _show(self, credited: Sequence[tuple[Group, TokenWeights | None]]) -> None:
+        self._tracker.show(credited)
