@@ -8,6 +8,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from trl_perception import GRPOVideoTrainer
+
 SIGNATURES = {
     "_prepare_inputs": "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> "
     "dict[str, torch.Tensor | typing.Any]",
@@ -45,6 +47,15 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_private_method_is_the_one_we_override(name):
     assert str(inspect.signature(getattr(GRPOTrainer, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["training_step", "compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies", "create_model_card"],
+)
+def test_an_override_stands_in_one_place(name):
+    ours = [cls for cls in GRPOVideoTrainer.__mro__ if cls.__module__.startswith("trl_perception.")]
+    assert [cls for cls in ours if name in vars(cls)] == [GRPOVideoTrainer]
 
 
 def test_private_attributes_are_set_where_we_read_them():

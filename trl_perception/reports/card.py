@@ -1,6 +1,7 @@
 """The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -22,23 +23,20 @@ SAMPLING_IMPORTS = (
 )
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
 
-
-# TRL's texts, around which its card is cut.
-INTRODUCTION, TRAINING, VERSIONS = (
-    "\nThis model is a fine-tuned version of",
-    "\n## Training procedure\n",
-    "\n### Framework versions\n",
+# TRL's card: its title, what it says of the training, the versions of packages and the citations.
+TRL_CARD = re.compile(
+    r"(.+)\nThis model is a fine-tuned version of .+\n## Training procedure\n(.+)\n### Framework versions\n(.+)",
+    re.DOTALL,
 )
 
 
 def require_card_template(name: str | None) -> None:
-    """Errors: ValueError where TRL's template of cards is not the one that [`complete_card`] completes."""
+    """Errors: ValueError where TRL's template of cards (its file name) is not one that [`complete_card`] completes."""
     path = files("trl") / "templates" / (name or "lm_model_card.md")
-    template = path.read_text(encoding="utf-8")
-    if missing := [text.strip() for text in (INTRODUCTION, TRAINING, VERSIONS) if template.count(text) != 1]:
+    if not TRL_CARD.fullmatch(path.read_text(encoding="utf-8")):
         raise ValueError(
-            f"TRL {version('trl')} has another model card than this package completes ({path} has not exactly one {missing[0]!r}). "
-            "Install a version of TRL that this package supports."
+            f"The model card of TRL {version('trl')} ({path}) has not the parts that this package completes: 'This model is a "
+            "fine-tuned version of', 'Training procedure' and 'Framework versions'. Install a version of TRL that it supports."
         )
 
 
@@ -48,9 +46,7 @@ def complete_card(path: Path, facts: CardFacts) -> None:
     TRL's introduction and example are those of a text model from the Hub: a vision model's stand in their place.
     """
     card = ModelCard.load(path)
-    title, rest = card.text.split(INTRODUCTION, 1)
-    _, training = rest.split(TRAINING, 1)
-    training, versions = training.split(VERSIONS, 1)
+    title, training, versions = TRL_CARD.fullmatch(card.text).groups()
     card.data.pop("licence", None)  # TRL's; the key is `license`, and which it is we do not know
     card.data.pipeline_tag = "video-text-to-text" if facts.reads_media else "text-generation"
     if facts.is_adapter:
@@ -96,7 +92,7 @@ def _introduction(facts: CardFacts, base: str | None) -> Iterator[str]:
 
 
 def _example(facts: CardFacts, base: str | None) -> list[str]:
-    """Code that loads the model with plain transformers, and asks it about a clip if it sees."""
+    """Code that loads the model with plain transformers, and asks it about a clip if it reads media."""
     name, origin = facts.name, facts.origin
     base = base or ("path/to/its/base" if origin is None else f"path/to/{Path(origin.base).name}")
     model, reader = (
@@ -223,8 +219,8 @@ def _media(facts: CardFacts) -> str:
         "video_total_pixels",
     )
     values = {name: getattr(facts.settings, name) for name in (*names, "image_min_pixels", "image_max_pixels")}
-    said = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
-    return f"Media: {said}. Prompt template: `{facts.template}`."
+    text = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
+    return f"Media: {text}. Prompt template: `{facts.template}`."
 
 
 def _code(language: str, lines: Sequence[str]) -> str:

@@ -204,13 +204,13 @@ def _text_of(messages: Any) -> str:
     """The words of a prompt, with the speaker's role where there are several messages."""
     if isinstance(messages, str):
         return messages
-    said = []
+    texts = []
     for message in messages:
         content = message.get("content") or ""
         blocks = [content] if isinstance(content, str) else [block.get("text") or "" for block in content]
         text = "\n".join(block.strip() for block in blocks if block.strip())
-        said.append(text if len(messages) == 1 else f"{message.get('role')}: {text}")
-    return "\n".join(said)
+        texts.append(text if len(messages) == 1 else f"{message.get('role')}: {text}")
+    return "\n".join(texts)
 
 
 def _cut(text: Any) -> str | None:

@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
@@ -13,6 +15,7 @@ from transformers import TrainerCallback
 
 from tests.helpers import history, letter_variety
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer, from_pretrained
+from trl_perception.callbacks.nonfinite import NonFiniteGuard
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers import NonFiniteError, replay
 
@@ -332,6 +335,36 @@ def test_under_a_scaler_gradients_are_its_business_and_losses_ours(make_trainer,
     if cls is BadConstant:
         assert history(trainer, "nonfinite/skipped") == [[0.0, 1.0, 0.0]]
     assert trainer.accelerator.scaler.get_scale() == 512.0  # halved once
+
+
+def test_the_guard_needs_no_trainer(tmp_path):
+    model, mask = torch.nn.Linear(2, 1), torch.tensor([[1, 1, 0]])
+    args = SimpleNamespace(
+        on_nonfinite="skip", max_nonfinite_skips=1, output_dir=tmp_path, to_dict=lambda: {"on_nonfinite": "skip"}
+    )
+    processor = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids.tolist())))
+    guard = NonFiniteGuard(Accelerator(cpu=True), args, processor)
+    inputs = {"completion_ids": torch.tensor([[5, 6, 0]]), "completion_mask": mask, "sample": [{"name": "sample a"}]}
+    guard.record_term("policy loss", torch.tensor(math.nan))  # outside a micro-batch: of nothing
+    with pytest.raises(KeyError), guard.recording(inputs):
+        raise KeyError  # a loss that was not computed
+    assert guard.records == []
+    for value in (1.0, math.inf):
+        with guard.recording(inputs):
+            guard.record_logps(torch.zeros(1, 3))
+            guard.record_term("loss", torch.tensor(value))
+        model(torch.ones(1, 2)).sum().backward()
+        if value == 1.0:
+            assert guard.check_step(model, {"step": 0}) == {"nonfinite/skipped": 0.0}
+            assert model.weight.grad is not None
+    with pytest.warns(
+        UserWarning, match=r"step 1: .*micro-batch 1 of 1 here \(sample a\): loss \(inf\); the step is left out"
+    ):
+        assert guard.check_step(model, {"step": 1}) == {"nonfinite/skipped": 1.0}
+    assert model.weight.grad is None
+    dumped = json.loads((tmp_path / "nonfinite/step-000001/process-0/micro-batch-0/facts.json").read_text())
+    assert dumped["samples"] == [{"name": "sample a", "completion": "5 6"}]
+    assert guard.skipped_in_a_row == 1
 
 
 def test_evaluation_is_not_recorded(make_trainer, rows):
