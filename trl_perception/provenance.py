@@ -12,7 +12,7 @@ from huggingface_hub import get_token
 from .recipe import given, recipe_name
 
 if TYPE_CHECKING:
-    from .callbacks.reporting.card_facts import Origin
+    from .reports.card_facts import Origin
 
 HIDDEN = "***"
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -26,7 +26,7 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
         recipe: the file that `--config` names.
         parsed: every setting by its name.
     """
-    from .callbacks.reporting.card_facts import Origin  # takes seconds, and `push` needs none
+    from .reports.card_facts import Origin  # takes seconds, and `push` needs none
 
     dataset = parsed["dataset_name"]
     settings = used_settings(args, recipe, parsed)

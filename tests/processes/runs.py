@@ -16,9 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from trl_perception.batch import REPEATED
-from trl_perception.callbacks.nonfinite.guard import NonFiniteError
 from trl_perception.objectives import Penalty
-from trl_perception.trainers import TRAINERS
+from trl_perception.trainers import TRAINERS, NonFiniteError
 
 LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own
 LETTERS = range(40, 64)  # token ids of single characters

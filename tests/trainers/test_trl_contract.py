@@ -8,6 +8,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from trl_perception import GRPOVideoTrainer
+
 SIGNATURES = {
     "_prepare_inputs": "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> "
     "dict[str, torch.Tensor | typing.Any]",
@@ -26,7 +28,6 @@ SIGNATURES = {
     "_set_signature_columns_if_needed": "(self)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",
-    "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "create_model_card": "(self, model_name: str | None = None, dataset_name: str | None = None, "
     "tags: str | list[str] | None = None)",
     "train": "(self, resume_from_checkpoint: str | bool | None = None, trial: 'optuna.Trial | dict[str, Any] | None' = None, "
@@ -46,6 +47,15 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_private_method_is_the_one_we_override(name):
     assert str(inspect.signature(getattr(GRPOTrainer, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["training_step", "compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies", "create_model_card"],
+)
+def test_an_override_stands_in_one_place(name):
+    ours = [cls for cls in GRPOVideoTrainer.__mro__ if cls.__module__.startswith("trl_perception.")]
+    assert [cls for cls in ours if name in vars(cls)] == [GRPOVideoTrainer]
 
 
 def test_private_attributes_are_set_where_we_read_them():
@@ -74,6 +84,13 @@ def test_gradients_are_whole_between_training_step_and_clipping():
     order = ("self.training_step(", "self._clip_grad_norm(", "self._get_grad_norm(", "self.optimizer.step()")
     places = [source.index(name) for name in order]
     assert places == sorted(places)
+
+
+def test_callbacks_see_a_log_before_trl_writes_its_table():
+    """RolloutTracker.on_log rewrites prompts that the table then shows."""
+    source = inspect.getsource(GRPOTrainer.log)
+    assert source.index("super().log(") < source.index('self._logs["prompt"]')
+    assert "self.callback_handler.on_log(" in inspect.getsource(Trainer.log)
 
 
 def test_what_transformers_keeps_between_steps_has_the_names_we_restore():

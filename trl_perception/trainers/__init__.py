@@ -1,8 +1,9 @@
 """Trainers: TRL's GRPO with media, and one short subclass a method."""
 
 from ..batch import Group, MicroBatch
-from ..callbacks.nonfinite import NonFiniteError, Replay, replay
+from ..callbacks.nonfinite import NonFiniteError
 from .grpo_video_trainer import GRPOVideoConfig, GRPOVideoTrainer
+from .replay import Replay, replay
 
 # One line a method. TRAINERS, `__all__`, the package's own names, recipes, tests and pages follow from these lines.
 from .appo_trainer import APPOConfig, APPOTrainer  # isort: skip

@@ -4,14 +4,16 @@ A training step is: rows -> rollout -> (forward -> credit -> loss) for each of i
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -29,9 +31,9 @@ from trl import GRPOTrainer
 from ..assets import model_path
 from ..batch import REPEATED, Group, MicroBatch, Rollout, Scores, complete_groups, means_per_micro_batch, whole_groups
 from ..callbacks.checkpoints import Checkpoints
-from ..callbacks.nonfinite import NonFinite, samples
+from ..callbacks.nonfinite import NonFiniteGuard, samples
 from ..callbacks.precision import MasterWeights
-from ..callbacks.reporting import Telling
+from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..data.columns import undecoded_videos
 from ..media import PromptPreparer, VisualInputs, has_visual_grids
 from ..modeling import (
@@ -64,6 +66,8 @@ from ..modeling.adapters import (
 from ..modeling.freezing import freeze_vision
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
+from ..reports.card import CardFacts, complete_card, require_card_template
+from ..reports.card_facts import Origin
 from .credit import Groups, attach_signals, validate_penalty, validate_token_weights, weigh_tokens
 from .distributed import Sharding, scheduler_of
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
@@ -89,7 +93,7 @@ ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 MEDIA_OF_TRL = tuple(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[8:]
 
 
-class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
+class GRPOVideoTrainer(Checkpoints):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -383,8 +387,8 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
         )
         if options.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
-        if options.report_every:
-            self._keep_records()
+        self._guard = NonFiniteGuard(self.accelerator, options, self.processing_class)
+        self._setup_reporting()
 
     def _with_features(self, visual: VisualInputs) -> VisualInputs:
         """The same media with a frozen tower's features, where they are reused."""
@@ -430,7 +434,7 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
             output["visual_inputs"] = rollout.visuals
         if self.model.training:
             self._sampled_at_step = self.state.global_step
-            self._shown = ()
+            self._tracker.start_rollout()
             self._credit_rollout(rollout, output)
         return output
 
@@ -516,7 +520,7 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
             self._metrics[self._mode]["nonfinite/rewards"].append(found)
         rewards[rollout.left_out.bool()] = torch.nan
         if self._prepares_prompts:
-            self._log_frames(rollout)
+            self._tracker.log_frames(rollout.prompts)
         require_scored(rewards, rollout, self.reward_func_names)
         rollout.rewards_per_func = rollout.local(rewards, process)
         return rewards
@@ -526,8 +530,7 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
     def _credit_rollout(self, rollout: Rollout, output: MicroBatch) -> None:
         """Credit of the whole rollout, or the groups with it that get theirs in the forward of their update."""
         groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
-        if self._records is not None:
-            self._records.open(groups)
+        self._records.open(groups, self.state)
         if self._update_serves_credit(output):
             output["group"] = [None] * len(rollout.rows)
             for rows, group in groups:
@@ -563,7 +566,7 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
             credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
         weigh_tokens(output, groups, credits, drops_unweighted=self.loss_counts_weighted_tokens_only)
         credited = [(group, credit) for (_, group), credit in zip(groups, credits, strict=True)]
-        self._show(credited)
+        self._tracker.show(credited)
         self._record([credit.metrics for credit in credits if credit is not None])
         for group, credit in credited:
             if credit is not None:
@@ -617,12 +620,13 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
         if groups:
             self._give_credit(groups, batch, CachedForward.of(groups, scores, credit_taps))
         loss = self._policy_loss(scores, batch)
+        self._guard.record_term("policy loss", loss)
         penalty = self.penalty(batch)
         if penalty is None:
             return loss
         validate_penalty(penalty)
         self._record([penalty.metrics])
-        self._saw("penalty", penalty.loss)
+        self._guard.record_term("penalty", penalty.loss)
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     def _scores_of_update(self, model: nn.Module, batch: MicroBatch, credit_taps: Taps) -> Scores:
@@ -640,8 +644,7 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
                 compute_aux_loss=self.aux_loss_enabled,
                 **{name: batch.get(name) for name in MEDIA_OF_TRL},
             )
-        if self._watching is not None:
-            self._watching.logps.append(scores.logps.detach())
+        self._guard.record_logps(scores.logps)
         return scores
 
     def _policy_loss(self, scores: Scores, batch: MicroBatch) -> Tensor:
@@ -706,3 +709,115 @@ class GRPOVideoTrainer(NonFinite, Telling, Checkpoints):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with keeping_types(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    # Non-finite losses
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:  # gradients are whole, and not clipped yet
+            for name, value in self._guard.check_step(model, self._loss_context).items():
+                self._metrics["train"][name].append(value)
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._guard.recording(inputs):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._guard.record_term("loss", loss)
+        return loss
+
+    @property
+    def _loss_context(self) -> dict[str, Any]:
+        """What a loss depends on beside its micro-batch and the weights; [`replay`] sets it again."""
+        return {
+            "class": type(self).__name__,
+            "step": self.state.global_step,
+            "sampled_at_step": self._sampled_at_step,
+            "accumulation": self.current_gradient_accumulation_steps,
+            "packs": self._forwards.packs,
+        }
+
+    # Logging, records, card
+
+    # What the method gives credit to, in a sentence for the report.
+    reinforces = "Every token of a completion gets the same credit: its reward, compared with its group's."
+    # Where the run comes from, for its card; a run from a recipe sets it.
+    origin: Origin | None = None
+
+    def _setup_reporting(self) -> None:
+        require_card_template(self._template_file)
+        self._tracker = RolloutTracker(
+            self._logs,
+            self._tokenizer,
+            self.callback_handler.callbacks,
+            enabled=self.log_completions,
+            frames=self.log_multimodal,
+        )
+        self._records = RolloutRecords(
+            self.args,
+            self.accelerator,
+            self.model,
+            self._tokenizer,
+            self.reward_weights,
+            about={"method": self._name, "reinforces": self.reinforces},
+            read=self.read,
+            reads_policy=not (self.is_fsdp_enabled or self.is_deepspeed_enabled),
+            log_metrics=self._record,
+        )
+        self.add_callback(self._tracker)
+        self.add_callback(self._records)
+
+    def log_signal(
+        self, of: Group | dict[str, Any], name: str, values: Tensor | Sequence[Tensor] | Callable, axes: str = "GT"
+    ) -> None:
+        """Keep a signal for the report, where the rollout it belongs to is recorded (`report_every`); else do nothing.
+
+        Args:
+            of: the group, or in [`penalty`] the micro-batch (G then stands for its rows).
+            name: the signal's name; "token_weights" is taken. A later signal of a name replaces an earlier one.
+            values: by `axes`, anything on padding, or a function that makes them, called only where they are kept: "GT",
+                of tokens; "F", of frames (numbered as by `token_frames`); "GF", of frames for each completion; "GTF", of
+                frames for each token. Boolean values are shown as a mask.
+        """
+        if self.model.training:
+            self._records.log_signal(of, name, values, axes)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's card, completed with what was done and what came of it; `README.md` in the output folder."""
+        if dataset_name is None and self.origin is not None and self.origin.on_hub:
+            dataset_name = self.origin.dataset
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            facts = CardFacts(
+                trainer=type(self),
+                name=self.hub_model_id or folder.name,
+                settings=self.args,
+                model=self.model,
+                processor=self.processing_class,
+                prepares_prompts=self._prepares_prompts,
+                dataset=self.train_dataset,
+                log_history=self.state.log_history,
+                accelerator=self.accelerator,
+                origin=self.origin,
+            )
+            complete_card(folder / "README.md", facts)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _record(self, metrics: list[dict[str, float | Tensor]]) -> None:
+        """Log each metric's mean over all dictionaries of all processes since the last entry of the log.
+
+        Every process calls it equally often. Each dictionary counts once, in whichever process and call it came.
+        """
+        local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
+        for of_one in gather_object(local):
+            for key, value in of_one.items():
+                self._metrics[self._mode][key].append(value)

@@ -38,19 +38,24 @@ class BadOnLast(GRPOVideoTrainer):
 class SlowToDump(BadOnLast):
     """The last process is at fault, and takes longer over its dump than the others."""
 
-    def _kept(self, *args, **options):
-        time.sleep(2 * (RANK == LAST))
-        return super()._kept(*args, **options)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        dump = self._guard._dump
+        self._guard._dump = lambda *args, **options: time.sleep(2 * (RANK == LAST)) or dump(*args, **options)
 
 
 class FullOnLast(BadOnLast):
     """The last process is at fault, and has no room for its dump."""
 
-    def _kept(self, *args, **options):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._guard._dump, self.dump = self.dump_without_room, self._guard._dump
+
+    def dump_without_room(self, *args, **options):
         if RANK != LAST:
-            return super()._kept(*args, **options)
-        with patch("trl_perception.callbacks.nonfinite.guard.dump_micro_batch", side_effect=OSError("no room")):
-            return super()._kept(*args, **options)
+            return self.dump(*args, **options)
+        with patch("trl_perception.callbacks.nonfinite.loss_record.write_dump", side_effect=OSError("no room")):
+            return self.dump(*args, **options)
 
 
 class Sums(TrainerCallback):

@@ -60,12 +60,17 @@ class Scripted:
         end = [self._tokenizer.eos_token_id] if ends else []
         return [[*completions[row % self.num_generations], *end] for row in range(len(ids))], logprobs
 
-    def _judge(self, model, watched):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.check_step, self._guard.check_step = self._guard.check_step, self.keep_and_check
+
+    def keep_and_check(self, model, context):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
-        terms = {name: value.item() for name, value in watched[-1].terms.items()}
-        self.seen.append((self.script[self.rollouts - 1], terms, norm, watched[-1].inputs))
-        super()._judge(model, watched)
+        record = self._guard.records[-1]
+        terms = {name: value.item() for name, value in record.terms.items()}
+        self.seen.append((self.script[self.rollouts - 1], terms, norm, record.inputs))
+        return self.check_step(model, context)
 
 
 def run(make_trainer, rows, name, cases, **settings):

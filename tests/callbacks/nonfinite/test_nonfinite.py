@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
@@ -13,7 +15,7 @@ from transformers import TrainerCallback
 
 from tests.helpers import history, letter_variety
 from trl_perception import GRPOVideoConfig, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer, from_pretrained
-from trl_perception.callbacks.nonfinite.findings import dump_micro_batch
+from trl_perception.callbacks.nonfinite import NonFiniteGuard
 from trl_perception.objectives import Penalty, TokenWeights
 from trl_perception.trainers import NonFiniteError, replay
 
@@ -151,14 +153,17 @@ def test_a_dump_replays_to_the_same_value(make_trainer, rows, cls, tmp_path):
 
 
 class Dumping:
-    """Dumps the last micro-batch of the run through the function that a stop uses, before the optimizer's step."""
+    """Dumps the last micro-batch of the run through the method that a stop uses, before the optimizer's step."""
 
-    def _judge(self, model, watched):
-        super()._judge(model, watched)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.check_step, self._guard.check_step = self._guard.check_step, self.dump_and_check
+
+    def dump_and_check(self, model, context):
         self.norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-        dump_micro_batch(self, Path(self.args.output_dir) / "healthy", watched[-1])
-        model.save_pretrained(Path(self.args.output_dir) / "healthy-weights")
-        self.processing_class.save_pretrained(Path(self.args.output_dir) / "healthy-weights")
+        folder, last = Path(self.args.output_dir), {0: self._guard.records[-1]}
+        self._guard._dump(model, last, folder / "healthy", context, "", with_weights=True)
+        return self.check_step(model, context)
 
 
 HEALTHY = {
@@ -180,8 +185,8 @@ def test_a_healthy_micro_batch_replays_to_the_same_loss_and_gradient(make_traine
     trainer = make_trainer(rows["video"], cls=cls, **settings)
     trainer.train()
     folder = Path(trainer.args.output_dir) / "healthy"
-    fresh = make_trainer(rows["video"], cls=cls, model=f"{folder}-weights", **settings)
-    seen = replay(fresh, folder)
+    fresh = make_trainer(rows["video"], cls=cls, model=str(folder / "weights"), **settings)
+    seen = replay(fresh, folder / "process-0" / "micro-batch-0")
     assert seen.dumped_terms["loss"] != 0
     assert seen.terms == pytest.approx(seen.dumped_terms, abs=1e-7)
     torch.testing.assert_close(seen.logps, seen.dumped_logps, atol=1e-6, rtol=0)
@@ -332,7 +337,37 @@ def test_under_a_scaler_gradients_are_its_business_and_losses_ours(make_trainer,
     assert trainer.accelerator.scaler.get_scale() == 512.0  # halved once
 
 
-def test_evaluation_is_not_watched(make_trainer, rows):
+def test_the_guard_needs_no_trainer(tmp_path):
+    model, mask = torch.nn.Linear(2, 1), torch.tensor([[1, 1, 0]])
+    args = SimpleNamespace(
+        on_nonfinite="skip", max_nonfinite_skips=1, output_dir=tmp_path, to_dict=lambda: {"on_nonfinite": "skip"}
+    )
+    processor = SimpleNamespace(decode=lambda ids: " ".join(map(str, ids.tolist())))
+    guard = NonFiniteGuard(Accelerator(cpu=True), args, processor)
+    inputs = {"completion_ids": torch.tensor([[5, 6, 0]]), "completion_mask": mask, "sample": [{"name": "sample a"}]}
+    guard.record_term("policy loss", torch.tensor(math.nan))  # outside a micro-batch: of nothing
+    with pytest.raises(KeyError), guard.recording(inputs):
+        raise KeyError  # a loss that was not computed
+    assert guard.records == []
+    for value in (1.0, math.inf):
+        with guard.recording(inputs):
+            guard.record_logps(torch.zeros(1, 3))
+            guard.record_term("loss", torch.tensor(value))
+        model(torch.ones(1, 2)).sum().backward()
+        if value == 1.0:
+            assert guard.check_step(model, {"step": 0}) == {"nonfinite/skipped": 0.0}
+            assert model.weight.grad is not None
+    with pytest.warns(
+        UserWarning, match=r"step 1: .*micro-batch 1 of 1 here \(sample a\): loss \(inf\); the step is left out"
+    ):
+        assert guard.check_step(model, {"step": 1}) == {"nonfinite/skipped": 1.0}
+    assert model.weight.grad is None
+    dumped = json.loads((tmp_path / "nonfinite/step-000001/process-0/micro-batch-0/facts.json").read_text())
+    assert dumped["samples"] == [{"name": "sample a", "completion": "5 6"}]
+    assert guard.skipped_in_a_row == 1
+
+
+def test_evaluation_is_not_recorded(make_trainer, rows):
     class Never(BadPenalty):
         bad_steps = ()
 
@@ -340,6 +375,6 @@ def test_evaluation_is_not_watched(make_trainer, rows):
         rows["text"], cls=Never, extra={"eval_dataset": Dataset.from_list(rows["text"])}, max_steps=1
     )
     trainer.evaluate()
-    assert trainer._watched == []
+    assert trainer._guard.records == []
     trainer.train()
-    assert trainer._watched == []
+    assert trainer._guard.records == []

@@ -1,12 +1,12 @@
 """Records of rollouts: what each trainer keeps, on either way in which credit is given, and within which bounds."""
 
+import json
 import math
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,9 +23,9 @@ from trl_perception import (
     RALTrainer,
 )
 from trl_perception.assets import model_path
-from trl_perception.callbacks.reporting import record_rows
-from trl_perception.callbacks.reporting.record_rows import RecordBuilder, rounded
 from trl_perception.objectives import Penalty, TokenWeights
+from trl_perception.reports import record_builder
+from trl_perception.reports.record_builder import RecordBuilder, rounded
 from trl_perception.reports.rollouts import SCHEMA, read_groups
 
 ROOT = Path(__file__).parent.parent.parent
@@ -240,32 +240,40 @@ def test_a_subclass_notes_what_it_likes(watched, make_trainer):
     assert rows_of_group in ({0.0, 1.0, 2.0, 3.0}, {4.0, 5.0, 6.0, 7.0})
 
 
-def draft(lengths, mask):
-    group = SimpleNamespace(
-        attention_mask=torch.tensor([[1] * n + [0] * (len(mask[0]) - n) for n in lengths]),
-        completion_mask=torch.tensor(mask),
-    )
-    return RecordBuilder(group, 0)
+def builder(length, mask):
+    completion = {"length": length, "token_weights": None, "signals": []}
+    return RecordBuilder({"signals": [], "completions": [completion]}, 0, torch.tensor([mask]))
 
 
 def test_attention_of_tokens_becomes_a_mean_and_the_rows_that_look_most(monkeypatch):
-    monkeypatch.setattr(record_rows, "MOST_TOKEN_FRAMES", 4)  # of 2 frames: two tokens
-    kept = draft([3], [[True, True, True, False]])
+    monkeypatch.setattr(record_builder, "MOST_TOKEN_FRAMES", 4)  # of 2 frames: two tokens
+    kept = builder(3, [True, True, True, False])
     # the fourth token is padding
     kept.log_signal(0, "look", torch.tensor([[0.1, 0.3], [0.0, 0.1], [0.5, 0.2], [99.0, 99.0]]), "GTF")
-    mean, rows = (kept._of_completion[0]["look", kind] for kind in ("frame", "token_frame"))
-    assert mean["values"] == pytest.approx([0.2, 0.2])  # (.1 + 0 + .5) / 3, (.3 + .1 + .2) / 3
-    assert rows["tokens"] == [0, 2]  # 0.4 and 0.7 against 0.1
-    assert rows["values"] == pytest.approx([0.1, 0.3, 0.5, 0.2])
+    found = signals(kept.row["completions"][0])["look"]
+    assert found["frame"]["values"] == pytest.approx([0.2, 0.2])  # (.1 + 0 + .5) / 3, (.3 + .1 + .2) / 3
+    assert found["token_frame"]["tokens"] == [0, 2]  # 0.4 and 0.7 against 0.1
+    assert found["token_frame"]["values"] == pytest.approx([0.1, 0.3, 0.5, 0.2])
 
 
 def test_tokens_are_bounded_and_axes_are_known(monkeypatch):
-    monkeypatch.setattr(record_rows, "MOST_TOKENS", 2)
-    kept = draft([3], [[True, True, True]])
+    monkeypatch.setattr(record_builder, "MOST_TOKENS", 2)
+    kept = builder(3, [True, True, True])
     kept.log_signal(0, "value", torch.tensor([1.0, 2.0, 3.0]), "GT")
-    assert kept._of_completion[0]["value", "token"]["values"] == [1.0, 2.0]
+    assert signals(kept.row["completions"][0])["value"]["token"]["values"] == [1.0, 2.0]
     with pytest.raises(ValueError, match="'GT', 'GF', 'GTF' or 'F' is wanted"):
         kept.log_signal(0, "value", torch.tensor([1.0]), "TG")
+
+
+def test_a_later_signal_takes_the_place_of_an_earlier_one():
+    kept = builder(1, [True])
+    for name, value in (("a", 1.0), ("b", 2.0), ("a", 3.0), ("token_weights", 4.0)):
+        kept.log_signal(0, name, torch.tensor([value]), "GT")
+    kept = RecordBuilder.from_state(json.loads(json.dumps(kept.state())))  # as a checkpoint keeps it
+    kept.log_signal(0, "b", torch.tensor([5.0]), "GT")
+    (completion,) = kept.row["completions"]
+    assert [(signal["name"], signal["values"]) for signal in completion["signals"]] == [("a", [3.0]), ("b", [5.0])]
+    assert completion["token_weights"] == [4.0]
 
 
 def test_four_significant_digits():

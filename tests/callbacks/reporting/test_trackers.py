@@ -11,15 +11,9 @@ import pytest
 import torch
 
 from trl_perception.batch import Group
-from trl_perception.callbacks.reporting.trackers import (
-    GROUPS_SHOWN,
-    Credited,
-    prompt_text,
-    shaded,
-    weights_markdown,
-    weights_page,
-)
+from trl_perception.callbacks.reporting.trackers import GROUPS_SHOWN, prompt_text, weighted_group
 from trl_perception.media import PreparedPrompt
+from trl_perception.reports.weights_page import shaded, weights_markdown, weights_page
 from trl_perception.trainers import GRPOVideoTrainer, PGPOTrainer
 
 
@@ -81,7 +75,7 @@ def test_shades_by_hand():
 
 
 def test_a_page_has_every_token_once_and_escaped(group):
-    page = weights_page([Credited(group, torch.tensor([[2.0, 1.0, 0.0], [1.5, 99.0, 99.0]]))], Letters(), 7)
+    page = weights_page([weighted_group(group, torch.tensor([[2.0, 1.0, 0.0], [1.5, 99.0, 99.0]]), Letters())], 7)
     read = Spans(page)
     legend, tokens = read.found[:3], read.found[3:]
     assert [text for _, _, text in legend] == ["no credit", "as in GRPO", "most (2.00)"]
@@ -97,12 +91,13 @@ def test_a_page_has_every_token_once_and_escaped(group):
 
 
 def test_a_text_for_tensorboard_names_the_weights_that_are_not_one(group):
-    lines = weights_markdown(Credited(group, torch.tensor([[2.0, 1.0, 0.0], [1.5, 9.0, 9.0]])), Letters()).splitlines()
+    weights = torch.tensor([[2.0, 1.0, 0.0], [1.5, 9.0, 9.0]])
+    lines = weights_markdown(weighted_group(group, weights, Letters())).splitlines()
     assert lines[2] == "|advantage|accuracy|completion|"
     assert lines[4].startswith("|0.500|1.000|&#60;b&#62;*2.00*a&#124;b&#60;script&#62;alert(1)")
     assert lines[4].endswith("*0.00*|")
     assert lines[5] == "|-0.500|0.000|&#42; *1.50*|"
-    assert "*2.00*" not in weights_markdown(Credited(group, None), Letters())
+    assert "*2.00*" not in weights_markdown(weighted_group(group, None, Letters()))
 
 
 def test_a_prompt_in_words():

@@ -33,12 +33,12 @@ def write_state(trainer: "GRPOVideoTrainer", folder: Path) -> None:
         "micro_steps": trainer._step,
         "sampled_at_step": trainer._sampled_at_step,
         "packs": trainer._forwards.packs,
-        "skipped_in_a_row": trainer._skipped_in_a_row,
+        "skipped_in_a_row": trainer._guard.skipped_in_a_row,
         "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
         "loss": trainer._tr_loss.item(),
         "logged_at_step": trainer._globalstep_last_logged,
         "completions": _completions_to_log(trainer),
-        "records": None if trainer._records is None else trainer._records.state(is_open),
+        "records": trainer._records.state(is_open),
         "rollout": rollout,
     }
     if tensors:
@@ -88,7 +88,7 @@ def read_state(trainer: "GRPOVideoTrainer", folder: Path) -> dict[str, Any]:
             f"ignore_data_skip is set: the run goes on from {folder} with the rows from the start of an epoch"
             + (f", although {other.split('. ')[0]}." if other else ".")
         )
-    if trainer._records is not None and state.get("records") is not None:
+    if state.get("records") is not None:
         trainer._records.resume(state["records"], with_open=not anew)
     return {"folder": folder, "state": state, "anew": anew}
 
@@ -107,7 +107,7 @@ def go_on(trainer: "GRPOVideoTrainer", resumed: Mapping[str, Any]) -> None:
     tensors = load_file(path) if path.is_file() else {}
     trainer._buffered_inputs = restore(state["rollout"], tensors, device)
     trainer._forwards.packs = state["packs"]
-    trainer._skipped_in_a_row = state["skipped_in_a_row"]
+    trainer._guard.skipped_in_a_row = state["skipped_in_a_row"]
     trainer._metrics["train"].clear()
     trainer._metrics["train"].update(state["metrics"])
     trainer._tr_loss += state["loss"]

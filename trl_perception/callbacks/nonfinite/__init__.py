@@ -1,7 +1,7 @@
-"""Faults in learning: what is NaN or infinite, told with a dump that can be run again."""
+"""Losses and gradients that are NaN or infinite: found, named, and dumped so that they can be computed again."""
 
 from .dump import samples
-from .guard import NonFinite, NonFiniteError
-from .replay import Replay, replay
+from .guard import NonFiniteError, NonFiniteGuard
+from .loss_record import LossRecord
 
-__all__ = ["NonFinite", "NonFiniteError", "Replay", "replay", "samples"]
+__all__ = ["LossRecord", "NonFiniteError", "NonFiniteGuard", "samples"]

@@ -1,7 +1,7 @@
-"""A micro-batch on disk with all that its loss depends on, and the way back.
+"""Writes a micro-batch with all that its loss depends on to a folder, and reads it back.
 
-A folder of a dump holds `facts.json` (what was found, in which samples, under which settings; for reading), `inputs.json`
-with `tensors.safetensors` (the micro-batch, its random state; for [`~trl_perception.trainers.replay`]).
+The folder holds `facts.json` (what was found, in which samples, under which settings; for a reader), and `inputs.json` with
+`tensors.safetensors` (the micro-batch and its random state; for [`~trl_perception.trainers.replay`]).
 """
 
 import json
@@ -22,10 +22,10 @@ from ...serialization import readable, restore, store
 
 
 def samples(rollout: Rollout, reward_names: Sequence[str]) -> list[dict[str, Any]]:
-    """What tells of each row of a rollout which sample it is: name, prompt, media and rewards, fit for JSON."""
+    """The sample of each row of a rollout as JSON: name, prompt, media and rewards."""
     rewards = rollout.rewards_per_func.tolist()
     known: dict[int, dict[str, Any]] = {}
-    told = []
+    found = []
     for index, (row, prompt, scores) in enumerate(zip(rollout.rows, rollout.prompts, rewards, strict=True)):
         if id(prompt) not in known:
             media = [readable(medium) for of_kind in media_columns(row).values() for medium in of_kind]
@@ -35,12 +35,12 @@ def samples(rollout: Rollout, reward_names: Sequence[str]) -> list[dict[str, Any
                 "media": media,
                 "left_out": prompt.left_out,
             }
-        told.append({**known[id(prompt)], "rewards": dict(zip(reward_names, scores, strict=True))})
-    return told
+        found.append({**known[id(prompt)], "rewards": dict(zip(reward_names, scores, strict=True))})
+    return found
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of all generators that a loss may draw from."""
+    """The states of all random generators that a loss may draw from."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     state = {
         "python": random.getstate(),

@@ -1,5 +1,6 @@
-"""What a run tells of itself: metrics, what trackers show, records for the report, the model card."""
+"""What a run reports: records of rollouts, and what trackers show of them."""
 
-from .logging import Telling
+from .records import RolloutRecords
+from .trackers import RolloutTracker
 
-__all__ = ["Telling"]
+__all__ = ["RolloutRecords", "RolloutTracker"]

@@ -3,95 +3,125 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState, TrainingArguments
 
 from ...batch import Group
 from ...media.frames import token_frames
 from ...modeling import pooled_rows
 from ...modeling.attention import decoder_of, self_attentions, window_of
+from ...reports.record_builder import RecordBuilder, record_row, settings_of
 from ...reports.rollouts import new_attempt, thin, write_groups
-from .record_rows import RecordBuilder, settings_of
-
-if TYPE_CHECKING:
-    from ...trainers.grpo_video_trainer import GRPOVideoTrainer
 
 logger = get_logger(__name__)
 
-MOST_STEPS = 64  # recorded steps that a process keeps; see also the bounds of a row in record_rows.py
+MOST_STEPS = 64  # recorded steps that a process keeps; see also the bounds of a row in reports/record_builder.py
 ATTENTION_LAYERS = 3  # last layers whose attention to frames is read for a record
+NOTHING = {"last": -1, "open": False, "drafts": []}  # the state before the first record
 
 Values = Tensor | Sequence[Tensor]
 
 
 class RolloutRecords(TrainerCallback):
-    """The groups of the rollout in hand that are kept, from the rollout to the last update on it.
+    """Records groups of a rollout, from the rollout to the last update on it.
 
-    Every `report_every` steps, and at the last rollout, `report_groups` groups are kept, over all processes: those whose
+    Every `report_every` steps, and at the last rollout, `report_groups` groups are recorded, over all processes: those whose
     completions differ in reward first, as only they teach, and of as many problem types as there are. Signals come in
-    while the rollout is used; the next rollout, or the end of training, writes the table.
+    while the rollout is used; the next rollout, or the end of training, writes the table. Where `report_every` is not set,
+    nothing is recorded.
 
     Entropy and attention to frames of the policy that sampled are read for every record, in one forward more a recorded
-    group. Under FSDP and DeepSpeed, where a forward is every process's business, only what the method notes is kept.
+    group. Under FSDP and DeepSpeed, where a forward is every process's business, only what the method logs is recorded.
+
+    Args:
+        args: the settings of the run.
+        accelerator: its processes. model: the policy. tokenizer: decodes completions.
+        reward_weights: (K,), one for each reward.
+        about: `method` and `reinforces`, for the report.
+        read: (group, entropy=, attention=, layers=) -> an object with `entropies` and `attention`, a forward of the policy.
+        reads_policy: whether `read` may be called for some groups of some processes alone.
+        log_metrics: ([{name: number}]) -> None, logs the means over all processes, which call it together.
     """
 
-    def __init__(self, trainer: "GRPOVideoTrainer"):
-        self.trainer = trainer
-        options, process = trainer.args, trainer.accelerator.process_index
-        each, more = divmod(options.report_groups, trainer.accelerator.num_processes)
-        self.most_groups = each + (process < more)
-        self.folder: Path | None = None
-        self._last: int | None = None
-        self._drafts: list[RecordBuilder] = []
-        self._resumed: dict[str, Any] | None = None
-        self._reads = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-        self._layers = min(ATTENTION_LAYERS, _full_attention_layers(trainer.model)) if self._reads else 0
+    def __init__(
+        self,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_weights: Tensor,
+        *,
+        about: Mapping[str, str],
+        read: Callable,
+        reads_policy: bool,
+        log_metrics: Callable[[list[dict[str, float]]], None],
+    ):
+        self.args, self.accelerator, self.model, self.tokenizer = args, accelerator, model, tokenizer
+        self.reward_weights, self.about, self.read, self.log_metrics = reward_weights, about, read, log_metrics
+        self.every = args.report_every or 0
+        each, more = divmod(args.report_groups, accelerator.num_processes)
+        self.most_groups = each + (accelerator.process_index < more)
+        self._reads = bool(self.every) and reads_policy
+        self._layers = min(ATTENTION_LAYERS, _full_attention_layers(model)) if self._reads else 0
+        self._last = -1  # steps taken before the latest recorded rollout
+        self._builders: list[RecordBuilder] = []
+        self._of_group: dict[Group, RecordBuilder] = {}
+        self._is_open = self._records_now = False  # the rollout in hand; a training that records
+        self._resumed = dict(NOTHING)
+        self.folder = Path(args.output_dir)  # of the attempt, once training begins
 
     def on_train_begin(self, args, state, control, **kwargs):
-        resumed, self._resumed = self._resumed or {"last": None, "open": False, "drafts": []}, None
-        self._last = resumed["last"]
-        self._drafts = [RecordBuilder.of_state(draft) for draft in resumed["drafts"]]
-        # A record that goes on takes the place of what the run that died may have made of it.
-        after = self._last if resumed["open"] else state.global_step
+        self._records_now = bool(self.every)
+        resumed, self._resumed = self._resumed, dict(NOTHING)
+        if not self._records_now:
+            return
+        self._last, self._is_open = resumed["last"], resumed["open"]
+        self._builders = [RecordBuilder.from_state(draft) for draft in resumed["drafts"]]
+        # A resumed record takes the place of what the run that died may have made of it.
+        after = self._last if self._is_open else state.global_step
         made = [str(new_attempt(args.output_dir, after)) if state.is_world_process_zero else None]
         self.folder = Path(broadcast_object_list(made)[0])
 
     def on_train_end(self, args, state, control, **kwargs):
         self.close()
+        self._records_now = False
 
     def state(self, rollout_is_open: bool) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON.
 
         Args:
-            rollout_is_open: whether updates, and with them notes, are still to come on the rollout in hand.
+            rollout_is_open: whether updates, and with them signals, are still to come on the rollout in hand.
         """
-        trainer = self.trainer
-        goes_on = rollout_is_open and self._last is not None and self._last == trainer._sampled_at_step
-        drafts = [draft.state(self._last + 1, trainer._tokenizer, trainer.reward_weights) for draft in self._drafts]
-        return {"last": self._last, "open": goes_on, "drafts": drafts if goes_on else []}
+        is_open = rollout_is_open and self._is_open
+        drafts = [builder.state() for builder in self._builders] if is_open else []
+        return {"last": self._last, "open": is_open, "drafts": drafts}
 
     def resume(self, state: Mapping[str, Any], *, with_open: bool) -> None:
-        """Go on from a checkpoint's state when training begins, with or without the record that was open."""
+        """Resume from a checkpoint's state when training begins, with or without the record that was open."""
         self._resumed = dict(state) if with_open else {**state, "open": False, "drafts": []}
 
-    def open(self, groups: Sequence[tuple[slice, Group]]) -> None:
-        """A rollout begins. Every process calls it, with its complete groups and the rows that they have in it.
+    def open(self, groups: Sequence[tuple[slice, Group]], state: TrainerState) -> None:
+        """Begin a rollout. Every process calls it, with its complete groups and the rows that they have in it.
 
         Logs `rewards_by_type/REWARD/TYPE`, the mean over the completions of one problem type.
         """
         self.close()
-        self.trainer._record([_rewards_by_type(group) for _, group in groups])
-        done = self.trainer.state.global_step
-        if self.folder is None or not self._is_due(done):
+        if not self.every:
             return
-        self._last = done
+        self.log_metrics([_rewards_by_type(group) for _, group in groups])
+        if not self._records_now or not self._is_due(state):
+            return
+        self._last, self._is_open = state.global_step, True
         for rows, group in _chosen(groups, self.most_groups):
-            self._drafts.append(RecordBuilder(group, rows.start))
+            builder = RecordBuilder(self._row(group), rows.start, group.completion_mask)
+            self._builders.append(builder)
+            self._of_group[group] = builder
             if self._reads and group.prompt.visual is not None:
                 self._read(group)
 
@@ -100,49 +130,58 @@ class RolloutRecords(TrainerCallback):
     ) -> None:
         """See [`GRPOVideoTrainer.log_signal`]."""
         if isinstance(of, Group):
-            places = [(d, i, i) for d in self._drafts if d.group is of for i in range(len(d.lengths))]
+            builders = [self._of_group[of]] if of in self._of_group else []
+            places = [(builder, index, index) for builder in builders for index in range(len(builder))]
         else:
             places = [
-                (draft, row - draft.start, i)
-                for i, row in enumerate(of["row"].tolist())
-                for draft in self._drafts
-                if draft.start <= row < draft.start + len(draft.lengths)
+                (builder, row - builder.start, index)
+                for builder in self._builders
+                for index, row in enumerate(of["row"].tolist())
+                if builder.start <= row < builder.start + len(builder)
             ]
         if not places:
             return
         values = values() if callable(values) else values
-        for draft, completion, i in places:
+        for builder, completion, index in places:
             if axes == "F":
-                draft.note_frames(name, values)
+                builder.log_group_signal(name, values)
             else:
-                draft.log_signal(completion, name, values[i], axes)
+                builder.log_signal(completion, name, values[index], axes)
 
     def close(self) -> None:
-        """Write what was noted of the rollout in hand, if it is recorded."""
-        drafts, self._drafts = self._drafts, []
-        if not drafts:
+        """Write the record of the rollout in hand, if there is one."""
+        builders, self._builders, self._of_group, self._is_open = self._builders, [], {}, False
+        if not builders:
             return
-        trainer = self.trainer
-        about = {
-            "method": trainer._name,
-            "reinforces": trainer.reinforces,
-            "settings": settings_of(trainer.args, trainer.model),
-        }
-        process, step = trainer.accelerator.process_index, self._last + 1
-        rows = [draft.row(step, trainer._tokenizer, trainer.reward_weights) for draft in drafts]
-        write_groups(self.folder, step, process, rows, about)
+        about = {**self.about, "settings": settings_of(self.args, self.model)}
+        process, step = self.accelerator.process_index, self._last + 1
+        write_groups(self.folder, step, process, [builder.row for builder in builders], about)
         thin(self.folder, process, MOST_STEPS)
 
-    def _is_due(self, done: int) -> bool:
-        """Whether a rollout after `done` steps is recorded."""
-        options = self.trainer.args
-        if self._last is None or done // options.report_every != self._last // options.report_every:
+    def _row(self, group: Group) -> dict[str, Any]:
+        lengths = group.attention_mask.sum(1).tolist()
+        return record_row(
+            group.prompt,
+            step=self._last + 1,
+            completions=[ids[:n] for ids, n in zip(group.completion_ids.tolist(), lengths, strict=True)],
+            mask=group.completion_mask,
+            rewards=group.rewards,
+            reward_weights=self.reward_weights,
+            advantages=group.advantages,
+            tokenizer=self.tokenizer,
+        )
+
+    def _is_due(self, state: TrainerState) -> bool:
+        """Whether a rollout at this state is recorded: the first one of every `report_every` steps, and the last."""
+        done = state.global_step
+        if done // self.every != self._last // self.every:
             return True
-        updates = options.steps_per_generation * options.num_iterations / options.gradient_accumulation_steps
-        return done != self._last and done + updates >= self.trainer.state.max_steps
+        args = self.args
+        updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+        return done != self._last and done + updates >= state.max_steps
 
     def _read(self, group: Group) -> None:
-        """Note entropies, and where completions look; a method may write over both with its own."""
+        """Log entropies, and where completions look; a method may replace both by its own."""
         device, width = group.completion_ids.device, group.completion_ids.size(1)
         attention = None
         if self._layers and group.visual.visual_tokens:
@@ -154,13 +193,13 @@ class RolloutRecords(TrainerCallback):
 
         # Dropout is not to draw other numbers where a run is recorded.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            reading = self.trainer.read(group, entropy=True, attention=attention, layers=max(1, self._layers))
-        self.log_signal(group, "entropy", reading.entropies)
-        if reading.attention is not None:
-            self.log_signal(group, "frame_attention", reading.attention, "GTF")
+            read = self.read(group, entropy=True, attention=attention, layers=max(1, self._layers))
+        self.log_signal(group, "entropy", read.entropies)
+        if read.attention is not None:
+            self.log_signal(group, "frame_attention", read.attention, "GTF")
 
 
-def _full_attention_layers(model: torch.nn.Module) -> int:
+def _full_attention_layers(model: nn.Module) -> int:
     try:
         attentions = self_attentions(decoder_of(model))
     except ValueError as error:
@@ -171,12 +210,12 @@ def _full_attention_layers(model: torch.nn.Module) -> int:
 
 def _chosen(groups: Sequence[tuple[slice, Group]], most: int) -> list[tuple[slice, Group]]:
     """At most so many groups: those with a spread of rewards first, problem types in turn."""
-    left, chosen, seen = list(groups), [], Counter()
+    left, chosen, taken = list(groups), [], Counter()
     while left and len(chosen) < most:
-        best = min(left, key=lambda entry: (not entry[1].advantages.any(), seen[_type_of(entry[1])]))
+        best = min(left, key=lambda entry: (not entry[1].advantages.any(), taken[_type_of(entry[1])]))
         left.remove(best)
         chosen.append(best)
-        seen[_type_of(best[1])] += 1
+        taken[_type_of(best[1])] += 1
     return chosen
 
 

@@ -1,114 +1,107 @@
-"""What trackers show of where credit went: completions whose tokens are shaded by their weight, with their frames."""
+"""What trackers show of a rollout beside TRL's table: completions shaded by their tokens' weights, and their frames."""
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
+from accelerate.utils import gather_object
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ...batch import Group
+from ...media import PreparedPrompt
+from ...objectives import TokenWeights
+from ...reports.weights_page import WeightedGroup, weights_markdown, weights_page
 
-# Groups of a logged rollout that are shown; TRL's completions table has them all.
-GROUPS_SHOWN = 4
-# A pair that stays apart for colour-blind readers (Okabe and Ito), as R,G,B.
-MORE, LESS = "0,114,178", "230,159,0"
-STRONGEST = 0.6  # opacity that keeps black text readable
-PAGE_STYLE = "background:#fff;color:#111;font:14px/1.6 sans-serif;padding:12px"
+GROUPS_SHOWN = 4  # of a logged rollout; TRL's completions table has them all
 
 
-class Credited(NamedTuple):
-    """A group, and the weights (G,T) of its tokens; None where a method gives none."""
-
-    group: Group
-    weights: Tensor | None
-
-
-def shaded(tokens: Sequence[str], weights: Sequence[float], largest: float) -> str:
-    """Tokens as HTML, darker the further their weight is from 1, the weight of every token in GRPO.
-
-    opacity = 0.6 (w - 1) / (largest - 1) in blue above 1, 0.6 (1 - w) in orange below
+class RolloutTracker(TrainerCallback):
+    """Hands groups of the latest rollout to the trackers at each log: HTML to wandb and trackio, text and pictures to
+    TensorBoard. TRL gives wandb and trackio a table of completions and frames, TensorBoard neither.
 
     Args:
-        tokens: T strings, of any content.
-        weights: T numbers >= 0.
-        largest: the weight that is darkest, of all the completions that are looked at together.
+        logs: TRL's columns of the completions table, of which `prompt` and `images` are completed here.
+        tokenizer: decodes completions.
+        callbacks: the trainer's; that of TensorBoard holds its writer.
+        enabled: whether completions are logged. frames: whether their images and frames are.
     """
-    spans = []
-    for token, weight in zip(tokens, weights, strict=True):
-        colour = MORE if weight > 1 else LESS
-        opacity = STRONGEST * ((weight - 1) / (largest - 1) if weight > 1 else 1 - weight)
-        spans.append(
-            f'<span style="background:rgba({colour},{opacity:.2f})" title="{weight:.3f}">{escape(token)}</span>'
-        )
-    return "".join(spans)
+
+    def __init__(
+        self,
+        logs: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: Sequence[TrainerCallback],
+        *,
+        enabled: bool,
+        frames: bool,
+    ):
+        self.logs, self.tokenizer, self.callbacks = logs, tokenizer, callbacks
+        self.enabled, self.frames = enabled, enabled and frames
+        self._shown: list[tuple[Group, TokenWeights | None]] = []
+
+    def start_rollout(self) -> None:
+        """Forget the rollout before."""
+        self._shown = []
+
+    def show(self, credited: Sequence[tuple[Group, TokenWeights | None]]) -> None:
+        """Keep the first groups with their weights, None where the method gives none, for the next log."""
+        if self.enabled:
+            self._shown += credited[: GROUPS_SHOWN - len(self._shown)]
+
+    def log_frames(self, prompts: Sequence[PreparedPrompt]) -> None:
+        """Put images, and the frames of videos, into the completions table. Every process calls it."""
+        if self.frames:
+            pictures = [
+                [*prompt.images, *(to_pil_image(frame) for frames in prompt.frames for frame in frames)]
+                for prompt in prompts
+            ]
+            self.logs["images"].extend(gather_object(pictures))
+
+    def on_log(self, args, state, control, model=None, **kwargs):
+        if not self.enabled:
+            return
+        prompts = self.logs["prompt"]  # wandb refuses a column whose lists hold blocks of different kinds
+        for index, prompt in enumerate(list(prompts)):
+            prompts[index] = in_words(prompt)
+        if self._shown and model.training:
+            if state.is_world_process_zero:
+                self._track(args.report_to, state.global_step)
+            self._shown = []
+
+    def _track(self, report_to: Sequence[str], step: int) -> None:
+        groups = [
+            weighted_group(group, None if credit is None else credit.weights, self.tokenizer)
+            for group, credit in self._shown
+        ]
+        if any(group.weights for group in groups):
+            page = weights_page(groups, step)
+            for name in ("wandb", "trackio"):
+                if name in report_to:
+                    tracker = import_module(name)
+                    tracker.log({"token_weights": tracker.Html(page)})
+        boards = [callback for callback in self.callbacks if isinstance(callback, TensorBoardCallback)]
+        for writer in (board.tb_writer for board in boards if board.tb_writer is not None):
+            for number, (shown, (group, _)) in enumerate(zip(groups, self._shown, strict=True)):
+                writer.add_text(f"completions/{number}", weights_markdown(shown), step)
+                for video, pictures in enumerate(group.prompt.frames if self.frames else ()):
+                    writer.add_images(f"frames/{number}.{video}", pictures, step)
 
 
-def weights_page(shown: Sequence[Credited], tokenizer: PreTrainedTokenizerBase, step: int) -> str:
-    """A rollout's groups as one piece of HTML without scripts: rewards, advantage, and each completion shaded."""
-    weighted = [credited for credited in shown if credited.weights is not None]
-    largest = max((weight for credited in weighted for _, values in _rows(*credited) for weight in values), default=1.0)
-    legend = shaded(["no credit", "as in GRPO", f"most ({largest:.2f})"], [0.0, 1.0, largest], max(largest, 1.0))
-    parts = [f"<h3>Token weights at step {step}</h3><p>{legend}</p>"]
-    for group, weights in weighted:
-        names = ["advantage", *group.rewards]
-        head = "".join(f"<th>{escape(name)}</th>" for name in [*names, "completion"])
-        parts.append(f"<h4>{escape(prompt_text(group.prompt.logged))}</h4><table><tr>{head}</tr>")
-        for row, (ids, values) in enumerate(_rows(group, weights)):
-            numbers = (float(column[row]) for column in (group.advantages, *group.rewards.values()))
-            tokens = shaded([tokenizer.decode([token]) for token in ids], values, largest)
-            cells = "".join(f"<td>{number:.3f}</td>" for number in numbers)
-            parts.append(f'<tr>{cells}<td style="white-space:pre-wrap">{tokens}</td></tr>')
-        parts.append("</table>")
-    return f'<div style="{PAGE_STYLE}">{"".join(parts)}</div>'
-
-
-def weights_markdown(credited: Credited, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A group as a Markdown table, for TensorBoard, which takes no colours: every weight other than 1 follows its token."""
-    group, weights = credited
-    names = ["advantage", *group.rewards, "completion"]
-    lines = [prompt_text(group.prompt.logged), "", f"|{'|'.join(names)}|", f"|{'---|' * len(names)}"]
-    for row, (ids, values) in enumerate(_rows(group, weights)):
-        words = [_in_cell(tokenizer.decode([token])) for token in ids]
-        if weights is not None:
-            words = [f"{word}*{value:.2f}*" if value != 1 else word for word, value in zip(words, values, strict=True)]
-        numbers = (float(column[row]) for column in (group.advantages, *group.rewards.values()))
-        lines.append(f"|{'|'.join(f'{number:.3f}' for number in numbers)}|{''.join(words)}|")
-    return "\n".join(lines)
-
-
-def track(
-    shown: Sequence[Credited],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    report_to: Sequence[str],
-    callbacks: Sequence[TrainerCallback],
-    frames: bool,
-    step: int,
-) -> None:
-    """Hand the groups to the trackers of a run: HTML to wandb and trackio, text and pictures to TensorBoard.
-
-    TRL gives wandb and trackio a table of completions and frames, TensorBoard neither.
-
-    Args:
-        report_to: the trackers. callbacks: the trainer's; the one of TensorBoard holds its writer.
-        frames: whether frames are shown.
-    """
-    if any(credited.weights is not None for credited in shown):
-        page = weights_page(shown, tokenizer, step)
-        for name in ("wandb", "trackio"):
-            if name in report_to:
-                tracker = import_module(name)
-                tracker.log({"token_weights": tracker.Html(page)})
-    for writer in (callback.tb_writer for callback in callbacks if isinstance(callback, TensorBoardCallback)):
-        if writer is None:
-            continue
-        for number, credited in enumerate(shown):
-            writer.add_text(f"completions/{number}", weights_markdown(credited, tokenizer), step)
-            for video, pictures in enumerate(credited.group.prompt.frames if frames else ()):
-                writer.add_images(f"frames/{number}.{video}", pictures, step)
+def weighted_group(group: Group, weights: Tensor | None, tokenizer: PreTrainedTokenizerBase) -> WeightedGroup:
+    """A group as a tracker shows it, with the weights (G,T) of its tokens, or None where a method gives none."""
+    own = group.attention_mask.bool()
+    return WeightedGroup(
+        prompt_text(group.prompt.logged),
+        {name: values.tolist() for name, values in {"advantage": group.advantages, **group.rewards}.items()},
+        [
+            [tokenizer.decode([token]) for token in ids[mask].tolist()]
+            for ids, mask in zip(group.completion_ids, own, strict=True)
+        ],
+        () if weights is None else [of_one[mask].tolist() for of_one, mask in zip(weights, own, strict=True)],
+    )
 
 
 def in_words(prompt: Any) -> Any:
@@ -127,18 +120,3 @@ def _words(content: Any) -> str:
     if isinstance(content, str):
         return content
     return " ".join(block["text"] if block["type"] == "text" else f"[{block['type']}]" for block in content or ())
-
-
-def _rows(group: Group, weights: Tensor | None) -> list[tuple[list[int], list[float]]]:
-    """Ids and weights of each completion's own tokens, without padding."""
-    weights = group.completion_mask.float() if weights is None else weights
-    own = group.attention_mask.bool()
-    return [
-        (ids[mask].tolist(), values[mask].tolist())
-        for ids, values, mask in zip(group.completion_ids, weights, own, strict=True)
-    ]
-
-
-def _in_cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table and means nothing there."""
-    return text.translate({ord(sign): f"&#{ord(sign)};" for sign in "&\\`*_|<>[]#~"}).replace("\n", " ")

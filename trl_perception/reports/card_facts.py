@@ -3,13 +3,15 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch import nn
 
-from ...modeling.freezing import part_of
-from ...reports import reward_gain
+from ..modeling.freezing import part_of
+from .curve import reward_gain
 
 PARTS = {"tower": "vision tower", "merger": "merger", None: "language model"}
 # Metrics of TRL that say how a run went, and the prefixes of those that do not: any other prefix is a method's own.
@@ -41,6 +43,49 @@ class Origin:
     merged: bool = False
     name: str | None = None
     template: str = "none"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card needs of a run.
+
+    Args:
+        trainer: the trainer's class, with TRL's `_name` and `_paper`.
+        name: under which the model is loaded: on the Hub, or its folder's.
+        settings: the trainer's config.
+        model: what was trained. processor: its processor or tokenizer.
+        prepares_prompts: whether this package prepared the prompts' media, and not TRL.
+        dataset: the training rows.
+        log_history: `trainer.state.log_history`.
+        accelerator: the run's processes and devices.
+        origin: None for a run without a recipe.
+    """
+
+    trainer: type
+    name: str
+    settings: Any
+    model: nn.Module
+    processor: Any
+    prepares_prompts: bool
+    dataset: Any
+    log_history: Sequence[Mapping[str, float]]
+    accelerator: Accelerator
+    origin: Origin | None = None
+
+    @property
+    def template(self) -> str:
+        """The prompt template."""
+        return "none" if self.origin is None else self.origin.template
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether what is saved is to be loaded onto a base model."""
+        return isinstance(self.model, PeftModel) and not (self.origin is not None and self.origin.merged)
+
+    @property
+    def reads_media(self) -> bool:
+        """Whether the model takes images and videos."""
+        return hasattr(self.processor, "image_processor")
 
 
 def before_and_after(log_history: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

@@ -1,20 +1,20 @@
 """The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from peft import PeftModel
-from trl import GRPOTrainer
 
-from ... import __version__
-from ...data.templates import get_template
-from ...media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, pixel_bounds
-from ...modeling import position_rule_of
-from ...reports import reward_gain
-from .card_facts import before_and_after, hardware, parts_trained
+from .. import __version__
+from ..data.templates import get_template
+from ..media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, pixel_bounds
+from ..modeling import position_rule_of
+from .card_facts import CardFacts, before_and_after, hardware, parts_trained
+from .curve import reward_gain
 
 SAMPLING_IMPORTS = (
     "import torch",
@@ -23,31 +23,44 @@ SAMPLING_IMPORTS = (
 )
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
 
+# TRL's card: its title, what it says of the training, the versions of packages and the citations.
+TRL_CARD = re.compile(
+    r"(.+)\nThis model is a fine-tuned version of .+\n## Training procedure\n(.+)\n### Framework versions\n(.+)",
+    re.DOTALL,
+)
 
-def complete_card(trainer: GRPOTrainer) -> None:
-    """Complete the card that TRL wrote into the trainer's output folder.
+
+def require_card_template(name: str | None) -> None:
+    """Errors: ValueError where TRL's template of cards (its file name) is not one that [`complete_card`] completes."""
+    path = files("trl") / "templates" / (name or "lm_model_card.md")
+    if not TRL_CARD.fullmatch(path.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"The model card of TRL {version('trl')} ({path}) has not the parts that this package completes: 'This model is a "
+            "fine-tuned version of', 'Training procedure' and 'Framework versions'. Install a version of TRL that it supports."
+        )
+
+
+def complete_card(path: Path, facts: CardFacts) -> None:
+    """Complete the card that TRL wrote.
 
     TRL's introduction and example are those of a text model from the Hub: a vision model's stand in their place.
     """
-    path = Path(trainer.args.output_dir) / "README.md"
     card = ModelCard.load(path)
-    title, rest = card.text.split("\nThis model is a fine-tuned version of", 1)
-    _, training = rest.split("\n## Training procedure\n", 1)
-    training, versions = training.split("\n### Framework versions\n", 1)
+    title, training, versions = TRL_CARD.fullmatch(card.text).groups()
     card.data.pop("licence", None)  # TRL's; the key is `license`, and which it is we do not know
-    card.data.pipeline_tag = "video-text-to-text" if _sees(trainer) else "text-generation"
-    if _is_adapter(trainer):
+    card.data.pipeline_tag = "video-text-to-text" if facts.reads_media else "text-generation"
+    if facts.is_adapter:
         card.data.library_name = "peft"
     parts = [
         title.strip(),
-        *_introduction(trainer, card.data.base_model),
+        *_introduction(facts, card.data.base_model),
         "## Quick start",
-        _code("python", _example(trainer, card.data.base_model)),
-        *_positions(trainer),
+        _code("python", _example(facts, card.data.base_model)),
+        *_positions(facts),
         "## Training procedure",
         training.strip(),
-        *_outcome(trainer),
-        *_doings(trainer),
+        *_outcome(facts, path.parent),
+        *_procedure(facts),
         "### Framework versions",
         "\n".join(
             [
@@ -61,51 +74,51 @@ def complete_card(trainer: GRPOTrainer) -> None:
     card.save(path)
 
 
-def _introduction(trainer: GRPOTrainer, base: str | None) -> Iterator[str]:
-    origin = trainer.origin
+def _introduction(facts: CardFacts, base: str | None) -> Iterator[str]:
+    origin = facts.origin
     local = "A local model" if origin is None else f"`{Path(origin.base).name}`, a local model"
     yield (
-        f"{f'[{base}](https://huggingface.co/{base})' if base else local}, post-trained with {trainer._name} by "
+        f"{f'[{base}](https://huggingface.co/{base})' if base else local}, post-trained with {facts.trainer._name} by "
         "trl_perception, trainers for [TRL](https://github.com/huggingface/trl)."
     )
-    if not trainer._paper:
-        parent = next(cls for cls in type(trainer).__mro__ if getattr(cls, "_paper", None))
+    if not facts.trainer._paper:
+        parent = next(cls for cls in facts.trainer.__mro__ if getattr(cls, "_paper", None))
         paper = f"[{parent._paper['title']}](https://huggingface.co/papers/{parent._paper['id']})"
-        yield f"{trainer._name} is a trainer of its own (`{type(trainer).__name__}`) on top of {parent._name}: {paper}."
-    if _is_adapter(trainer):
+        yield f"{facts.trainer._name} is a trainer of its own (`{facts.trainer.__name__}`) on top of {parent._name}: {paper}."
+    if facts.is_adapter:
         yield "These weights are an adapter: they are loaded onto that model."
     elif origin is not None and origin.merged:
         yield "An adapter was trained and merged into these weights; it lies in `adapter/` as well."
 
 
-def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
-    """Code that loads the model with plain transformers, and asks it about a clip if it sees."""
-    name, origin = trainer.hub_model_id or Path(trainer.args.output_dir).name, trainer.origin
+def _example(facts: CardFacts, base: str | None) -> list[str]:
+    """Code that loads the model with plain transformers, and asks it about a clip if it reads media."""
+    name, origin = facts.name, facts.origin
     base = base or ("path/to/its/base" if origin is None else f"path/to/{Path(origin.base).name}")
     model, reader = (
         ("AutoModelForImageTextToText", "AutoProcessor")
-        if _sees(trainer)
+        if facts.reads_media
         else ("AutoModelForCausalLM", "AutoTokenizer")
     )
-    adapter = _is_adapter(trainer)
+    adapter = facts.is_adapter
     lines = ["from peft import PeftModel"] if adapter else []
     lines.append(f"from transformers import {model}, {reader}")
-    if _sees(trainer):
+    if facts.reads_media:
         lines.append("from transformers.video_utils import load_video")
-    if trainer._prepares_prompts:
+    if facts.prepares_prompts:
         lines = [*SAMPLING_IMPORTS, *lines]
     lines += ["", f'model = {model}.from_pretrained("{base if adapter else name}", device_map="auto")']
     if adapter:
         lines.append(f'model = PeftModel.from_pretrained(model, "{name}")')
     lines.append(f'processor = {reader}.from_pretrained("{name}")')
-    if not _sees(trainer):
+    if not facts.reads_media:
         return lines
-    template = get_template("none" if origin is None else origin.template)
+    template = get_template(facts.template)
     asked = "\n".join(filter(None, ["What happens in this clip?", template.suffix("free-form")]))
-    as_is = ", do_resize=False" if trainer._prepares_prompts else ""
+    as_is = ", do_resize=False" if facts.prepares_prompts else ""
     return [
         *lines,
-        *_frames(trainer),
+        *_frames(facts),
         f'content = [{{"type": "video"}}, {{"type": "text", "text": {json.dumps(asked)}}}]',
         'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
         "inputs = processor(",
@@ -113,17 +126,17 @@ def _example(trainer: GRPOTrainer, base: str | None) -> list[str]:
         + as_is
         + ', return_tensors="pt"',
         ").to(model.device)",
-        f"output = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
+        f"output = model.generate(**inputs, max_new_tokens={facts.settings.max_completion_length})",
         'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
 
 
-def _frames(trainer: GRPOTrainer) -> list[str]:
+def _frames(facts: CardFacts) -> list[str]:
     """Code that reads a clip's frames, as many and as large as in training where its prompts were prepared here."""
-    args, settings = trainer.args, trainer.args.video_settings
-    if not trainer._prepares_prompts:
+    args, settings = facts.settings, facts.settings.video_settings
+    if not facts.prepares_prompts:
         return [f'frames, metadata = load_video("clip.mp4", fps={args.video_fps:g}, backend="pyav")']
-    part = trainer.processing_class.video_processor
+    part = facts.processor.video_processor
     factor = part.patch_size * part.merge_size
     sizes = (part.size["shortest_edge"], part.size["longest_edge"])
     low, high, _ = pixel_bounds(FRAME_FACTOR, settings, factor, sizes)
@@ -143,9 +156,9 @@ def _frames(trainer: GRPOTrainer) -> list[str]:
     ]
 
 
-def _positions(trainer: GRPOTrainer) -> Iterator[str]:
+def _positions(facts: CardFacts) -> Iterator[str]:
     """Where text behind a video stood in training, for models that programs run differently."""
-    rule = position_rule_of(trainer.model)
+    rule = position_rule_of(facts.model)
     if rule == "released":
         yield (
             "Text behind a video starts at the video's largest position + 1 in this model, as in the released one, in vLLM and in "
@@ -160,9 +173,8 @@ def _positions(trainer: GRPOTrainer) -> Iterator[str]:
         )
 
 
-def _outcome(trainer: GRPOTrainer) -> Iterator[str]:
-    folder, log_history = Path(trainer.args.output_dir), trainer.state.log_history
-    gain, metrics = reward_gain(log_history), before_and_after(log_history)
+def _outcome(facts: CardFacts, folder: Path) -> Iterator[str]:
+    gain, metrics = reward_gain(facts.log_history), before_and_after(facts.log_history)
     if gain:
         yield f"Mean reward {gain[0]:.3f} over the first tenth of the steps that logged it, {gain[1]:.3f} over the last."
     if (folder / "reward_curve.png").exists():
@@ -175,30 +187,29 @@ def _outcome(trainer: GRPOTrainer) -> Iterator[str]:
         yield "\n".join(["| metric | first tenth | last tenth |", "|---|---:|---:|", *rows])
 
 
-def _doings(trainer: GRPOTrainer) -> Iterator[str]:
-    origin, rows = trainer.origin, trainer.train_dataset
+def _procedure(facts: CardFacts) -> Iterator[str]:
+    origin, dataset = facts.origin, facts.dataset
+    rows = f"{len(dataset):,} rows" if hasattr(dataset, "__len__") else "a stream of rows"
     yield "### Data"
-    count = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream of rows"
     if origin is None:
-        yield f"{count[0].upper()}{count[1:]}."
+        yield f"{rows[0].upper()}{rows[1:]}."
     else:
         link = f"[{origin.dataset}](https://huggingface.co/datasets/{origin.dataset})"
-        yield f"{link if origin.on_hub else f'`{origin.dataset}`'}, split `{origin.split}`, {count}."
-    yield _media(trainer)
+        yield f"{link if origin.on_hub else f'`{origin.dataset}`'}, split `{origin.split}`, {rows}."
+    yield _media(facts)
     yield "### What was trained"
-    parts = parts_trained(trainer.model).items()
+    parts = parts_trained(facts.model).items()
     cells = [f"| {part} | {size:,} | {f'{trained:,}' if trained else 'frozen'} |" for part, (size, trained) in parts]
     yield "\n".join(["| part | parameters | trained |", "|---|---:|---:|", *cells])
-    yield f"Hardware: {hardware(trainer.accelerator)}."
+    yield f"Hardware: {hardware(facts.accelerator)}."
     if origin is not None:
         yield "### Recipe"
         yield _code("yaml", origin.recipe.strip().splitlines())
         yield f"Run with\n\n{_code('bash', [origin.command])}"
 
 
-def _media(trainer: GRPOTrainer) -> str:
+def _media(facts: CardFacts) -> str:
     """The settings of media and prompts that were trained with."""
-    args, origin = trainer.args, trainer.origin
     names = (
         "video_fps",
         "video_min_frames",
@@ -207,18 +218,9 @@ def _media(trainer: GRPOTrainer) -> str:
         "video_max_pixels",
         "video_total_pixels",
     )
-    values = {name: getattr(args, name) for name in (*names, "image_min_pixels", "image_max_pixels")}
-    said = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
-    return f"Media: {said}. Prompt template: `{'none' if origin is None else origin.template}`."
-
-
-def _is_adapter(trainer: GRPOTrainer) -> bool:
-    """Whether what is saved is to be loaded onto a base model."""
-    return isinstance(trainer.model, PeftModel) and not (trainer.origin is not None and trainer.origin.merged)
-
-
-def _sees(trainer: GRPOTrainer) -> bool:
-    return hasattr(trainer.processing_class, "image_processor")
+    values = {name: getattr(facts.settings, name) for name in (*names, "image_min_pixels", "image_max_pixels")}
+    text = ", ".join(f"`{name}` {value:g}" for name, value in values.items() if value is not None)
+    return f"Media: {text}. Prompt template: `{facts.template}`."
 
 
 def _code(language: str, lines: Sequence[str]) -> str:
