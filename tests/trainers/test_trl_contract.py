@@ -38,7 +38,6 @@ SIGNATURES = {
     "_load_best_model": "(self) -> None",
     "_run_epoch": "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
     "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
-    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None) -> torch.utils.data.sampler.Sampler",
     "save_model": "(self, output_dir: str | None = None, _internal_call: bool = False) -> None",
 }
 

@@ -16,7 +16,7 @@ from ..batch import REPEATED, Rollout, unprepared
 from ..data.columns import undecoded_videos
 from ..media import MEDIA_COLUMNS, PreparedPrompt
 from ..modeling import encode, gather_parameters, prefill_once
-from .refusals import left_out_of_an_epoch, refuse_media_lost
+from .refusals import refuse_media_lost
 
 logger = get_logger(__name__)
 
@@ -41,17 +41,6 @@ class Sampling(GRPOTrainer):
                 f"All {self._drawn} prompts that were drawn were left out (on_bad_media='skip'), so that nothing was trained. The "
                 f"first: {self._why_left_out or 'see the other processes'}. Correct the data, or raise the limit that it names."
             )
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        rows = self.train_dataset if dataset is None else dataset
-        prompts = self.args.generation_batch_size // self.num_generations
-        if rest := left_out_of_an_epoch(len(rows), prompts, shuffled=self.shuffle_dataset):
-            logger.warning(rest)
-        return super()._get_train_sampler(dataset)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        given = isinstance(eval_dataset, Dataset | IterableDataset)
-        return super().get_eval_dataloader(undecoded_videos(eval_dataset) if given else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """A stream's prompts come once for each completion, as in evaluations; transformers hands them on one by one."""

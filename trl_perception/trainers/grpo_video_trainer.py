@@ -4,24 +4,31 @@ It and its rooms (`sampling`, `crediting`, `scoring`, `nonfinite`, `telling`, `c
 names.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from ..assets import model_path
 from ..batch import Group, Rollout, complete_groups, loss_counts, whole_groups
-from ..callbacks.checkpoints import Checkpoints
+from ..callbacks.checkpoints import Checkpoints, run_state
+from ..callbacks.checkpoints.run_facts import facts_of, identity_of
 from ..callbacks.nonfinite import NonFinite, samples
 from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import Telling
+from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
 from ..media import (
     PromptPreparer,
@@ -60,7 +67,14 @@ from .forward_selector import ForwardSelector
 from .generation import Sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReads, credit_taps, read_group
-from .refusals import averaged_credit, check_datasets, refuse_vllm, require_prompts, require_trainable
+from .refusals import (
+    averaged_credit,
+    check_datasets,
+    left_out_of_an_epoch,
+    refuse_vllm,
+    require_prompts,
+    require_trainable,
+)
 from .scoring import Scoring
 from .sharding import Sharding
 
@@ -70,7 +84,7 @@ logger = get_logger(__name__)
 ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 
 
-class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Telling, Checkpoints):
+class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Telling):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -179,7 +193,12 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, args)
         require_trainable(self.model)
-        self.add_callback(MasterWeights(self.accelerator))
+        moves = args.sync_ref_model and self.ref_model is not None
+        reference = self.accelerator.unwrap_model(self.ref_model) if moves else None
+        trains_adapter = isinstance(self.model, PeftModel)
+        self._checkpoints = Checkpoints(self.args, self.accelerator, reference, trains_adapter=trains_adapter)
+        for callback in (MasterWeights(self.accelerator), ZeroReward(), self._checkpoints):
+            self.add_callback(callback)
         self._drops_out = drops_out(self.model)
         self._share_what_can_be_shared()
         self.setup_distributed()
@@ -324,14 +343,6 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def policy_is_the_one_that_sampled(self) -> bool:
         """Whether no optimisation step was taken since the completions in hand were sampled."""
         return self.state.global_step == self._sampled_at_step
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
-        if weighs and not self.loss_counts_weighted_tokens_only:
-            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
-            if said:
-                logger.warning(said)
-        return super().train(*args, **kwargs)
 
     # Rollout: TRL's, on prompts prepared here
 
@@ -491,12 +502,136 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with keeping_types(self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def _suppress_placeholders(self) -> None:
         """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
         ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
+
+    # Checkpoints
+
+    def claim_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> None:
+        """Claim the output folder for this run, as [`train`] does.
+
+        Errors: ValueError where it belongs to another run, or holds an adapter that a loader would take for this run's weights.
+        """
+        keeps = self.args.save_strategy != "no" or bool(self.args.report_every) or self.origin is not None
+        facts = (type(self).__name__, self.origin, self.model, self.reward_func_names, self.train_dataset)
+        self._checkpoints.claim(identity_of(*facts), resume_from_checkpoint, keeps_files=keeps)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
+
+        Errors: ValueError where there is none, where the one that is named is damaged or not complete, and where it does
+        not fit this run: another trainer, an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True`
+        resumes with other rows and batches nevertheless); where [`claim_output_dir`] refuses the output folder, and where
+        every row was left out.
+        """
+        self._warn_before_training()
+        in_parts = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._checkpoints.require_savable_reference(in_parts=in_parts)
+        self.claim_output_dir(resume_from_checkpoint)
+        folder = self._checkpoints.to_resume(resume_from_checkpoint, self._facts())
+        if folder is not None:
+            self.accelerator.print(f"resuming from {folder.name} of {self._name} ({folder})")
+            records = run_state.read_state(folder, self.args.process_index).get("records")
+            if self._records is not None and records is not None:
+                self._records.resume(records, with_open=not self.args.ignore_data_skip)
+        trained = super().train(folder and str(folder), *args, **kwargs)
+        self._require_rows_used(at_the_end=True)
+        return trained
+
+    def _warn_before_training(self) -> None:
+        weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
+        if weighs and not self.loss_counts_weighted_tokens_only:
+            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+            if said:
+                logger.warning(said)
+        if hasattr(self.train_dataset, "__len__"):
+            prompts = self.args.generation_batch_size // self.num_generations
+            if rest := left_out_of_an_epoch(len(self.train_dataset), prompts, shuffled=self.shuffle_dataset):
+                logger.warning(rest)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        folder, done = arguments["resume_from_checkpoint"], arguments["epochs_trained"]
+        if folder is not None and arguments["epoch"] == done:
+            rank, reference = self.args.process_index, self._checkpoints.reference
+            run_state.skip_epochs(arguments["train_dataloader"], done)
+            self._set_resume_state(run_state.restore_state(Path(folder), rank, self.accelerator.device, reference))
+        if self.state.global_step >= self.state.max_steps:  # transformers would make one step more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
+
+    def _resume_state(self) -> dict[str, Any]:
+        """What this process resumes with: JSON, and the micro-batches of a rollout that updates are still to be made on."""
+        is_open = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        return {
+            "micro_steps": self._step,
+            "sampled_at_step": self._sampled_at_step,
+            "packs": self._forwards.packs,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "metrics": {name: [float(value) for value in values] for name, values in self._metrics["train"].items()},
+            "loss": self._tr_loss.item(),
+            "logged_at_step": self._globalstep_last_logged,
+            "completions": run_state.logged_completions(self._logs) if self.log_completions else None,
+            "records": None if self._records is None else self._records.state(is_open),
+            "rollout": self._buffered_inputs if is_open else None,
+        }
+
+    def _set_resume_state(self, state: dict[str, Any]) -> None:
+        """Put back what [`_resume_state`] returned, but for the records, which resume before."""
+        if self.args.ignore_data_skip:
+            done = self.state.global_step * self.args.gradient_accumulation_steps
+            every = self.args.steps_per_generation * self.num_iterations
+            self._step = -(-done // every) * every  # a rollout begins
+            return
+        self._step, self._sampled_at_step = state["micro_steps"], state["sampled_at_step"]
+        self._buffered_inputs, self._forwards.packs = state["rollout"], state["packs"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(state["metrics"])
+        self._tr_loss += state["loss"]
+        self._total_loss_scalar -= state["loss"]  # the mean that ends a run is of the steps since it was resumed
+        self._globalstep_last_logged = state["logged_at_step"]
+        if self.log_completions and state["completions"] is not None:
+            run_state.restore_completions(self._logs, state["completions"])
+
+    def _facts(self) -> dict[str, Any]:
+        return facts_of(type(self).__name__, self.args, self.train_dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._checkpoints.writing(super()._get_output_dir(trial), self.state) as draft:
+            super()._save_checkpoint(model, trial)
+            self._checkpoints.write(draft, self._resume_state(), self._facts(), self.state.global_step)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(os.path.join(super()._get_output_dir(trial), draft.name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._checkpoints.run_folder(super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: transformers calls it before the checkpoint is complete; [`_save_checkpoint`] pushes."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with keeping_types(self.model if model is None else model):
+            if model is None and isinstance(self.model, PreTrainedModel):
+                run_state.load_weights(self.model, resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """A new one for each evaluation: one that is kept continues its order, which a resumed run would begin again."""
+        if isinstance(eval_dataset, Dataset | IterableDataset):
+            eval_dataset = undecoded_videos(eval_dataset)
+        kept, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_persistent_workers = kept

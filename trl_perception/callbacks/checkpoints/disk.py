@@ -1,4 +1,4 @@
-"""A disk that is full, told in one error instead of in the words of whichever library was writing."""
+"""A disk that is full: one error, whichever library was writing."""
 
 import errno
 import shutil
@@ -10,21 +10,17 @@ from safetensors import SafetensorError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Safetensors gives Rust's words with the number in brackets; torch's zip writer does not say why it stopped.
-NO_ROOM_WORDS = (
-    *(f"(os error {number})" for number in NO_ROOM),
-    "inline_container",
-    "PytorchStreamWriter",
-    "iostream error",
-)
+NO_ROOM_WORDS = [f"(os error {number})" for number in NO_ROOM]
+NO_ROOM_WORDS += ["inline_container", "PytorchStreamWriter", "iostream error"]
 
 
 class DiskFullError(OSError):
-    """A write for which there was no room; its text says what was written, where, and what to do."""
+    """A write for which there was no room: what was written, where, and what to do."""
 
 
 @contextmanager
 def disk_full_guard(folder: Path, what: str, advice: str) -> Iterator[None]:
-    """Within it, a write into `folder` that finds no room ends in one `DiskFullError`.
+    """Context manager that turns a write into `folder` without room into one `DiskFullError`.
 
     Args:
         what: what is being written, as the beginning of a sentence.
@@ -33,7 +29,8 @@ def disk_full_guard(folder: Path, what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_for_room(error):
+        number = getattr(error, "errno", None)
+        if not (any(words in str(error) for words in NO_ROOM_WORDS) if number is None else number in NO_ROOM):
             raise
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -44,14 +41,8 @@ def disk_full_guard(folder: Path, what: str, advice: str) -> Iterator[None]:
         ) from error
 
 
-def _is_for_room(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in NO_ROOM
-    return any(words in str(error) for words in NO_ROOM_WORDS)
-
-
 def _after(folder: Path) -> str:
-    """How far the writing came. The last file may be the one that found no room; safetensors takes its own away."""
+    """How much was written. The last file may be the one that found no room; safetensors deletes its own."""
     files = [(path.stat().st_mtime_ns, path) for path in folder.rglob("*") if path.is_file()]
     if not files:
         return ""
