@@ -18,19 +18,14 @@ REPLACED = "replaced-"
 COMPLETE = "complete.json"  # the last file of a checkpoint: {"files": {path: bytes}, "checksums": {path: CRC-32}}
 CHECKED = 1 << 26  # bytes; of a larger file only the size is checked
 
-NOT_OURS = (
-    f"it has no {COMPLETE}, so that it was not written to its end, or not by this package. Resume from another one; its "
-    "weights alone, if they are whole, are a model for model_name_or_path"
-)
-
 
 def finish(draft: Path, final: Path) -> None:
     """List the files of a draft, flush them to the disk, and give the folder its name in one rename.
 
     A complete checkpoint of that name stays until then. One process calls it, when all have written.
     """
-    files = {path: path.stat().st_size for path in sorted(draft.rglob("*")) if path.is_file()}
-    sizes = {str(path.relative_to(draft)): size for path, size in files.items()}
+    files = [path for path in sorted(draft.rglob("*")) if path.is_file()]
+    sizes = {str(path.relative_to(draft)): path.stat().st_size for path in files}
     checksums = {name: zlib.crc32((draft / name).read_bytes()) for name, size in sizes.items() if size <= CHECKED}
     (draft / COMPLETE).write_text(json.dumps({"files": sizes, "checksums": checksums}, indent=1))
     for path in [*draft.rglob("*"), draft]:
@@ -62,16 +57,12 @@ def clear_unfinished(run: Path) -> None:
 
 def wanted_checkpoint(resume_from: str | os.PathLike | bool | None) -> str | os.PathLike | bool:
     """`resume_from_checkpoint` as it is meant: a folder, True for the last checkpoint, False for none; recipes write words."""
-    words = {"true": True, "false": False, "none": False}
-    return words.get(str(resume_from).lower(), resume_from)
+    return {"true": True, "false": False, "none": False}.get(str(resume_from).lower(), resume_from)
 
 
 def folder_to_resume(run: Path, wanted: str | os.PathLike | bool) -> Path:
-    """The checkpoint to resume from. Logs why later ones were passed over.
+    """The checkpoint to resume from: `wanted`, or for True the last complete one of the output folder `run`.
 
-    Args:
-        run: the output folder.
-        wanted: a checkpoint's folder, or True for the last complete one of the run.
     Errors: ValueError where there is none, or where the folder that was named is not complete.
     """
     if wanted is not True:
@@ -106,7 +97,10 @@ def incomplete_reason(folder: Path) -> str | None:
         listed = json.loads((folder / COMPLETE).read_text())
         files, checksums = listed["files"], listed.get("checksums", {})
     except FileNotFoundError:
-        return NOT_OURS
+        return (
+            f"it has no {COMPLETE}, so that it was not written to its end, or not by this package. Resume from another one; its "
+            "weights alone, if they are whole, are a model for model_name_or_path"
+        )
     except (ValueError, KeyError, TypeError):
         return f"its {COMPLETE} is damaged"
     for name, size in files.items():

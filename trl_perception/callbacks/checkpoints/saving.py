@@ -38,7 +38,6 @@ class Checkpoints(TrainerCallback):
         self, args: TrainingArguments, accelerator: Accelerator, reference: nn.Module | None, *, trains_adapter: bool
     ):
         self.args, self.accelerator, self.reference, self.trains_adapter = args, accelerator, reference, trains_adapter
-        self.run = Path(args.output_dir)
         self.is_writing = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
@@ -52,23 +51,24 @@ class Checkpoints(TrainerCallback):
         Args: run: from [`identity_of`]. A run that resumes may have other rows: they are compared with the checkpoint's.
         Errors: ValueError with what differs and what to do.
         """
-        if not self.trains_adapter and (self.run / ADAPTER_FILE).is_file():
+        folder = Path(self.args.output_dir)
+        if not self.trains_adapter and (folder / ADAPTER_FILE).is_file():
             raise ValueError(
-                f"{self.run} holds the adapter of another run ({ADAPTER_FILE}), which a loader takes instead of the weights that "
-                "this run would save there. Set output_dir to another folder, or take adapter_* out of this one."
+                f"{folder} holds the adapter of another run ({ADAPTER_FILE}), which a loader takes instead of this run's "
+                "weights. Set output_dir to another folder, or take adapter_* out of this one."
             )
-        was = json.loads((self.run / RUN).read_text()) if (self.run / RUN).is_file() else {}
+        was = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
         for name, before in was.items():
             if before != run.get(name) and not (wanted_checkpoint(resume_from) and name == "rows"):
                 differs = f"its {name} is {before}, this run's {run.get(name)}"
                 raise ValueError(
-                    f"{self.run} holds another run: {'it was trained on other rows' if name == 'rows' else differs}. Set "
-                    f"output_dir to another folder, or take {self.run} away if that run is not wanted any more."
+                    f"{folder} holds another run: {'it was trained on other rows' if name == 'rows' else differs}. Set "
+                    f"output_dir to another folder, or take {folder} away if that run is not wanted any more."
                 )
         self.accelerator.wait_for_everyone()
         if self.args.should_save and keeps_files:
-            self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / RUN).write_text(json.dumps(run, indent=1))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RUN).write_text(json.dumps(run, indent=1))
 
     def to_resume(self, resume_from: str | bool | None, facts: Mapping[str, Any]) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` stands for, or None. Deletes what was left unfinished.
@@ -76,42 +76,40 @@ class Checkpoints(TrainerCallback):
         Args: facts: from [`facts_of`].
         Errors: ValueError where there is none that is complete, and where it does not fit this run.
         """
+        run, wanted = Path(self.args.output_dir), wanted_checkpoint(resume_from)
         if self.args.should_save:
-            clear_unfinished(self.run)
+            clear_unfinished(run)
         self.accelerator.wait_for_everyone()
-        if not (wanted := wanted_checkpoint(resume_from)):
+        if not wanted:
             return None
-        folder = folder_to_resume(self.run, wanted)
-        self._require_resumable(folder, facts)
-        return folder
-
-    def _require_resumable(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        if self.trains_adapter != (folder / ADAPTER_FILE).is_file():
-            now, then = ("an adapter", "whole weights") if self.trains_adapter else ("whole weights", "an adapter")
-            raise ValueError(
-                f"{folder} does not fit this run: it was saved with {then}, and this run trains {now}. Set use_peft "
-                "(peft_config) as it was."
-            )
+        folder, anyway = folder_to_resume(run, wanted), self.args.ignore_data_skip
         about = json.loads((folder / RUN).read_text())
-        if about.get("format") != FORMAT:
-            raise ValueError(
-                f"{folder} was written by another version of this package (format {about.get('format')}; {FORMAT} is wanted). "
-                "Resume with that version, or set model_name_or_path to it to start a new run with its weights."
-            )
-        if about["only_model"]:
-            raise ValueError(
-                f"{folder} holds weights alone (save_only_model), and no run can resume from it. Set model_name_or_path to it to "
-                "start a new run with these weights, and save_only_model=False where runs are to be resumed."
-            )
-        other = mismatch_reason(about, facts)
-        if other and not self.args.ignore_data_skip:
-            raise ValueError(f"{folder} does not fit this run: {other}.")
-        if self.reference is not None and not (folder / REFERENCE).is_file():
-            raise ValueError(f"{folder} has no {REFERENCE}, and sync_ref_model is set: it was saved without. Unset it.")
-        if self.args.ignore_data_skip:
+        reason = self._unresumable_reason(folder, about)
+        other = None if reason else mismatch_reason(about, facts)
+        if reason or (other and not anyway):
+            raise ValueError(f"{folder} does not fit this run: {reason or other}.")
+        if anyway:
             although = f", although {other.split('. ')[0]}." if other else "."
             what = f"the run resumes from {folder} with the rows from the start of an epoch"
             logger.warning(f"ignore_data_skip is set: {what}{although}")
+        return folder
+
+    def _unresumable_reason(self, folder: Path, about: Mapping[str, Any]) -> str | None:
+        """Returns the reason why no run like this one can resume from a checkpoint, with what to do, or None."""
+        start = f"set model_name_or_path to {folder} to start a new run with its weights"
+        if about.get("format") != FORMAT:
+            return (
+                f"it was written by another version of this package (format {about.get('format')}; {FORMAT} is wanted). Resume "
+                f"with that version, or {start}"
+            )
+        if about["only_model"]:
+            return f"it holds weights alone. Set save_only_model=False where runs are to be resumed, or {start}"
+        if self.trains_adapter != (folder / ADAPTER_FILE).is_file():
+            now, then = ("an adapter", "whole weights") if self.trains_adapter else ("whole weights", "an adapter")
+            return f"it was saved with {then}, and this run trains {now}. Set use_peft (peft_config) as it was"
+        if self.reference is not None and not (folder / REFERENCE).is_file():
+            return f"it has no {REFERENCE}, and sync_ref_model is set. Set sync_ref_model=False, as it was"
+        return None
 
     def require_savable_reference(self, *, in_parts: bool) -> None:
         """Refuse to save a reference model that moves where processes hold parts of it. Errors: ValueError."""

@@ -1,0 +1,1 @@
+"""What happens beside training: checkpoints, the guard against numbers that are not finite, reporting, warnings."""
