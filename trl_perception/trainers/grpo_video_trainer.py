@@ -195,8 +195,9 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
         require_trainable(self.model)
         moves = args.sync_ref_model and self.ref_model is not None
         reference = self.accelerator.unwrap_model(self.ref_model) if moves else None
-        trains_adapter = isinstance(self.model, PeftModel)
-        self._checkpoints = Checkpoints(self.args, self.accelerator, reference, trains_adapter=trains_adapter)
+        kinds = {"trains_adapter": isinstance(self.model, PeftModel)}
+        kinds["in_parts"] = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._checkpoints = Checkpoints(self.args, self.accelerator, reference, **kinds)
         for callback in (MasterWeights(self.accelerator), ZeroReward(), self._checkpoints):
             self.add_callback(callback)
         self._drops_out = drops_out(self.model)
@@ -511,10 +512,7 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     # Checkpoints
 
     def claim_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> None:
-        """Claim the output folder for this run, as [`train`] does.
-
-        Errors: ValueError where it belongs to another run, or holds an adapter that a loader would take for this run's weights.
-        """
+        """Claim the output folder for this run, as [`train`] does. Errors: ValueError where it belongs to another run."""
         keeps = self.args.save_strategy != "no" or bool(self.args.report_every) or self.origin is not None
         facts = (type(self).__name__, self.origin, self.model, self.reward_func_names, self.train_dataset)
         self._checkpoints.claim(identity_of(*facts), resume_from_checkpoint, keeps_files=keeps)
@@ -522,14 +520,11 @@ class GRPOVideoTrainer(Sampling, Crediting, Scoring, NonFinite, Sharding, Tellin
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
 
-        Errors: ValueError where there is none, where the one that is named is damaged or not complete, and where it does
-        not fit this run: another trainer, an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True`
-        resumes with other rows and batches nevertheless); where [`claim_output_dir`] refuses the output folder, and where
-        every row was left out.
+        Errors: ValueError where there is none, or it is damaged, not complete, or does not fit this run: another trainer,
+        an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` resumes with other rows and batches
+        nevertheless). ValueError for an output folder of another run, and where every row was left out.
         """
         self._warn_before_training()
-        in_parts = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        self._checkpoints.require_savable_reference(in_parts=in_parts)
         self.claim_output_dir(resume_from_checkpoint)
         folder = self._checkpoints.to_resume(resume_from_checkpoint, self._facts())
         if folder is not None:

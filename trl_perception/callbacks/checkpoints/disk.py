@@ -22,9 +22,7 @@ class DiskFullError(OSError):
 def disk_full_guard(folder: Path, what: str, advice: str) -> Iterator[None]:
     """Context manager that turns a write into `folder` without room into one `DiskFullError`.
 
-    Args:
-        what: what is being written, as the beginning of a sentence.
-        advice: what to do, a sentence.
+    Args: what: what is being written, as the beginning of a sentence. advice: what to do, a sentence.
     """
     try:
         yield
@@ -34,21 +32,14 @@ def disk_full_guard(folder: Path, what: str, advice: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        # The last file may be the one that found no room; safetensors deletes its own.
+        files = [
+            (path.stat().st_mtime_ns, path.stat().st_size, path.name) for path in folder.rglob("*") if path.is_file()
+        ]
+        written = sum(size for _, size, _ in files) / 2**20
+        after = f" after {written:,.1f} MiB, {max(files)[2]} last" if files else ""
         raise DiskFullError(
-            f"{what} could not be written: there was no room{_after(folder)}. The disk of {there} has "
-            f"{_size(shutil.disk_usage(there).free)} free; a quota or a limit on the size of files (ulimit -f) may be lower. "
-            f"{advice} ({reason})"
+            f"{what} could not be written: there was no room{after}. The disk of {there} has {free:,.1f} MiB free; a quota or a "
+            f"limit on the size of files (ulimit -f) may be lower. {advice} ({reason})"
         ) from error
-
-
-def _after(folder: Path) -> str:
-    """How much was written. The last file may be the one that found no room; safetensors deletes its own."""
-    files = [(path.stat().st_mtime_ns, path) for path in folder.rglob("*") if path.is_file()]
-    if not files:
-        return ""
-    written = sum(path.stat().st_size for _, path in files)
-    return f" after {_size(written)}, {max(files)[1].name} last"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"

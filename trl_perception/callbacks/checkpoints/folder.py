@@ -28,8 +28,7 @@ def finish(draft: Path, final: Path) -> None:
     sizes = {str(path.relative_to(draft)): path.stat().st_size for path in files}
     checksums = {name: zlib.crc32((draft / name).read_bytes()) for name, size in sizes.items() if size <= CHECKED}
     (draft / COMPLETE).write_text(json.dumps({"files": sizes, "checksums": checksums}, indent=1))
-    for path in [*draft.rglob("*"), draft]:
-        _flush(path)
+    _flush(*draft.rglob("*"), draft)
     if final.exists():
         final.rename(draft.parent / f"{REPLACED}{final.name}")
     draft.rename(final)
@@ -120,10 +119,9 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted((path for path in steps if steps[path]), key=lambda path: -int(steps[path][1]))
 
 
-def _flush(path: Path) -> None:
+def _flush(*paths: Path) -> None:
     """Without it, a machine that goes down may keep the name and lose the bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
-    finally:
         os.close(handle)

@@ -65,18 +65,18 @@ def skip_epochs(loader: DataLoader, count: int) -> None:
 
 
 def logged_completions(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """TRL's table of completions without pictures."""
+    """TRL's table of completions without pictures: lists, and dictionaries of lists."""
     kept = {name: logs[name] for name in ("completion", "advantages", "rewards", "extra")}
     return {**kept, "prompt": [in_words(prompt) for prompt in logs["prompt"]]}
 
 
 def restore_completions(logs: Mapping[str, Any], completions: Mapping[str, Any]) -> None:
     """Append completions of [`logged_completions`] to TRL's table."""
-    for name in ("prompt", "completion", "advantages"):
-        logs[name].extend(completions[name])
-    for name in ("rewards", "extra"):
-        for column, values in completions[name].items():
-            logs[name][column].extend(values)
+    for name, values in completions.items():
+        if isinstance(values, dict):
+            restore_completions(logs[name], values)
+        else:
+            logs[name].extend(values)
 
 
 def _plain(value: Any) -> Any:

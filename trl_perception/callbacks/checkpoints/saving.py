@@ -32,11 +32,24 @@ class Checkpoints(TrainerCallback):
     Args:
         reference: a reference model that moves (`sync_ref_model`), or None.
         trains_adapter: whether an adapter is trained, not whole weights.
+        in_parts: whether each process holds a part of every model.
+    Errors: ValueError for a reference model that moves and cannot be saved.
     """
 
     def __init__(
-        self, args: TrainingArguments, accelerator: Accelerator, reference: nn.Module | None, *, trains_adapter: bool
+        self,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        reference: nn.Module | None,
+        *,
+        trains_adapter: bool,
+        in_parts: bool,
     ):
+        if in_parts and reference is not None and args.save_strategy != "no":
+            raise ValueError(
+                "sync_ref_model moves the reference model, which is in parts under FSDP and ZeRO-3 and could not be kept in "
+                "a checkpoint. Set sync_ref_model=False, save_strategy='no', or run with DDP or ZeRO-2."
+            )
         self.args, self.accelerator, self.reference, self.trains_adapter = args, accelerator, reference, trains_adapter
         self.is_writing = False
 
@@ -46,10 +59,9 @@ class Checkpoints(TrainerCallback):
             train_dataloader.base_dataloader.generator = torch.Generator()
 
     def claim(self, run: Mapping[str, Any], resume_from: str | bool | None, *, keeps_files: bool) -> None:
-        """Refuse an output folder that belongs to another run, and mark it as this one's where the run keeps files in it.
+        """Refuse an output folder that belongs to another run than `run`; mark it as this one's where it keeps files there.
 
-        Args: run: from [`identity_of`]. A run that resumes may have other rows: they are compared with the checkpoint's.
-        Errors: ValueError with what differs and what to do.
+        Rows may differ in a run that resumes: they are compared with the checkpoint's. Errors: ValueError.
         """
         folder = Path(self.args.output_dir)
         if not self.trains_adapter and (folder / ADAPTER_FILE).is_file():
@@ -60,10 +72,10 @@ class Checkpoints(TrainerCallback):
         was = json.loads((folder / RUN).read_text()) if (folder / RUN).is_file() else {}
         for name, before in was.items():
             if before != run.get(name) and not (wanted_checkpoint(resume_from) and name == "rows"):
-                differs = f"its {name} is {before}, this run's {run.get(name)}"
+                values = f"its {name} is {before}, this run's {run.get(name)}"
                 raise ValueError(
-                    f"{folder} holds another run: {'it was trained on other rows' if name == 'rows' else differs}. Set "
-                    f"output_dir to another folder, or take {folder} away if that run is not wanted any more."
+                    f"{folder} holds another run: {'it was trained on other rows' if name == 'rows' else values}. Set output_dir "
+                    f"to another folder, or take {folder} away if that run is not wanted any more."
                 )
         self.accelerator.wait_for_everyone()
         if self.args.should_save and keeps_files:
@@ -71,10 +83,9 @@ class Checkpoints(TrainerCallback):
             (folder / RUN).write_text(json.dumps(run, indent=1))
 
     def to_resume(self, resume_from: str | bool | None, facts: Mapping[str, Any]) -> Path | None:
-        """The checkpoint that `resume_from_checkpoint` stands for, or None. Deletes what was left unfinished.
+        """The checkpoint that `resume_from_checkpoint` stands for, or None; what was left unfinished is deleted.
 
-        Args: facts: from [`facts_of`].
-        Errors: ValueError where there is none that is complete, and where it does not fit this run.
+        Errors: ValueError where there is none that is complete, and where it does not fit this run, whose `facts` are given.
         """
         run, wanted = Path(self.args.output_dir), wanted_checkpoint(resume_from)
         if self.args.should_save:
@@ -110,14 +121,6 @@ class Checkpoints(TrainerCallback):
         if self.reference is not None and not (folder / REFERENCE).is_file():
             return f"it has no {REFERENCE}, and sync_ref_model is set. Set sync_ref_model=False, as it was"
         return None
-
-    def require_savable_reference(self, *, in_parts: bool) -> None:
-        """Refuse to save a reference model that moves where processes hold parts of it. Errors: ValueError."""
-        if self.reference is not None and in_parts and self.args.save_strategy != "no":
-            raise ValueError(
-                "sync_ref_model moves the reference model, which is in parts under FSDP and ZeRO-3 and could not be kept in "
-                "a checkpoint. Set sync_ref_model=False, save_strategy='no', or run with DDP or ZeRO-2."
-            )
 
     def run_folder(self, output_dir: str) -> str:
         """The folder in which transformers' trainer makes the folders of checkpoints."""
