@@ -13,7 +13,8 @@ from trl import GRPOConfig, ModelConfig, TrlParser
 
 from .assets import model_path
 from .assets.checkpoint import base_of
-from .callbacks.checkpoints import ZERO_REWARD, disk_full_guard, require_own_folder
+from .callbacks.checkpoints import disk_full_guard
+from .callbacks.zero_reward import ZERO_REWARD
 from .cli.errors import Parser, one_line
 from .data.load import load_rows, synthetic_options
 from .data.templates import TEMPLATES, get_template
@@ -237,7 +238,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line("trl-perception train"):
         trainer = build(script, config, model)
         trainer.origin = origin
-        require_own_folder(trainer, resuming=str(config.resume_from_checkpoint).lower() not in ("none", "false"))
+        trainer.claim_output_dir(config.resume_from_checkpoint)
     say = trainer.accelerator.print
     say(_before(trainer, script, model))
     folder, failed = Path(config.output_dir), None
@@ -245,7 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECIPE_OF_RUN).write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    with disk_full_guard(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it anew."):
+    with disk_full_guard(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it again."):
         trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
         trainer.save_state()  # the log, for the report
     trainer.accelerator.wait_for_everyone()  # every process has written its records

@@ -8,7 +8,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from trl_perception import GRPOVideoTrainer
+from trl_perception.trainers import TRAINERS, GRPOVideoTrainer
 
 SIGNATURES = {
     "_prepare_inputs": "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> "
@@ -39,7 +39,6 @@ SIGNATURES = {
     "_load_best_model": "(self) -> None",
     "_run_epoch": "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
     "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
-    "_get_train_sampler": "(self, dataset: datasets.arrow_dataset.Dataset | None = None) -> torch.utils.data.sampler.Sampler",
     "save_model": "(self, output_dir: str | None = None, _internal_call: bool = False) -> None",
 }
 
@@ -100,12 +99,30 @@ def test_what_transformers_keeps_between_steps_has_the_names_we_restore():
         "self._total_loss_scalar = ",
         "self._globalstep_last_logged = ",
         "epochs_trained=epochs_trained,",
+        "train_dataloader=train_dataloader,",
+        "resume_from_checkpoint=resume_from_checkpoint,",
     ):
         assert name in source, name
     assert {"num_samples", "shuffle", "generator"} <= vars(RepeatSampler(range(4), 1, seed=0)).keys()
     signature = "(output_dir: str, save_total_limit: int | None = None, best_model_checkpoint: str | None = None, "
     signature += "use_mtime: bool = False, checkpoint_prefix: str = 'checkpoint') -> None"
     assert str(inspect.signature(rotate_checkpoints)) == signature
+
+
+def test_a_checkpoint_is_pushed_in_one_place():
+    """Our override of `_push_from_checkpoint` does nothing, as our `_save_checkpoint` pushes what is complete."""
+    sources = [inspect.getsource(cls) for cls in (Trainer, GRPOTrainer)]
+    assert sum(source.count("._push_from_checkpoint(") for source in sources) == 1
+    assert "self._push_from_checkpoint(output_dir)" in inspect.getsource(Trainer._save_checkpoint)
+
+
+def test_what_saves_and_resumes_is_overridden_once():
+    names = ("train", "_save_checkpoint", "_get_output_dir", "_push_from_checkpoint", "_load_from_checkpoint")
+    names += ("_load_best_model", "_run_epoch", "get_eval_dataloader")
+    for trainer in TRAINERS.values():
+        for name in names:
+            own = [cls for cls in trainer.__mro__ if cls.__module__.startswith("trl_perception") and name in vars(cls)]
+            assert own == [GRPOVideoTrainer], (trainer, name)
 
 
 def test_config_fields_that_decide_how_groups_are_cut():

@@ -1,1 +1,1 @@
-"""What a run does beside training: checkpoints, the guard of losses, records and trackers."""
+"""What happens beside training: checkpoints, the guard against numbers that are not finite, reporting, warnings."""

@@ -4,6 +4,7 @@ A training step is: rows -> rollout -> (forward -> credit -> loss) for each of i
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -26,14 +27,17 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from ..assets import model_path
 from ..batch import REPEATED, Group, MicroBatch, Rollout, Scores, complete_groups, means_per_micro_batch, whole_groups
-from ..callbacks.checkpoints import Checkpoints
+from ..callbacks.checkpoints import Checkpoints, run_state
+from ..callbacks.checkpoints.run_facts import facts_of, identity_of
 from ..callbacks.nonfinite import NonFiniteGuard, samples
 from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import RolloutRecords, RolloutTracker
+from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
 from ..media import PromptPreparer, VisualInputs, has_visual_grids
 from ..modeling import (
@@ -93,7 +97,7 @@ ROW_MEAN_LOSSES = ("grpo", "sapo", "dr_grpo", "luspo")
 MEDIA_OF_TRL = tuple(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[8:]
 
 
-class GRPOVideoTrainer(Checkpoints):
+class GRPOVideoTrainer(GRPOTrainer):
     """GRPO, and every loss type of TRL's [`~trl.GRPOTrainer`], for prompts with videos, images and text in one batch.
 
     Rows are TRL's: a conversational `prompt` and columns `images`/`videos` (or `image`/`video`), or media inside the
@@ -323,7 +327,6 @@ class GRPOVideoTrainer(Checkpoints):
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, self.args)
         require_trainable(self.model)
-        self.add_callback(MasterWeights(self.accelerator))
         self._drops_out = drops_out(self.model)
 
     def _suppress_placeholders(self) -> None:
@@ -388,6 +391,16 @@ class GRPOVideoTrainer(Checkpoints):
         if options.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
         self._guard = NonFiniteGuard(self.accelerator, options, self.processing_class)
+        moves = options.sync_ref_model and self.ref_model is not None
+        self._checkpoints = Checkpoints(
+            options,
+            self.accelerator,
+            self.accelerator.unwrap_model(self.ref_model) if moves else None,
+            trains_adapter=isinstance(self.model, PeftModel),
+            in_parts=self.is_fsdp_enabled or is_deepspeed_zero3_enabled(),
+        )
+        for callback in (MasterWeights(self.accelerator), ZeroReward(), self._checkpoints):
+            self.add_callback(callback)
         self._setup_reporting()
 
     def _with_features(self, visual: VisualInputs) -> VisualInputs:
@@ -403,22 +416,11 @@ class GRPOVideoTrainer(Checkpoints):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        given = isinstance(eval_dataset, Dataset | IterableDataset)
-        return super().get_eval_dataloader(undecoded_videos(eval_dataset) if given else eval_dataset)
-
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """A stream's prompts come once for each completion, as in evaluations; transformers hands them on one by one."""
         if isinstance(test_dataset, IterableDataset):
             return self.get_eval_dataloader(test_dataset)
         return super().get_test_dataloader(undecoded_videos(test_dataset))
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        rows = self.train_dataset if dataset is None else dataset
-        prompts = self.args.generation_batch_size // self.num_generations
-        if rest := left_out_of_an_epoch(len(rows), prompts, shuffled=self.shuffle_dataset):
-            logger.warning(rest)
-        return super()._get_train_sampler(dataset)
 
     # Rollout: TRL's, on prompts prepared here
 
@@ -698,17 +700,126 @@ class GRPOVideoTrainer(Checkpoints):
 
     # Checkpoints
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def claim_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> None:
+        """Claim the output folder for this run, as [`train`] does. Errors: ValueError where it belongs to another run."""
+        keeps = self.args.save_strategy != "no" or bool(self.args.report_every) or self.origin is not None
+        facts = (type(self).__name__, self.origin, self.model, self.reward_func_names, self.train_dataset)
+        self._checkpoints.claim(identity_of(*facts), resume_from_checkpoint, keeps_files=keeps)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Resuming from True takes the last complete checkpoint of the output folder.
+
+        Errors: ValueError where there is none, or it is damaged, not complete, or does not fit this run: another trainer,
+        an adapter or none, other processes, batches, seed or rows (`ignore_data_skip=True` resumes with other rows and batches
+        nevertheless). ValueError for an output folder of another run, and where every row was left out.
+        """
+        self._warn_before_training()
+        self.claim_output_dir(resume_from_checkpoint)
+        folder = self._checkpoints.to_resume(resume_from_checkpoint, self._facts())
+        if folder is not None:
+            self.accelerator.print(f"resuming from {folder.name} of {self._name} ({folder})")
+            records = run_state.read_state(folder, self.args.process_index).get("records")
+            if records is not None:
+                self._records.resume(records, with_open=not self.args.ignore_data_skip)
+        trained = super().train(folder and str(folder), *args, **kwargs)
+        self._require_rows_used(at_the_end=True)
+        return trained
+
+    def _warn_before_training(self) -> None:
         weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
         if weighs and not self.loss_counts_weighted_tokens_only:
-            warning = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
-            if warning:
-                logger.warning(warning)
-        return super().train(*args, **kwargs)
+            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
+            if said:
+                logger.warning(said)
+        if hasattr(self.train_dataset, "__len__"):
+            prompts = self.args.generation_batch_size // self.num_generations
+            if rest := left_out_of_an_epoch(len(self.train_dataset), prompts, shuffled=self.shuffle_dataset):
+                logger.warning(rest)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        folder, done = arguments["resume_from_checkpoint"], arguments["epochs_trained"]
+        if folder is not None and arguments["epoch"] == done:
+            rank, reference = self.args.process_index, self._checkpoints.reference
+            run_state.skip_epochs(arguments["train_dataloader"], done)
+            self._set_resume_state(run_state.restore_state(Path(folder), rank, self.accelerator.device, reference))
+        if self.state.global_step >= self.state.max_steps:  # transformers would make one step more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
+
+    def _resume_state(self) -> dict[str, Any]:
+        """What this process resumes with: JSON, and the micro-batches of a rollout that updates are still to be made on."""
+        is_open = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        return {
+            "micro_steps": self._step,
+            "sampled_at_step": self._sampled_at_step,
+            "packs": self._forwards.packs,
+            "skipped_in_a_row": self._guard.skipped_in_a_row,
+            "metrics": {name: [float(value) for value in values] for name, values in self._metrics["train"].items()},
+            "loss": self._tr_loss.item(),
+            "logged_at_step": self._globalstep_last_logged,
+            "completions": run_state.logged_completions(self._logs) if self.log_completions else None,
+            "records": self._records.state(is_open),
+            "rollout": self._buffered_inputs if is_open else None,
+        }
+
+    def _set_resume_state(self, state: dict[str, Any]) -> None:
+        """Put back what [`_resume_state`] returned, but for the records, which resume before."""
+        if self.args.ignore_data_skip:
+            done = self.state.global_step * self.args.gradient_accumulation_steps
+            every = self.args.steps_per_generation * self.num_iterations
+            self._step = -(-done // every) * every  # a rollout begins
+            return
+        self._step, self._sampled_at_step = state["micro_steps"], state["sampled_at_step"]
+        self._buffered_inputs = state["rollout"] and [MicroBatch(batch) for batch in state["rollout"]]
+        self._forwards.packs = state["packs"]
+        self._guard.skipped_in_a_row = state["skipped_in_a_row"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(state["metrics"])
+        self._tr_loss += state["loss"]
+        self._total_loss_scalar -= state["loss"]  # the mean that ends a run is of the steps since it was resumed
+        self._globalstep_last_logged = state["logged_at_step"]
+        if self.log_completions and state["completions"] is not None:
+            run_state.restore_completions(self._logs, state["completions"])
+
+    def _facts(self) -> dict[str, Any]:
+        return facts_of(type(self).__name__, self.args, self.train_dataset)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._checkpoints.writing(super()._get_output_dir(trial), self.state) as draft:
+            super()._save_checkpoint(model, trial)
+            self._checkpoints.write(draft, self._resume_state(), self._facts(), self.state.global_step)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(os.path.join(super()._get_output_dir(trial), draft.name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._checkpoints.run_folder(super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: transformers calls it before the checkpoint is complete; [`_save_checkpoint`] pushes."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with keeping_types(self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if model is None and isinstance(self.model, PreTrainedModel):
+                run_state.load_weights(self.model, resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """A new one for each evaluation: one that is kept continues its order, which a resumed run would begin again."""
+        if isinstance(eval_dataset, Dataset | IterableDataset):
+            eval_dataset = undecoded_videos(eval_dataset)
+        kept, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_persistent_workers = kept
 
     # Non-finite losses
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what does not count as one."""
+"""Which checkpoint a run resumes from, and what does not count as one."""
 
 import json
 import os
@@ -92,14 +92,15 @@ def test_a_run_that_is_over_makes_no_further_step(saved, four, tmp_path):
     assert trainer.state.global_step == 4
 
 
-def test_a_complete_one_that_was_moved_away_comes_back(saved, four, tmp_path):
+def test_a_complete_one_that_was_moved_away_comes_back(saved, tmp_path, caplog):
     """As a run leaves it that died between the two renames which put a checkpoint into the place of an older one."""
     folder = shutil.copytree(saved, tmp_path / "run")
     (folder / UNFINISHED).mkdir()
     (folder / "checkpoint-4").rename(folder / UNFINISHED / "replaced-checkpoint-4")
     shutil.copytree(folder / "checkpoint-2", folder / UNFINISHED / "checkpoint-4")
-    said = clear_unfinished(folder)
-    assert [line.split(" ")[1:4] for line in said] == [["is", "in", "its"], ["checkpoint-4", "of", f"{folder},"]]
+    clear_unfinished(folder)
+    said = [record.message.split(" ")[1:4] for record in caplog.records if record.name.endswith("folder")]
+    assert said == [["checkpoint-4", "of", f"{folder},"], ["is", "in", "its"]]
     assert incomplete_reason(folder / "checkpoint-4") is None
     assert json.loads((folder / "checkpoint-4" / "run.json").read_text())["step"] == 4
     assert not (folder / UNFINISHED).exists()

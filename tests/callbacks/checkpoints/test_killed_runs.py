@@ -87,7 +87,7 @@ def split(names):
 
 
 @pytest.mark.parametrize("name", split(METHODS))
-def test_a_killed_run_goes_on_exactly(name, dead, four, tmp_path):
+def test_a_killed_run_resumes_exactly(name, dead, four, tmp_path):
     trainer, config = METHODS[name]
     config = {"report_every": 1, **config, "save_steps": 3}
     never = build(trainer, four, {**config, "output_dir": str(tmp_path), "save_strategy": "no"})
@@ -134,7 +134,7 @@ OTHER_RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_RUNS)
-def test_other_kinds_of_runs_go_on_exactly(name, four, tmp_path):
+def test_other_kinds_of_runs_resume_exactly(name, four, tmp_path):
     trainer, config, step = OTHER_RUNS[name]
     config = {**config, "output_dir": str(tmp_path), "save_steps": step, "per_device_eval_batch_size": 4}
     extra = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])} if "adapter" in name else {}
@@ -163,7 +163,7 @@ def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, c
     )[1]
     trainer.train(resume_from_checkpoint=True)
     assert first[0] == last
-    said = [record.message for record in caplog.records if record.name.endswith("saving")]
+    said = [record.message for record in caplog.records if record.name.endswith("folder")]
     assert len(said) == (last == 2)
     assert all(line.endswith(f"Removed checkpoint-4 of {folder}, which was not finished.") for line in said)
     assert [path.name for path in folder.glob("*checkpoint*")] == ["checkpoint-8"]
@@ -172,7 +172,7 @@ def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgpo", "ral"])
-def test_two_processes_go_on_exactly(name, four, tmp_path):
+def test_two_processes_resume_exactly(name, four, tmp_path):
     """Each has a rollout, random state and records of its own; 4 steps are an epoch, saved after 3."""
     trainer, config = METHODS[name]
     config = {**config, "save_steps": 3, "report_every": 1, "ddp_timeout": 180}

@@ -8,7 +8,6 @@ import pytest
 
 from tests.callbacks.checkpoints.resuming import SAVED, build, resumed
 from tests.callbacks.reporting.test_cards import ORIGIN
-from trl_perception.callbacks.checkpoints import require_own_folder
 
 
 def run(four, folder, trainer="grpo", rows=slice(None), origin=None, **config):
@@ -31,7 +30,7 @@ OTHER = {
 def test_another_runs_folder_is_refused_before_anything_is_written(other, four, tmp_path):
     settings, differs = OTHER[other]
     mine = dataclasses.replace(ORIGIN, name="grpo/tiny")
-    require_own_folder(run(four, tmp_path, origin=mine), resuming=False)
+    run(four, tmp_path, origin=mine).claim_output_dir()
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     for resuming in (None, True):
         if resuming and other == "rows":  # the checkpoint says which rows are others, and how many
@@ -40,11 +39,11 @@ def test_another_runs_folder_is_refused_before_anything_is_written(other, four, 
             run(four, tmp_path, **{"origin": mine, **settings}).train(resume_from_checkpoint=resuming)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
     # The same run once more, with another learning rate, is not another one.
-    require_own_folder(run(four, tmp_path, origin=mine, learning_rate=0.5), resuming=False)
+    run(four, tmp_path, origin=mine, learning_rate=0.5).claim_output_dir()
 
 
 def test_a_run_that_leaves_nothing_claims_no_folder(four, tmp_path):
-    require_own_folder(run(four, tmp_path, save_strategy="no"), resuming=False)
+    run(four, tmp_path, save_strategy="no").claim_output_dir()
     assert not (tmp_path / "run.json").exists()
 
 

@@ -30,7 +30,7 @@ def test_a_run_that_does_not_fit_is_refused(other, saved, four, tmp_path):
         resumed(tmp_path, four[rows], str(saved / "checkpoint-4"), **config)
 
 
-def test_other_rows_are_gone_on_with_deliberately(saved, four, tmp_path, caplog):
+def test_a_run_resumes_with_other_rows_deliberately(saved, four, tmp_path, caplog):
     folder = shutil.copytree(saved, tmp_path / "run")
     trainer = resumed(
         folder, four[:2], ignore_data_skip=True, num_iterations=2, gradient_accumulation_steps=2, max_steps=6

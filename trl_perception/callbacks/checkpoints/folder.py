@@ -1,82 +1,81 @@
-"""A checkpoint's folder: written under a name that nobody resumes from, complete by one rename, and told apart by a list."""
+"""A checkpoint's folder: written under a name that nobody resumes from, complete by one rename, and checked by a list."""
 
 import json
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
+from accelerate.logging import get_logger
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = get_logger(__name__)
 
 # No part of its name begins like a checkpoint's, and pushes of transformers leave out what begins with an underscore.
 UNFINISHED = "_unfinished"
 REPLACED = "replaced-"
 COMPLETE = "complete.json"  # the last file of a checkpoint: {"files": {path: bytes}, "checksums": {path: CRC-32}}
-CHECKED = 1 << 26  # bytes; a larger file is known by its size alone
-_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-
-NOT_OURS = (
-    f"it has no {COMPLETE}, so that it was not written to its end, or not by this package. Resume from another one; its "
-    "weights alone, if they are whole, are a model for model_name_or_path"
-)
+CHECKED = 1 << 26  # bytes; of a larger file only the size is checked
 
 
 def finish(draft: Path, final: Path) -> None:
     """List the files of a draft, flush them to the disk, and give the folder its name in one rename.
 
-    A complete checkpoint of that name makes way, and is there until then. One process calls it, when all have written.
+    A complete checkpoint of that name stays until then. One process calls it, when all have written.
     """
-    files = {str(path.relative_to(draft)): path.stat().st_size for path in _files(draft)}
-    checksums = {name: zlib.crc32((draft / name).read_bytes()) for name, size in files.items() if size <= CHECKED}
-    (draft / COMPLETE).write_text(json.dumps({"files": files, "checksums": checksums}, indent=1))
-    for path in [*draft.rglob("*"), draft]:
-        _flush(path)
-    replaced = draft.parent / f"{REPLACED}{final.name}"
+    files = [path for path in sorted(draft.rglob("*")) if path.is_file()]
+    sizes = {str(path.relative_to(draft)): path.stat().st_size for path in files}
+    checksums = {name: zlib.crc32((draft / name).read_bytes()) for name, size in sizes.items() if size <= CHECKED}
+    (draft / COMPLETE).write_text(json.dumps({"files": sizes, "checksums": checksums}, indent=1))
+    _flush(*draft.rglob("*"), draft)
     if final.exists():
-        final.rename(replaced)
+        final.rename(draft.parent / f"{REPLACED}{final.name}")
     draft.rename(final)
     _flush(final.parent)
     shutil.rmtree(draft.parent)
 
 
-def clear_unfinished(run: Path) -> list[str]:
-    """Clear away what a run that died while saving left behind; what was done, in words.
+def clear_unfinished(run: Path) -> None:
+    """Delete what a run that died while saving left behind, and log it.
 
-    A complete checkpoint that was to make way for one which never came gets its name back.
+    A complete checkpoint that was to be replaced by one which was not finished gets its name back.
     """
-    parent, said = run / UNFINISHED, []
+    parent = run / UNFINISHED
     if not parent.is_dir():
-        return said
-    for path in sorted(parent.glob(f"{REPLACED}*")):
+        return
+    for path in sorted(parent.iterdir()):
         final = run / path.name.removeprefix(REPLACED)
-        if not final.exists():
+        if not path.name.startswith(REPLACED):
+            logger.warning(f"Removed {path.name} of {run}, which was not finished.")
+        elif not final.exists():
             path.rename(final)
-            said.append(f"{final} is in its place again: the one that was to replace it was not finished.")
-    left = sorted(path.name for path in parent.iterdir() if not path.name.startswith(REPLACED))
+            logger.warning(f"{final} is in its place again: the one that was to replace it was not finished.")
     shutil.rmtree(parent)
-    return [*said, *(f"Removed {name} of {run}, which was not finished." for name in left)]
 
 
-def to_resume(run: Path, wanted: str | os.PathLike | bool) -> tuple[Path, list[str]]:
-    """The checkpoint to resume from, and why later ones were passed over.
+def wanted_checkpoint(resume_from: str | os.PathLike | bool | None) -> str | os.PathLike | bool:
+    """`resume_from_checkpoint` as it is meant: a folder, True for the last checkpoint, False for none; recipes write words."""
+    return {"true": True, "false": False, "none": False}.get(str(resume_from).lower(), resume_from)
 
-    Args:
-        run: the output folder.
-        wanted: a checkpoint's folder, or True for the last complete one of the run.
+
+def folder_to_resume(run: Path, wanted: str | os.PathLike | bool) -> Path:
+    """The checkpoint to resume from: `wanted`, or for True the last complete one of the output folder `run`.
+
     Errors: ValueError where there is none, or where the folder that was named is not complete.
     """
     if wanted is not True:
         folder = Path(wanted)
         if (reason := incomplete_reason(folder)) is not None:
             raise ValueError(f"resume_from_checkpoint is {folder}, which cannot be resumed from: {reason}.")
-        return folder, []
-    last, passed = last_complete(run), []
-    for folder in reversed(_checkpoints(run)):
-        if folder == last:
-            return folder, passed
-        passed.append(f"{folder} is passed over: {incomplete_reason(folder)}.")
+        return folder
+    passed = []
+    for folder in _checkpoints(run):
+        if (reason := incomplete_reason(folder)) is None:
+            for line in passed:
+                logger.warning(line)
+            return folder
+        passed.append(f"{folder} is passed over: {reason}.")
     found = " ".join(passed) or f"It holds no folder {PREFIX_CHECKPOINT_DIR}-STEP."
     raise ValueError(
         f"resume_from_checkpoint is true, and {run} has no complete checkpoint. {found} Name another folder, set output_dir "
@@ -86,19 +85,21 @@ def to_resume(run: Path, wanted: str | os.PathLike | bool) -> tuple[Path, list[s
 
 def last_complete(run: Path) -> Path | None:
     """The complete checkpoint of the latest step in a run's output folder; None where there is none."""
-    complete = (folder for folder in reversed(_checkpoints(run)) if incomplete_reason(folder) is None)
-    return next(complete, None)
+    return next((folder for folder in _checkpoints(run) if incomplete_reason(folder) is None), None)
 
 
 def incomplete_reason(folder: Path) -> str | None:
-    """Why a folder is no complete checkpoint, in words; None for one that is."""
+    """Returns the reason why a folder is no complete checkpoint, or None."""
     if not folder.is_dir():
         return "there is no such folder"
     try:
         listed = json.loads((folder / COMPLETE).read_text())
         files, checksums = listed["files"], listed.get("checksums", {})
     except FileNotFoundError:
-        return NOT_OURS
+        return (
+            f"it has no {COMPLETE}, so that it was not written to its end, or not by this package. Resume from another one; its "
+            "weights alone, if they are whole, are a model for model_name_or_path"
+        )
     except (ValueError, KeyError, TypeError):
         return f"its {COMPLETE} is damaged"
     for name, size in files.items():
@@ -113,19 +114,14 @@ def incomplete_reason(folder: Path) -> str | None:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    """Folders with a checkpoint's name, by step."""
-    matches = [(_CHECKPOINT.fullmatch(path.name), path) for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
+    """Folders with a checkpoint's name, the latest step first."""
+    steps = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in run.glob("*")}
+    return sorted((path for path in steps if steps[path]), key=lambda path: -int(steps[path][1]))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _flush(path: Path) -> None:
+def _flush(*paths: Path) -> None:
     """Without it, a machine that goes down may keep the name and lose the bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
-    finally:
         os.close(handle)
