@@ -16,7 +16,7 @@ from ..modeling import (
     shared_prefill_unsupported_reason,
     token_ratio,
 )
-from ..trainers.forward_selector import PAYS_FROM
+from ..modeling.forward_selector import PAYS_FROM
 from .memory import Batch, MemoryPart, World, memory_parts, optimizer_states, peak
 from .skeleton import other_models_size, policy_skeleton, quantised_bits
 

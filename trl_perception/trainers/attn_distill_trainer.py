@@ -29,11 +29,11 @@ from ..modeling import (
 )
 from ..modeling.adapters import require_untouched_base
 from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
+from ..modeling.teacher import check_teacher, freeze_teacher, load_teacher
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from .attn_distill_config import AttnDistillConfig
 from .grpo_video_trainer import GRPOVideoTrainer
 from .ral_trainer import RALTrainer, refuse_reentrant
-from .teacher import check_teacher, load_teacher, prepare_teacher
 
 
 class AttnDistillTrainer(GRPOVideoTrainer):
@@ -109,7 +109,8 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         if self.teacher is not None:
             check_teacher(self.teacher, policy, self._tokenizer)
             add_fused_lm_head(self.teacher, temperature=self.temperature)
-            self.teacher = prepare_teacher(self.teacher, self.accelerator, self._sharding, options.position_rule)
+            teacher = freeze_teacher(self.teacher, options.position_rule)
+            self.teacher = self._sharding.place_frozen(teacher, "the teacher")
             self.share_model(self.teacher)
             self.keeps_pixels = True
         elif not hasattr(policy, "peft_config"):

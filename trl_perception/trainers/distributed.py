@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
+from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ..modeling import Head, OneTowerRun, base_model, gather_lm_head, head_is_sharded, head_of
 from ..modeling.activation_checkpointing import without_checkpointing
@@ -161,6 +162,15 @@ class Sharding:
             raise ValueError(f"fsdp_version is {version}; set it to 2 in the accelerate configuration.")
         if references:
             self.require_weights_everywhere(f"the reference model (beta is {args.beta:g})")
+
+    def place_frozen(self, model: nn.Module, name: str) -> nn.Module:
+        """A model without gradient, placed or sharded as TRL does it with a reference model; `name` is for the error."""
+        if self.deepspeed:
+            return prepare_deepspeed(model, self.accelerator)
+        if self.fsdp:
+            self.require_weights_everywhere(name)
+            return prepare_fsdp(model, self.accelerator)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def require_weights_everywhere(self, model: str) -> None:
         """Errors: ValueError where FSDP loads weights on the first process only and nobody sends this model's to the others."""

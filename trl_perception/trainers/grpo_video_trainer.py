@@ -39,6 +39,7 @@ from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
+from ..data.training_checks import check_datasets, left_out_of_an_epoch, require_prompts
 from ..media import PromptPreparer, VisualInputs, has_visual_grids
 from ..modeling import (
     AttentionTap,
@@ -67,6 +68,7 @@ from ..modeling.adapters import (
     telling_of_missing_layers,
     without_dropout,
 )
+from ..modeling.forward_selector import ForwardSelector
 from ..modeling.freezing import freeze_vision
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
@@ -75,17 +77,9 @@ from ..reports.card_facts import Origin
 from .credit import Groups, attach_signals, validate_penalty, validate_token_weights, weigh_tokens
 from .distributed import Sharding, scheduler_of
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
-from .forward_selector import ForwardSelector
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import (
-    averaged_credit,
-    check_datasets,
-    left_out_of_an_epoch,
-    refuse_vllm,
-    require_prompts,
-    require_trainable,
-)
+from .refusals import averaged_credit, refuse_vllm, require_trainable
 from .rewards import RewardChecks, distinct, require_scored
 from .rollout import RolloutBuilder, are_groups, leave_out, prompt_for_rewards
 
@@ -343,7 +337,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             refusal = "TRL prepares these prompts (tools, an environment or a processor without grids)"
         elif options.torch_compile:
             refusal = "torch_compile cannot trace a packed row's mask"
-        self._forwards = ForwardSelector(self.model, options, refusal)
+        self._forwards = ForwardSelector(self.model, options.group_forward, refusal)
         elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
         self._prefills = options.shared_prefill and not elsewhere
         if self._prefills and (reason := shared_prefill_unsupported_reason(self.model, self.generation_config)):

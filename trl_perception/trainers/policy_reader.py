@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..batch import Group, Scores
 from ..media import VisualInputs, check_placeholders
 from ..modeling import AttentionTap, HiddenTap, LayerAttention, TokenStates, View
+from ..modeling.forward_selector import ForwardSelector
 from .distributed import CollectiveScheduler
-from .forward_selector import ForwardSelector
 
 AttentionReduce = Callable[[Sequence[LayerAttention], Tensor], Tensor]
 Taps = dict[str, AttentionTap | HiddenTap]

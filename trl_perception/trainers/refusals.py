@@ -1,69 +1,13 @@
-"""What a trainer refuses or says before it samples: rows without prompts, rows too few, media that would be lost."""
+"""Settings that a trainer refuses or warns of before it samples."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate.logging import get_logger
-from datasets import Dataset
 from torch import nn
-from transformers import ProcessorMixin
 
-from ..data.row_check import check_rows
-from ..media import MediaSettings, has_visual_grids, media_columns
-from ..rewards import solution_check
-
-# Arguments of a reward function that TRL passes beside the columns.
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+from ..media import has_visual_grids
 
 logger = get_logger(__name__)
-
-
-def require_prompts(dataset: Any) -> None:
-    """Refuse a dataset without a prompt column, or with one that would shadow an argument of rewards, before its first batch.
-
-    Errors: ValueError naming the columns found.
-    """
-    if isinstance(dataset, dict):
-        for part in dataset.values():
-            require_prompts(part)
-        return
-    columns = getattr(dataset, "column_names", None)
-    if reserved := sorted({*RESERVED} & {*(columns or ())}):
-        raise ValueError(
-            f"The dataset has a column {reserved[0]!r}, which is an argument that TRL passes to every reward function: its values "
-            "would be lost. Rename the column."
-        )
-    if columns and "prompt" not in columns:
-        raise ValueError(
-            f"The dataset has columns {sorted(columns)} and no 'prompt'. Rename the column that holds the messages to "
-            "'prompt', or make rows of questions and answers with `trl-perception prepare`."
-        )
-
-
-def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Look at every row of map-style data once (see [`check_rows`]); warn of rows that `on_bad_media="skip"` will leave out.
-
-    Errors: ValueError with a table of all that is wrong.
-    """
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    data = {
-        "training data": train_dataset,
-        **{f"evaluation data {name}".strip(): rows for name, rows in evaluated.items()},
-    }
-    media = MediaSettings(args.video_settings, args.image_min_pixels, args.image_max_pixels, args.media_limits)
-    rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    for title, rows in data.items():
-        if not isinstance(rows, Dataset) or rows.format["type"] == "custom":  # a stream, or rows made as they are read
-            continue
-        table = check_rows(
-            rows,
-            title=title,
-            skip_missing=args.on_bad_media == "skip",
-            settings=media.request,
-            solutions=solution_check(rewards),
-        )
-        if table:
-            logger.warning(table)
 
 
 def require_trainable(model: nn.Module) -> None:
@@ -85,63 +29,6 @@ def refuse_vllm(processor: Any) -> None:
             f"use_vllm=True is not supported with the prompts of {type(processor).__name__}, whose images and videos are prepared "
             "here. Set use_vllm=False."
         )
-
-
-def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | None:
-    """TRL's sampler makes whole rollouts and leaves out the rest of an epoch; this says so. None where nothing is left.
-
-    Args:
-        rows: of the data set. prompts: of a rollout, over all processes. shuffled: whether each epoch has its own order.
-    Errors: ValueError where the rows make no rollout at all.
-    """
-    change = "per_device_train_batch_size or steps_per_generation"
-    if rows < prompts:
-        raise ValueError(
-            f"The training data have {rows} prompts and a rollout takes {prompts}: nothing would be trained. Lower {change}, "
-            "raise num_generations, or give more rows."
-        )
-    if not (rest := rows % prompts):
-        return None
-    which = "others each time" if shuffled else "always the last ones, since shuffle_dataset is False"
-    return (
-        f"An epoch leaves out {rest} of {rows:,} prompts ({which}): a rollout takes {prompts} of them. Change {change} so that "
-        "rollouts come out even, if that matters."
-    )
-
-
-def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
-    """Where TRL prepares the prompts itself, a video would be lost between rollout and update, and with a tokenizer alone
-    an image as well.
-
-    Errors: ValueError for the first row with such a medium, naming what stands in its way.
-    """
-    for row in rows:
-        prompt = row.get("prompt")
-        blocks = [
-            block
-            for message in (prompt if isinstance(prompt, list) else [])
-            if isinstance(message.get("content"), list)
-            for block in message["content"]
-        ]
-        media = {
-            kind: columns or any(block.get("type") == kind for block in blocks)
-            for kind, columns in media_columns(row).items()
-        }
-        if media["image"] and not isinstance(processor, ProcessorMixin):
-            raise ValueError(
-                f"The prompt has an image, and the processing_class is a {type(processor).__name__}, which reads text alone. "
-                "Pass the model's processor (AutoProcessor.from_pretrained), or leave images out."
-            )
-        if media["video"]:
-            obstacle = (
-                "tools, environments or a rollout_func"
-                if has_visual_grids(processor)
-                else f"{type(processor).__name__}, which does not describe videos as grids"
-            )
-            raise ValueError(
-                f"The prompt has a video, and videos are not supported with {obstacle}. Use a Qwen-VL processor without "
-                "tools, environments and rollout_func, or leave videos out."
-            )
 
 
 def averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> str | None:

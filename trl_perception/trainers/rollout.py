@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..batch import REPEATED, MicroBatch, Rollout, unprepared
+from ..data.training_checks import refuse_media_lost
 from ..media import MEDIA_COLUMNS, PreparedPrompt, PromptPreparer, VisualInputs
 from .distributed import over_processes
-from .refusals import refuse_media_lost
 
 
 class RolloutBuilder:

@@ -11,8 +11,8 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from ..media import VisualInputs
-from ..modeling import group_forward, packing_unsupported_reason, row_forward, shared_runs, token_ratio
-from .grpo_video_config import GRPOVideoConfig
+from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio
+from .row_forward import row_forward
 
 logger = get_logger(__name__)
 
@@ -24,13 +24,14 @@ class ForwardSelector:
     """Chooses between the plain forward and the group forward, once a rollout and alike on every process.
 
     Args:
-        model: the policy. config: its `group_forward`.
+        model: the policy.
+        mode: "on", "off", or "auto" to pack where it pays.
         refusal: a reason of the trainer's own against packing, or None.
     Errors: ValueError for `group_forward="on"` where rows cannot be packed.
     """
 
-    def __init__(self, model: nn.Module, config: GRPOVideoConfig, refusal: str | None = None):
-        self.mode = config.group_forward
+    def __init__(self, model: nn.Module, mode: str, refusal: str | None = None):
+        self.mode = mode
         self.packs = self.mode == "on"
         self._keeps_its_choice = False
         reason = refusal or packing_unsupported_reason(model) if self.mode != "off" else None

@@ -1,25 +1,21 @@
-"""The teacher of a distillation: loaded, checked against the student, frozen and placed as TRL places a reference model."""
+"""The teacher of a distillation: loaded, checked against the student, frozen."""
 
 from typing import Any
 
-from accelerate import Accelerator
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
-from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import create_model_from_path
 
 from ..assets import model_path
-from ..modeling import apply_position_rule, base_model
-from ..modeling.quantization import quantization_of_teacher
-from .attn_distill_config import AttnDistillConfig
-from .distributed import Sharding
+from .head import base_model
+from .positions import apply_position_rule
+from .quantization import quantization_of_teacher
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
 SAME_IDS = ("image_token_id", "video_token_id")
 
 
-def load_teacher(config: AttnDistillConfig, student: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
-    """The teacher that the configuration names.
+def load_teacher(config: Any, student: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    """The teacher that the configuration names, an [`AttnDistillConfig`].
 
     Errors: ValueError where its tokenizer is another one than the student's.
     """
@@ -59,19 +55,11 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel, tokenizer:
             raise ValueError(f"The {who}'s head has {size} tokens, the tokenizer {len(tokenizer)}: they do not fit.")
 
 
-def prepare_teacher(
-    teacher: PreTrainedModel, accelerator: Accelerator, sharding: Sharding, position_rule: str
-) -> nn.Module:
-    """Frozen, in evaluation mode, without dropout, with the student's positions, placed or sharded as TRL's reference model."""
+def freeze_teacher(teacher: PreTrainedModel, position_rule: str) -> PreTrainedModel:
+    """The teacher without gradient and dropout, in evaluation mode, with the student's positions."""
     apply_position_rule(teacher, position_rule)
     teacher.requires_grad_(False)
-    teacher.eval()
-    if sharding.deepspeed:
-        return prepare_deepspeed(teacher, accelerator)
-    if sharding.fsdp:
-        sharding.require_weights_everywhere("the teacher")
-        return prepare_fsdp(teacher, accelerator)
-    return accelerator.prepare_model(teacher, evaluation_mode=True)
+    return teacher.eval()
 
 
 def _require_same(name: str, student: Any, teacher: Any) -> None:
