@@ -1,10 +1,10 @@
 """Configuration of APPO."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..objectives.appo import STRATEGIES
 from .grpo_video_config import GRPOVideoConfig
-from .options import require_choice, require_positive, require_range, take_preset
+from .options import documented, require_choice, require_positive, require_range, take_preset
 
 ANY_SUCCESS = 1e-30  # r >= it stands for the release's r > 0
 PRESETS = {
@@ -27,6 +27,7 @@ PRESETS = {
 }
 
 
+@documented
 @dataclass
 class APPOConfig(GRPOVideoConfig):
     """
@@ -69,52 +70,20 @@ class APPOConfig(GRPOVideoConfig):
             Name of the reward function that decides about success. `None` takes the one with "accuracy" in its name.
     """
 
-    preset: str = field(
-        default="paper",
-        metadata={
-            "help": "'paper' or 'release': where loss_type, tokens_per_frame, reward_threshold, strategy, divergence and "
-            "missing_ranks come from where they are not set."
-        },
-    )
-    loss_type: str | None = field(
-        default=None, metadata={"help": "TRL's loss type: 'dapo' (preset paper) or 'bnpo' (release)."}
-    )
-    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip range; the paper's 0.28."})
-    attention_layers: int = field(default=3, metadata={"help": "L, the last full-attention layers that are read."})
-    top_tokens: int = field(default=15, metadata={"help": "K1, tokens whose attention to a frame is averaged."})
-    top_frames: int = field(default=3, metadata={"help": "K2, frames that each completion votes for."})
-    tokens_per_frame: int | None = field(
-        default=None,
-        metadata={
-            "help": "K3, perception tokens of each completion and selected frame: 64 (preset paper), 128 (release)."
-        },
-    )
-    reward_threshold: float | None = field(
-        default=None,
-        metadata={"help": "tau, accuracy of a success: from 0.5 (preset paper), or any above 0 (release)."},
-    )
-    strategy: str | None = field(
-        default=None,
-        metadata={
-            "help": "Frames: 'soft', voted for by successes (preset paper); 'hard', and by no failure; 'all', by anyone "
-            "(release); 'soft_or_all', by anyone where nobody succeeds."
-        },
-    )
-    alpha: float = field(default=0.7, metadata={"help": "The largest weight is 1 + alpha. 0 is GRPO."})
-    divergence: str | None = field(
-        default=None, metadata={"help": "'kl' as defined (preset paper), or 'release', the released code's."}
-    )
-    missing_ranks: str | None = field(
-        default=None,
-        metadata={"help": "A completion without a rank: 'skip' it (preset paper) or take it as 'uniform' (release)."},
-    )
-    normalizer: str = field(default="groups", metadata={"help": "'groups' (release) or 'frames' (the paper's 1/K)."})
-    accuracy_reward: str | None = field(
-        default=None,
-        metadata={
-            "help": "Reward function that decides about success. None takes the one with 'accuracy' in its name."
-        },
-    )
+    preset: str = "paper"
+    loss_type: str | None = None
+    epsilon_high: float | None = 0.28
+    attention_layers: int = 3
+    top_tokens: int = 15
+    top_frames: int = 3
+    tokens_per_frame: int | None = None
+    reward_threshold: float | None = None
+    strategy: str | None = None
+    alpha: float = 0.7
+    divergence: str | None = None
+    missing_ranks: str | None = None
+    normalizer: str = "groups"
+    accuracy_reward: str | None = None
 
     def __post_init__(self):
         take_preset(self, PRESETS)

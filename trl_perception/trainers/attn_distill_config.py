@@ -1,12 +1,13 @@
 """Configuration of On-Policy Attention Distillation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from .options import require_choice, require_positive, require_range
+from .options import documented, require_choice, require_positive, require_range
 from .ral_config import AttentionPolicyConfig
 
 
+@documented
 @dataclass
 class AttnDistillConfig(AttentionPolicyConfig):
     """
@@ -38,28 +39,17 @@ class AttnDistillConfig(AttentionPolicyConfig):
             over the completions of the step.
     """
 
-    teacher_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "The teacher: name, path or embedded model. None with an adapter takes the policy's base."},
-    )
-    teacher_model_revision: str | None = field(default=None, metadata={"help": "The teacher's revision on the Hub."})
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained."}
-    )
-    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bit (bitsandbytes)."})
-    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bit (bitsandbytes)."})
-    grpo_weight: float = field(default=1.0, metadata={"help": "Weight of the GRPO loss. 0 is pure distillation."})
-    gkd_weight: float = field(
-        default=1.0, metadata={"help": "mu, weight of the divergence of next-token distributions."}
-    )
-    gkd_mix: float = field(
-        default=1.0, metadata={"help": "0 KL(teacher || student), 1 KL(student || teacher), between generalised JSD."}
-    )
-    gkd_temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions."})
-    attn_distill_weight: float = field(default=0.5, metadata={"help": "gamma, weight of the attention term."})
-    attn_reduction: str = field(
-        default="mean", metadata={"help": "'mean' over tokens, or the paper's 'sum' over a completion's."}
-    )
+    teacher_model_name_or_path: str | None = None
+    teacher_model_revision: str | None = None
+    teacher_model_init_kwargs: dict[str, Any] | str | None = None
+    teacher_load_in_4bit: bool = False
+    teacher_load_in_8bit: bool = False
+    grpo_weight: float = 1.0
+    gkd_weight: float = 1.0
+    gkd_mix: float = 1.0
+    gkd_temperature: float = 1.0
+    attn_distill_weight: float = 0.5
+    attn_reduction: str = "mean"
 
     _VALID_DICT_FIELDS = [*AttentionPolicyConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]  # noqa: RUF012
 

@@ -1,6 +1,6 @@
 """Configuration of video GRPO: TRL's `GRPOConfig` and what media need."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -9,8 +9,10 @@ from trl import GRPOConfig
 from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
 from ..modeling import check_position_rule
 from ..modeling.activation_checkpointing import unify_checkpointing_names
+from .options import documented
 
 
+@documented
 @dataclass
 class GRPOVideoConfig(GRPOConfig):
     """
@@ -88,136 +90,39 @@ class GRPOVideoConfig(GRPOConfig):
             Most seconds that a call of a reward function may take. `None` sets no limit.
     """
 
-    video_fps: float = field(default=2.0, metadata={"help": "Frames sampled per second of video."})
-    video_min_frames: int = field(default=4, metadata={"help": "Fewest frames sampled from a clip that has as many."})
-    video_max_frames: int = field(default=768, metadata={"help": "Most frames sampled from a clip."})
-    video_min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels of a frame. None takes the processor's own limit."}
-    )
-    video_max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of a frame. None takes the processor's own limit."}
-    )
-    video_total_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of a clip over all its frames. None takes qwen-vl-utils' limit."}
-    )
-    image_min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels of an image. None takes the processor's own limit."}
-    )
-    image_max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of an image. None takes the processor's own limit."}
-    )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longest prompt in tokens, visual tokens included. A longer one follows on_bad_media; it is never "
-            "cut. None for no limit."
-        },
-    )
-    on_bad_media: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with a sample that cannot be decoded or is too long: 'error' stops and names it, "
-            "'skip' leaves it out of loss and rewards and counts it in media/skipped.",
-        },
-    )
-    check_rows: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether every row is looked at once before the model is loaded: messages, media and their settings, missing "
-            "files, solutions. Nothing is decoded."
-        },
-    )
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "Whether the loader of rows, which hold no tensors, pins memory."}
-    )
-    media_workers: int | None = field(
-        default=None, metadata={"help": "Threads that decode media. None takes one a core, at most 8."}
-    )
-    media_cache_mb: int = field(
-        default=1024, metadata={"help": "Memory for decoded media that may be seen again, in MiB per process."}
-    )
-    media_max_pixels: int = field(
-        default=MediaLimits.max_pixels,
-        metadata={"help": "Most pixels of an image or a frame as it is stored. A larger one follows on_bad_media."},
-    )
-    media_max_frames: int = field(
-        default=MediaLimits.max_frames,
-        metadata={"help": "Most frames of a clip, declared or met. A longer one follows on_bad_media."},
-    )
-    media_timeout: float = field(
-        default=MediaLimits.timeout,
-        metadata={"help": "Most seconds for one medium, download included. A slower one follows on_bad_media."},
-    )
-    position_rule: str = field(
-        default="released",
-        metadata={
-            "help": "Where text behind a video starts in Qwen2-VL and Qwen2.5-VL: 'released', at the largest position of the "
-            "video + 1, or 'transformers', as transformers 5 has it."
-        },
-    )
-    freeze_vision_tower: bool = field(default=False, metadata={"help": "Whether the vision encoder keeps its weights."})
-    freeze_merger: bool = field(
-        default=False, metadata={"help": "Whether the projector from vision features to embeddings keeps its weights."}
-    )
+    video_fps: float = 2.0
+    video_min_frames: int = 4
+    video_max_frames: int = 768
+    video_min_pixels: int | None = None
+    video_max_pixels: int | None = None
+    video_total_pixels: int | None = None
+    image_min_pixels: int | None = None
+    image_max_pixels: int | None = None
+    max_prompt_length: int | None = None
+    on_bad_media: str = "error"
+    check_rows: bool = True
+    dataloader_pin_memory: bool = False
+    media_workers: int | None = None
+    media_cache_mb: int = 1024
+    media_max_pixels: int = MediaLimits.max_pixels
+    media_max_frames: int = MediaLimits.max_frames
+    media_timeout: float = MediaLimits.timeout
+    position_rule: str = "released"
+    freeze_vision_tower: bool = False
+    freeze_merger: bool = False
 
-    group_forward: str = field(
-        default="auto",
-        metadata={
-            "help": "Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: "
-            "'on', 'off', or 'auto', where the model allows it and the tokens it saves are worth it."
-        },
-    )
-    shared_prefill: bool = field(
-        default=True,
-        metadata={"help": "Whether generation reads each distinct prompt once, where the model allows it."},
-    )
-    reuse_vision_features: bool = field(
-        default=True,
-        metadata={"help": "Whether a frozen vision tower sees each medium once a rollout, serving every forward."},
-    )
-    hub_strategy: str = field(
-        default="end",
-        metadata={
-            "help": "When a run that is pushed to the Hub is: 'end', or as in transformers ('every_save', 'checkpoint', "
-            "'all_checkpoints'), which then uploads whatever lies in the output folder while training goes on."
-        },
-    )
+    group_forward: str = "auto"
+    shared_prefill: bool = True
+    reuse_vision_features: bool = True
+    hub_strategy: str = "end"
 
-    dynamic_sampling: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether groups whose completions all earn the same reward, and groups left out for their media, are "
-            "replaced by groups of other prompts."
-        },
-    )
-    dynamic_sampling_rounds: int = field(
-        default=3, metadata={"help": "Most rounds of sampling again; groups that still lack spread then stay."}
-    )
-    report_every: int | None = field(
-        default=None,
-        metadata={
-            "help": "Every how many optimisation steps a few groups are kept with their signals under "
-            "OUTPUT_DIR/rollouts, for `trl-perception report`. None keeps none."
-        },
-    )
-    report_groups: int = field(default=4, metadata={"help": "How many groups are kept at a time, over all processes."})
-    on_nonfinite: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with a reward, a loss or a gradient that is NaN or infinite: 'error' stops and writes a dump "
-            "under OUTPUT_DIR/nonfinite, 'skip' leaves out the group of such a reward (nonfinite/rewards) and the "
-            "optimisation step of such a loss or gradient (nonfinite/skipped)."
-        },
-    )
-    max_nonfinite_skips: int = field(
-        default=5,
-        metadata={
-            "help": "Most optimisation steps in a row that on_nonfinite='skip' leaves out; one more is an error."
-        },
-    )
-    reward_timeout: float | None = field(
-        default=None, metadata={"help": "Most seconds that a call of a reward function may take. None sets no limit."}
-    )
+    dynamic_sampling: bool = False
+    dynamic_sampling_rounds: int = 3
+    report_every: int | None = None
+    report_groups: int = 4
+    on_nonfinite: str = "error"
+    max_nonfinite_skips: int = 5
+    reward_timeout: float | None = None
 
     def __post_init__(self):
         if self.generation_batch_size is None:  # TRL's own refusal names what nobody set

@@ -1,9 +1,9 @@
 """Configuration of Video-KTR."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .grpo_video_config import GRPOVideoConfig
-from .options import require_choice, require_range, take_preset
+from .options import documented, require_choice, require_range, take_preset
 
 PRESETS = {
     "paper": {
@@ -21,6 +21,7 @@ PRESETS = {
 }
 
 
+@documented
 @dataclass
 class KTRConfig(GRPOVideoConfig):
     """
@@ -50,51 +51,16 @@ class KTRConfig(GRPOVideoConfig):
             Whether the KL term covers kept tokens only (preset release). Goes with `key_token_normalizer="kept"`.
     """
 
-    visual_keep_ratio: float = field(
-        default=0.2,
-        metadata={
-            "help": "Share of completion tokens, in [0, 1], kept for their visual dependency. 1.0 is plain GRPO."
-        },
-    )
-    temporal_keep_ratio: float = field(
-        default=0.2,
-        metadata={"help": "Share of completion tokens, in [0, 1], kept for their dependency on the order of frames."},
-    )
-    entropy_keep_ratio: float = field(
-        default=0.2, metadata={"help": "Share of completion tokens, in [0, 1], kept for their entropy."}
-    )
-    preset: str = field(
-        default="paper",
-        metadata={
-            "help": "'paper': |difference|, share of a completion; 'release': signed, quantile of the group, and the "
-            "release's shuffle, masked_view_positions, key_token_normalizer and mask_kl where they are not set."
-        },
-    )
-    visual_view: str = field(
-        default="masked",
-        metadata={"help": "The visual signal compares with visual tokens 'masked' (release) or 'zeroed' (paper)."},
-    )
-    weighting: str = field(
-        default="hard", metadata={"help": "'hard', or 'softmax', 'sigmoid', 'linear', 'exponential' (ablation)."}
-    )
-    shuffle: str | None = field(
-        default=None,
-        metadata={"help": "What the shuffled view permutes: 'grid' cells (preset paper) or raw 'frames' (release)."},
-    )
-    masked_view_positions: str | None = field(
-        default=None,
-        metadata={"help": "Positions of the masked view: 'original' (preset paper) or 'recompute' (release)."},
-    )
-    key_token_normalizer: str | None = field(
-        default=None,
-        metadata={"help": "Denominator of a completion: its 'length' (preset paper) or 'kept' tokens (release)."},
-    )
-    mask_kl: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Whether the KL term covers kept tokens only (preset release); with key_token_normalizer 'kept'."
-        },
-    )
+    visual_keep_ratio: float = 0.2
+    temporal_keep_ratio: float = 0.2
+    entropy_keep_ratio: float = 0.2
+    preset: str = "paper"
+    visual_view: str = "masked"
+    weighting: str = "hard"
+    shuffle: str | None = None
+    masked_view_positions: str | None = None
+    key_token_normalizer: str | None = None
+    mask_kl: bool | None = None
 
     def __post_init__(self):
         take_preset(self, PRESETS)
@@ -124,4 +90,4 @@ class KTRConfig(GRPOVideoConfig):
                 f"loss_type='grpo' and weighting='hard', found {self.loss_type!r} and {self.weighting!r}."
             )
 
-    loss_type: str = field(default="grpo", metadata={"help": "TRL's loss type; the paper's is a mean per completion."})
+    loss_type: str = "grpo"

@@ -1,7 +1,20 @@
-"""Checks of configuration fields: what was found, what is wanted."""
+"""Configuration fields: their help, and checks that say what was found and what is wanted."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
+
+_ENTRY = re.compile(r"^        (\w[\w, ]*) \(.*\):\n((?: {12}.*\n)+)", re.MULTILINE)
+
+
+def documented(config: type) -> type:
+    """Class decorator of a dataclass: the entry of a field under "Parameters:" is its help on the command line as well."""
+    entries = {name: text for names, text in _ENTRY.findall(config.__doc__) for name in names.split(", ")}
+    for of_field in fields(config):
+        if of_field.name in entries:
+            of_field.metadata = {**of_field.metadata, "help": " ".join(entries[of_field.name].split())}
+    return config
 
 
 def require_positive(config: Any, name: str) -> None:

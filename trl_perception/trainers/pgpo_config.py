@@ -1,11 +1,12 @@
 """Configuration of PGPO."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .grpo_video_config import GRPOVideoConfig
-from .options import require_choice, require_positive, require_range
+from .options import documented, require_choice, require_positive, require_range
 
 
+@documented
 @dataclass
 class PGPOConfig(GRPOVideoConfig):
     """
@@ -33,29 +34,16 @@ class PGPOConfig(GRPOVideoConfig):
             Largest weight; the rest is normalised again.
     """
 
-    loss_type: str = field(default="dapo", metadata={"help": "TRL's loss type; the paper trains with DAPO."})
-    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip range; the paper's 0.28."})
-    dependency: str = field(
-        default="k3",
-        metadata={"help": "'k3', estimated from the sampled token, or 'kl', exact over the vocabulary."},
-    )
-    dependency_clamp: float | None = field(
-        default=10.0, metadata={"help": "Largest k3 value, in nats. None is the literal paper."}
-    )
-    dependency_threshold: float = field(
-        default=0.4, metadata={"help": "tau, normalised dependency in [0, 1] from which a token is amplified."}
-    )
-    threshold_mode: str = field(
-        default="absolute", metadata={"help": "'absolute', or 'quantile' of the completion's tokens."}
-    )
-    visual_boost: float = field(
-        default=2.0, metadata={"help": "The paper's beta: the most visual token weighs 1 + visual_boost."}
-    )
-    weight_floor: float = field(default=0.0, metadata={"help": "Smallest weight before normalisation."})
-    conserve_mass: bool = field(
-        default=True, metadata={"help": "Whether the weights of a completion sum to its length."}
-    )
-    max_weight: float | None = field(default=None, metadata={"help": "Largest weight; the rest is normalised again."})
+    loss_type: str = "dapo"
+    epsilon_high: float | None = 0.28
+    dependency: str = "k3"
+    dependency_clamp: float | None = 10.0
+    dependency_threshold: float = 0.4
+    threshold_mode: str = "absolute"
+    visual_boost: float = 2.0
+    weight_floor: float = 0.0
+    conserve_mass: bool = True
+    max_weight: float | None = None
 
     def __post_init__(self):
         super().__post_init__()

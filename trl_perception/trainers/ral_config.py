@@ -1,11 +1,12 @@
 """Configuration of RAL and of what it shares with attention distillation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .grpo_video_config import GRPOVideoConfig
-from .options import require_choice, require_positive, require_range
+from .options import documented, require_choice, require_positive, require_range
 
 
+@documented
 @dataclass
 class AttentionPolicyConfig(GRPOVideoConfig):
     """
@@ -20,13 +21,9 @@ class AttentionPolicyConfig(GRPOVideoConfig):
             Over which keys a row is renormalised: `"all"` earlier ones, or the prompt's `"visual"` ones.
     """
 
-    attn_layers: int = field(default=1, metadata={"help": "Last full-attention layers whose rows are averaged."})
-    attn_query: str = field(
-        default="token", metadata={"help": "Whose row: the 'token's own, or its 'predictor's, the position before it."}
-    )
-    attn_keys: str = field(
-        default="all", metadata={"help": "Keys of a row: 'all' earlier ones, or the prompt's 'visual' ones."}
-    )
+    attn_layers: int = 1
+    attn_query: str = "token"
+    attn_keys: str = "all"
 
     def __post_init__(self):
         super().__post_init__()
@@ -35,6 +32,7 @@ class AttentionPolicyConfig(GRPOVideoConfig):
         require_choice(self, "attn_keys", ("all", "visual"))
 
 
+@documented
 @dataclass
 class RALConfig(AttentionPolicyConfig):
     """
@@ -51,14 +49,9 @@ class RALConfig(AttentionPolicyConfig):
             TRL's setting, on by default here: the term compares two forwards of one model, and would measure dropout.
     """
 
-    attn_weight: float = field(default=1.0, metadata={"help": "lambda, weight of the attention term. 0 is GRPO."})
-    attn_reference: str = field(
-        default="old",
-        metadata={"help": "What the term compares with: the policy at rollout time 'old', or model 'ref'."},
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "No dropout in the model (lora_dropout too), which the term would measure."}
-    )
+    attn_weight: float = 1.0
+    attn_reference: str = "old"
+    disable_dropout: bool = True
 
     def __post_init__(self):
         super().__post_init__()
