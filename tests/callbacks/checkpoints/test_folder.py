@@ -99,8 +99,9 @@ def test_a_complete_one_that_was_moved_away_comes_back(saved, tmp_path, caplog):
     (folder / "checkpoint-4").rename(folder / UNFINISHED / "replaced-checkpoint-4")
     shutil.copytree(folder / "checkpoint-2", folder / UNFINISHED / "checkpoint-4")
     clear_unfinished(folder)
-    said = [record.message.split(" ")[1:4] for record in caplog.records if record.name.endswith("folder")]
-    assert said == [["checkpoint-4", "of", f"{folder},"], ["is", "in", "its"]]
+    removed, returned = (record.message for record in caplog.records if record.name.endswith("folder"))
+    assert removed.endswith(f"Removed checkpoint-4 of {folder}, which was not finished.")
+    assert f"{folder}/checkpoint-4 is in its place again" in returned
     assert incomplete_reason(folder / "checkpoint-4") is None
     assert json.loads((folder / "checkpoint-4" / "run.json").read_text())["step"] == 4
     assert not (folder / UNFINISHED).exists()
