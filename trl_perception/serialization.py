@@ -1,12 +1,18 @@
 """Nested values of a rollout as JSON and tensors, and back: nothing is pickled, and nothing is run when it is read."""
 
+import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .batch import Group
@@ -138,3 +144,70 @@ class _Reader:
             values = {name: self.value(item) for name, item in stored["fields"].items()}
             self._made[index] = OBJECTS[stored["class"]](**values)
         return self._made[index]
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of all random generators that a loss may draw from."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators back to where [`random_state`] found them."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def write_dump(folder: str | os.PathLike, values: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write nested values (tensors, lists, dictionaries, what a rollout is made of) and facts for a reader.
+
+    Objects that have no place in it are named in `facts.json` under `not_kept`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    not_kept: list[str] = []
+    stored, tensors = store(values, unknown=not_kept)
+    save_file(tensors, folder / "tensors.safetensors")
+    _write_json(folder / "inputs.json", {**stored, "not_kept": not_kept})
+    _write_json(folder / "facts.json", readable({**facts, "not_kept": not_kept}))
+
+
+def read_dump(folder: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The values that [`write_dump`] wrote, with one object wherever there was one.
+
+    Errors: ValueError where something of them could not be written.
+    """
+    folder = Path(folder)
+    stored = json.loads((folder / "inputs.json").read_text())
+    if stored["not_kept"]:
+        raise ValueError(
+            f"{folder} lacks {', '.join(stored['not_kept'])}: a dump holds tensors, numbers, text, lists and dictionaries. "
+            "Let rollout_signals return tensors."
+        )
+    return restore(stored, load_file(folder / "tensors.safetensors"), device)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+
+
+@contextmanager
+def random_numbers_of(state: dict[str, Any], device: torch.device) -> Iterator[None]:
+    """Context manager in which the random generators are in a dumped state."""
+    before = random_state(device)
+    set_random_state(state, device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

@@ -1,13 +1,16 @@
 """Every private name of TRL that the base trainer uses, with the signature it was written against."""
 
 import inspect
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+import trl_perception
 from trl_perception.trainers import TRAINERS, GRPOVideoTrainer
 
 SIGNATURES = {
@@ -116,13 +119,63 @@ def test_a_checkpoint_is_pushed_in_one_place():
     assert "self._push_from_checkpoint(output_dir)" in inspect.getsource(Trainer._save_checkpoint)
 
 
-def test_what_saves_and_resumes_is_overridden_once():
-    names = ("train", "_save_checkpoint", "_get_output_dir", "_push_from_checkpoint", "_load_from_checkpoint")
-    names += ("_load_best_model", "_run_epoch", "get_eval_dataloader")
+class Recording(dict):
+    """A batch that keeps the names that are read, in their order."""
+
+    def __init__(self, *args, order):
+        super().__init__(*args)
+        self.order = order
+
+    def __getitem__(self, name):
+        self.order.append(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.order.append(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo"])
+def test_trls_loss_takes_the_scores_that_it_is_given(rows, make_trainer, monkeypatch, loss_type):
+    """`_compute_loss` passes scores in the model's place. It is void if TRL's loss does not ask for scores exactly once, with
+    that object, and before it reads the advantages; or if it uses the object for anything else, which then has no such
+    attribute.
+    """
+    trainer = make_trainer(rows["text"], max_steps=1, loss_type=loss_type)
+    batch, order = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))), []
+    scores = trainer._scores_of_update(trainer.model, batch, {})
+    monkeypatch.setattr(
+        trainer, "_get_per_token_logps_and_entropies", lambda model, *args, **kwargs: order.append(model) or scores
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    given = Recording(batch, order=order)
+    loss = GRPOTrainer._compute_loss(trainer, scores, given)
+    assert [entry for entry in order if entry is scores] == [scores]
+    assert next(place for place, entry in enumerate(order) if entry is scores) < order.index("advantages")
+    (weight,) = torch.autograd.grad(loss, scores.logps)
+    assert weight.abs().sum() > 0
+
+
+def test_the_trainer_has_one_parent_and_each_override_one_place():
+    assert GRPOVideoTrainer.__bases__ == (GRPOTrainer,)
+    theirs = {name for name, value in vars(GRPOTrainer).items() if inspect.isfunction(value)}
+    theirs |= {name for name, value in vars(Trainer).items() if inspect.isfunction(value)}
+    for trainer in {*TRAINERS.values()} - {GRPOVideoTrainer}:
+        assert trainer.__bases__ == (GRPOVideoTrainer,)
+        assert not theirs & vars(trainer).keys() - {"__init__"}
+
+
+def test_signatures_are_shown():
     for trainer in TRAINERS.values():
-        for name in names:
-            own = [cls for cls in trainer.__mro__ if cls.__module__.startswith("trl_perception") and name in vars(cls)]
-            assert own == [GRPOVideoTrainer], (trainer, name)
+        parameters = inspect.signature(trainer).parameters
+        assert {"model", "reward_funcs", "args", "train_dataset", "peft_config"} <= parameters.keys()
+        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def test_trainers_and_callbacks_stay_small():
+    folders = (Path(trl_perception.__file__).parent / name for name in ("trainers", "callbacks"))
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 4500
 
 
 def test_config_fields_that_decide_how_groups_are_cut():

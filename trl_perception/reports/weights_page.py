@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 # A pair that stays apart for colour-blind readers (Okabe and Ito), as R,G,B.
 MORE, LESS = "0,114,178", "230,159,0"
@@ -82,3 +83,21 @@ def weights_markdown(group: WeightedGroup) -> str:
 def _in_cell(text: str) -> str:
     """Text that stays in its cell of a Markdown table and means nothing there."""
     return text.translate({ord(sign): f"&#{ord(sign)};" for sign in "&\\`*_|<>[]#~"}).replace("\n", " ")
+
+
+def in_words(prompt: Any) -> Any:
+    """A prompt whose messages hold one string each, a medium being its kind in brackets."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{**message, "content": _words(message["content"])} for message in prompt]
+
+
+def prompt_text(prompt: Any) -> str:
+    """The words of a prompt in one string."""
+    return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in in_words(prompt))
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return " ".join(block["text"] if block["type"] == "text" else f"[{block['type']}]" for block in content or ())

@@ -93,3 +93,15 @@ def _verified(name: str, rewards: Any, arguments: Mapping[str, Any], keep_nonfin
 def _is_finite(value: Real) -> bool:
     """Whether a float can hold it: of an integer or a fraction beyond that, `math.isfinite` makes an error."""
     return abs(value) <= sys.float_info.max
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The same names, where one comes again with a number behind it: metrics, groups and records go by them."""
+    told: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in told:
+            number += 1
+            own = f"{name}_{number}"
+        told.append(own)
+    return told

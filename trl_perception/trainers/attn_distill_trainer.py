@@ -77,9 +77,6 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
-        tools: list[Callable] | None = None,
-        rollout_func: Callable | None = None,
-        environment_factory: Callable | dict[str, Callable] | None = None,
         teacher_model: PreTrainedModel | None = None,
     ):
         self.teacher = teacher_model
@@ -95,9 +92,6 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
         )
 
     def setup_method(self) -> None:

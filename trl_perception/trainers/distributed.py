@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -192,12 +191,6 @@ def empty_forward(model: nn.Module, *, accelerator: Accelerator, token_id: int) 
     ids = torch.full((1, 3), token_id, device=accelerator.device)
     with without_checkpointing(model), accelerator.autocast():
         model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True)
-
-
-def scheduler_of(sharding: Sharding, token_id: int) -> CollectiveScheduler:
-    """The scheduler of a run; `token_id` is what empty forwards read."""
-    forward = partial(empty_forward, accelerator=sharding.accelerator, token_id=token_id)
-    return CollectiveScheduler(sharding.accelerator, sharding.shards_parameters, forward)
 
 
 def _has_tower(model: nn.Module) -> bool:

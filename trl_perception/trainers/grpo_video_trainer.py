@@ -5,8 +5,8 @@ A training step is: rows -> rollout -> (forward -> credit -> loss) for each of i
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,13 +74,14 @@ from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
 from ..reports.card import CardFacts, complete_card, require_card_template
 from ..reports.card_facts import Origin
+from ..rewards.checked import distinct
 from .credit import Groups, attach_signals, validate_penalty, validate_token_weights, weigh_tokens
-from .distributed import Sharding, scheduler_of
+from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
 from .refusals import averaged_credit, refuse_vllm, require_trainable
-from .rewards import RewardChecks, distinct, require_scored
+from .rewards import RewardChecks, require_scored
 from .rollout import RolloutBuilder, are_groups, leave_out, prompt_for_rewards
 
 logger = get_logger(__name__)
@@ -115,8 +116,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "GRPO"
     config_class = GRPOVideoConfig
-    # The method's name in recipes.
-    method = "grpo"
+    method = "grpo"  # its name in recipes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A subclass without a name and a paper has its class's name and no paper: it is not its parent's method."""
@@ -345,16 +345,14 @@ class GRPOVideoTrainer(GRPOTrainer):
             logger.warning(f"Every completion prefills its own copy of the prompt: {reason}.")
         frozen = self._prepares_prompts and feature_reuse_unsupported_reason(self.model) is None
         self._reuses_features = options.reuse_vision_features and frozen
+        reason = ""
         if self._reuses_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            reason = "under FSDP and DeepSpeed it is not run outside the model"
+        elif self._reuses_features and self.ref_model and not same_frozen_tower(self.model, self.ref_model):
+            reason = "the reference model's has other weights, and features of its own"
+        if reason:
             self._reuses_features = False
-            logger.warning(
-                "The frozen vision tower is run in every forward: under FSDP and DeepSpeed it is not run outside the model."
-            )
-        if self._reuses_features and self.ref_model is not None and not same_frozen_tower(self.model, self.ref_model):
-            self._reuses_features = False
-            logger.warning(
-                "The frozen vision tower is run in every forward: the reference model's has other weights, and features of its own."
-            )
+            logger.warning(f"The frozen vision tower is run in every forward: {reason}.")
 
     def _setup_distributed(self) -> None:
         found = self.args.ddp_find_unused_parameters
@@ -362,7 +360,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._sharding.refuse_what_would_hang(
             self.model, self.args, sees=self._is_vlm, references=self.ref_model is not None
         )
-        self._collectives = scheduler_of(self._sharding, self._tokenizer.pad_token_id)
+        token = self._tokenizer.pad_token_id
+        run_empty = partial(empty_forward, accelerator=self.accelerator, token_id=token)
+        self._collectives = CollectiveScheduler(self.accelerator, self._sharding.shards_parameters, run_empty)
         self._tower_runs: list[OneTowerRun] = []
         self.share_model(self.model)
         if self._sharding.fsdp and self.accelerator.num_processes > 1:
@@ -437,9 +437,10 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _sample(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, MicroBatch]:
         training = self.model.training
         self._rollout = rollout = self._build_rollout(inputs, self._completions_a_prompt, training=training)
-        self._metrics[self._mode]["media/skipped"].append(rollout.unusable)
+        if self._prepares_prompts:
+            self._metrics[self._mode]["media/skipped"].append(rollout.unusable)
         if training:
-            self._require_rows_used()
+            self._build_rollout.require_rows_used(self.train_dataset)
         rows = rollout.trl_rows if self._prepares_prompts else inputs
         output = MicroBatch.of(super()._generate_and_score_completions(rows))
         leave_out(rollout, output, self.accelerator)
@@ -464,9 +465,6 @@ class GRPOVideoTrainer(GRPOTrainer):
     @property
     def _completions_a_prompt(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
-
-    def _require_rows_used(self, *, at_the_end: bool = False) -> None:
-        self._build_rollout.require_rows_used(self.train_dataset, at_the_end=at_the_end)
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
@@ -650,16 +648,11 @@ class GRPOVideoTrainer(GRPOTrainer):
         """
         row_scale = float(batch.get("row_scale", 1.0)) if self.loss_type in ROW_MEAN_LOSSES else 1.0
         scale = self.policy_loss_weight * row_scale
-        with self._beta_of(self.beta * scale):
-            return super()._compute_loss(scores, {**batch, "advantages": batch["advantages"] * scale})
-
-    @contextmanager
-    def _beta_of(self, beta: float) -> Iterator[None]:
-        before, self.beta = self.beta, beta
+        beta, self.beta = self.beta, self.beta * scale
         try:
-            yield
+            return super()._compute_loss(scores, {**batch, "advantages": batch["advantages"] * scale})
         finally:
-            self.beta = before
+            self.beta = beta
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
@@ -709,22 +702,23 @@ class GRPOVideoTrainer(GRPOTrainer):
         """
         self._warn_before_training()
         self.claim_output_dir(resume_from_checkpoint)
-        folder = self._checkpoints.to_resume(resume_from_checkpoint, self._facts())
+        facts = facts_of(type(self).__name__, self.args, self.train_dataset)
+        folder = self._checkpoints.to_resume(resume_from_checkpoint, facts)
         if folder is not None:
             self.accelerator.print(f"resuming from {folder.name} of {self._name} ({folder})")
             records = run_state.read_state(folder, self.args.process_index).get("records")
             if records is not None:
                 self._records.resume(records, with_open=not self.args.ignore_data_skip)
         trained = super().train(folder and str(folder), *args, **kwargs)
-        self._require_rows_used(at_the_end=True)
+        self._build_rollout.require_rows_used(self.train_dataset, at_the_end=True)
         return trained
 
     def _warn_before_training(self) -> None:
         weighs = type(self).token_weights is not GRPOVideoTrainer.token_weights
         if weighs and not self.loss_counts_weighted_tokens_only:
-            said = averaged_credit(type(self).__name__, self.args.loss_type, self.args.importance_sampling_level)
-            if said:
-                logger.warning(said)
+            settings = self.args.loss_type, self.args.importance_sampling_level
+            if averaged := averaged_credit(type(self).__name__, *settings):
+                logger.warning(averaged)
         if hasattr(self.train_dataset, "__len__"):
             prompts = self.args.generation_batch_size // self.num_generations
             if rest := left_out_of_an_epoch(len(self.train_dataset), prompts, shuffled=self.shuffle_dataset):
@@ -762,7 +756,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         if self.args.ignore_data_skip:
             done = self.state.global_step * self.args.gradient_accumulation_steps
             every = self.args.steps_per_generation * self.num_iterations
-            self._step = -(-done // every) * every  # a rollout begins
+            self._step, self._buffered_inputs = -(-done // every) * every, None  # a rollout begins
             return
         self._step, self._sampled_at_step = state["micro_steps"], state["sampled_at_step"]
         self._buffered_inputs = state["rollout"] and [MicroBatch(batch) for batch in state["rollout"]]
@@ -776,13 +770,11 @@ class GRPOVideoTrainer(GRPOTrainer):
         if self.log_completions and state["completions"] is not None:
             run_state.restore_completions(self._logs, state["completions"])
 
-    def _facts(self) -> dict[str, Any]:
-        return facts_of(type(self).__name__, self.args, self.train_dataset)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._checkpoints.writing(super()._get_output_dir(trial), self.state) as draft:
             super()._save_checkpoint(model, trial)
-            self._checkpoints.write(draft, self._resume_state(), self._facts(), self.state.global_step)
+            facts = facts_of(type(self).__name__, self.args, self.train_dataset)
+            self._checkpoints.write(draft, self._resume_state(), facts, self.state.global_step)
         if self.args.push_to_hub:
             super()._push_from_checkpoint(os.path.join(super()._get_output_dir(trial), draft.name))
 

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-from accelerate.logging import get_logger
 from torch import nn
 
 from ..media import has_visual_grids
-
-logger = get_logger(__name__)
 
 
 def require_trainable(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..callbacks.nonfinite.dump import random_state, read_dump, set_random_state
+from ..serialization import random_numbers_of, read_dump
 from .grpo_video_trainer import GRPOVideoTrainer
 
 
@@ -51,7 +51,7 @@ def replay(trainer: GRPOVideoTrainer, folder: str | os.PathLike) -> Replay:
         raise ValueError(f"{folder} was dumped by {run['class']}; the trainer is a {type(trainer).__name__}.")
     model = trainer.model
     model.train()
-    with _as_in(trainer, run), _random(dumped["random"], device):
+    with _as_in(trainer, run), random_numbers_of(dumped["random"], device):
         model.zero_grad()
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(model, dict(dumped["inputs"]))
@@ -80,14 +80,3 @@ def _as_in(trainer: GRPOVideoTrainer, run: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         trainer.state.global_step, trainer._sampled_at_step, trainer._forwards.packs = before
-
-
-@contextmanager
-def _random(state: dict[str, Any], device: torch.device) -> Iterator[None]:
-    """Context manager in which the random generators are in a dumped state."""
-    before = random_state(device)
-    set_random_state(state, device)
-    try:
-        yield
-    finally:
-        set_random_state(before, device)

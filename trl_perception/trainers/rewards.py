@@ -103,18 +103,6 @@ def require_scored(rewards: Tensor, rollout: Rollout, names: Sequence[str]) -> N
         )
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """The same names, where one comes again with a number behind it: metrics, groups and records go by them."""
-    told: list[str] = []
-    for name in names:
-        number, own = 1, name
-        while own in told:
-            number += 1
-            own = f"{name}_{number}"
-        told.append(own)
-    return told
-
-
 def _not_finite(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"rewards that are not finite: {', '.join(names[:5])}{more}"

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.helpers import history
-from trl_perception.trainers import TRAINERS, GRPOVideoTrainer
+from trl_perception.trainers import TRAINERS
+from trl_perception.trainers.rollout import RolloutBuilder
 
 ZERO_WITHOUT_TEACHER = ("equal rewards",)
 ZERO = ("left out", "truncated and masked")
@@ -159,7 +160,7 @@ def test_groups_of_two(make_trainer, rows, name):
 @pytest.mark.parametrize("name", mostly_slow("ral", "attn_distill"))
 def test_a_batch_whose_media_are_all_bad_teaches_nothing(make_trainer, rows, name, tmp_path, monkeypatch):
     # A run of nothing else ends with an error; here its steps are looked at.
-    monkeypatch.setattr(GRPOVideoTrainer, "_require_rows_used", lambda trainer, **when: None)
+    monkeypatch.setattr(RolloutBuilder, "require_rows_used", lambda builder, dataset, **when: None)
     bad = [{**row, "videos": [str(Path(tmp_path) / "missing.mp4")]} for row in rows["video"][:2]]
     # two micro-batches a rollout: the second meets other weights than those that sampled
     settings = {"num_iterations": 1, "steps_per_generation": 2, "per_device_train_batch_size": 4}

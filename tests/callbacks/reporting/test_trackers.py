@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from trl_perception.batch import Group
-from trl_perception.callbacks.reporting.trackers import GROUPS_SHOWN, prompt_text, weighted_group
+from trl_perception.callbacks.reporting.trackers import GROUPS_SHOWN, weighted_group
 from trl_perception.media import PreparedPrompt
-from trl_perception.reports.weights_page import shaded, weights_markdown, weights_page
+from trl_perception.reports.weights_page import prompt_text, shaded, weights_markdown, weights_page
 from trl_perception.trainers import GRPOVideoTrainer, PGPOTrainer
 
 

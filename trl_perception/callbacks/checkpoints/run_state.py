@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from trl.trainer.utils import RepeatSampler
 
+from ...reports.weights_page import in_words
 from ...serialization import restore, store
-from ..reporting.trackers import in_words
 
 STATE = "rank{:05d}.json"  # a process's counters, metrics, open records, and the structure of its open rollout
 ROLLOUT = "rank{:05d}.safetensors"  # the tensors of that rollout

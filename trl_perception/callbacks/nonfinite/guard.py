@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from .dump import random_state
+from ...serialization import random_state
 from .loss_record import LossRecord, describe_fault, local_gradients
 
 DUMPS_WHEN_SKIPPING = 3  # of a run on each process; steps skipped later are counted only

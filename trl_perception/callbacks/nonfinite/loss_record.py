@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...batch import loss_mask
-from .dump import write_dump
+from ...serialization import write_dump
 
 NAMES_SHOWN = 5
 

@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 from ...batch import Group
 from ...media import PreparedPrompt
 from ...objectives import TokenWeights
-from ...reports.weights_page import WeightedGroup, weights_markdown, weights_page
+from ...reports.weights_page import WeightedGroup, in_words, prompt_text, weights_markdown, weights_page
 
 GROUPS_SHOWN = 4  # of a logged rollout; TRL's completions table has them all
 
@@ -102,21 +102,3 @@ def weighted_group(group: Group, weights: Tensor | None, tokenizer: PreTrainedTo
         ],
         () if weights is None else [of_one[mask].tolist() for of_one, mask in zip(weights, own, strict=True)],
     )
-
-
-def in_words(prompt: Any) -> Any:
-    """A prompt whose messages hold one string each, a medium being its kind in brackets."""
-    if isinstance(prompt, str):
-        return prompt
-    return [{**message, "content": _words(message["content"])} for message in prompt]
-
-
-def prompt_text(prompt: Any) -> str:
-    """The words of a prompt in one string."""
-    return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in in_words(prompt))
-
-
-def _words(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return " ".join(block["text"] if block["type"] == "text" else f"[{block['type']}]" for block in content or ())
