@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .head import base_model
 
 POSITION_RULES = ("released", "transformers")
+"""The rules that `apply_position_rule` takes."""
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL splits a video into cells of one step, where both rules agree
 
 
