@@ -6,13 +6,14 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.public_names import PACKAGES, defining_module, without_docstring  # noqa: E402
 
-OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)\)")  # a link to a file or folder beside docs/
+OUTSIDE = re.compile(r"\[(?P<text>[^\]]*)\]\(\.\./(?P<path>[^)#\s]+)\)")  # a link to a file or folder beside docs/
 
 
 def identifiers(package: str) -> dict[str, str]:
@@ -33,11 +34,11 @@ def api_page(package: str) -> str:
 
 def on_files(files, config):
     """Adds the API pages and the linked files; stops where a public name has no docstring."""
-    missing = without_docstring()
-    assert not missing, f"public names without a docstring: {', '.join(missing)}"
+    if missing := without_docstring():
+        raise PluginError(f"public names without a docstring: {', '.join(missing)}")
     for package in PACKAGES:
         files.append(File.generated(config, f"api/{package}.md", content=api_page(package)))
-    linked = {path for page in files.documentation_pages() for path in OUTSIDE.findall(page.content_string)}
+    linked = {link["path"] for page in files.documentation_pages() for link in OUTSIDE.finditer(page.content_string)}
     for path in sorted(linked):
         if (ROOT / path).is_file():
             files.append(File.generated(config, f"source/{path}", abs_src_path=str(ROOT / path)))
@@ -45,9 +46,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links to files of the repository lead to their copies; of a folder the name stays."""
+    """Links to files of the repository lead to their copies; a link to a folder becomes text."""
 
     def link(match):
-        return f"](source/{match[1]})" if (ROOT / match[1]).is_file() else "]"
+        if (ROOT / match["path"]).is_dir():
+            return match["text"]
+        return f"[{match['text']}](source/{match['path']})" if (ROOT / match["path"]).is_file() else match[0]
 
     return OUTSIDE.sub(link, markdown)
