@@ -3,6 +3,8 @@
 import ast
 import inspect
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
@@ -20,13 +22,13 @@ def defining_module(package: ModuleType, name: str) -> str:
     value = getattr(package, name)
     if not is_constant(value):
         return value.__module__
-    below = (f"{package.__name__}.{module.name}" for module in iter_modules(package.__path__) if not module.ispkg)
+    below = (f"{package.__name__}.{module.name}" for module in iter_modules(package.__path__))
     return next(module for module in (package.__name__, *below) if name in assignments(module))
 
 
 def assignments(module: str) -> dict[str, str | None]:
     """Names that a module assigns at its top level, each with the string that follows the assignment."""
-    body = ast.parse(inspect.getsource(import_module(module))).body
+    body = ast.parse(Path(find_spec(module).origin).read_text()).body
     names = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.Assign | ast.AnnAssign):
