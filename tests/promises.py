@@ -33,11 +33,11 @@ PROMISES = {
         "tests/trainers/test_dynamic_sampling.py::test_two_processes_sample_the_same_rounds",
     ],
     "A run killed with SIGKILL and resumed logs the same losses, rewards and gradient norms as an uninterrupted one, with the same weights and records: every trainer, also in the middle of a rollout (two trainers fast, the others *slow*).": [
-        "tests/callbacks/checkpoints/test_killed_runs.py::test_a_killed_run_goes_on_exactly",
+        "tests/callbacks/checkpoints/test_killed_runs.py::test_a_killed_run_resumes_exactly",
     ],
     "The same holds for adapters, frozen towers, ends of epochs, evaluation, persistent workers, gradient checkpointing, streamed rows (*slow*), and for PGPO and RAL on two processes (*slow*).": [
-        "tests/callbacks/checkpoints/test_killed_runs.py::test_other_kinds_of_runs_go_on_exactly",
-        "tests/callbacks/checkpoints/test_killed_runs.py::test_two_processes_go_on_exactly",
+        "tests/callbacks/checkpoints/test_killed_runs.py::test_other_kinds_of_runs_resume_exactly",
+        "tests/callbacks/checkpoints/test_killed_runs.py::test_two_processes_resume_exactly",
     ],
     "A checkpoint that was being written when the process died is never selected, also not by transformers' search; its remains are deleted.": [
         "tests/callbacks/checkpoints/test_killed_runs.py::test_a_checkpoint_in_the_making_never_counts",
@@ -63,7 +63,7 @@ PROMISES = {
     ],
     "A run with fewer or other rows, other batches or another seed than the checkpoint is refused; `ignore_data_skip` resumes anyway.": [
         "tests/callbacks/checkpoints/test_run_facts.py::test_a_run_that_does_not_fit_is_refused",
-        "tests/callbacks/checkpoints/test_run_facts.py::test_other_rows_are_gone_on_with_deliberately",
+        "tests/callbacks/checkpoints/test_run_facts.py::test_a_run_resumes_with_other_rows_deliberately",
     ],
     "A loss that is not finite stops the run and names step, samples and term; a gradient that is not finite names its parameters; neither changes weights or optimizer.": [
         "tests/callbacks/nonfinite/test_nonfinite.py::test_a_loss_that_is_not_finite_stops_and_names_step_samples_and_term",
