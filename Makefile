@@ -7,7 +7,7 @@ LATEST ?= .venv-latest
 BIN := $(VENV)/bin
 METHOD ?= appo
 RUN ?= runs/demo-$(METHOD)
-CODE := trl_perception tests benchmarks
+CODE := trl_perception tests benchmarks docs
 
 UV := $(BIN)/uv
 # What requirements/ lists is installed, and nothing else, with its hashes; sources are built with versions listed there.
@@ -15,7 +15,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest test-slow lock newest quality style bench gpu-check soak clean
+.PHONY: install demo test test-latest test-slow lock newest quality docs style bench gpu-check soak clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,7 @@ lock: $(VENV)/.uv
 	$(COMPILE) --upgrade --generate-hashes --extra dev setup.cfg -o requirements/dev.txt
 	$(COMPILE) --upgrade --generate-hashes --extra dev --extra quant --extra deepspeed -c requirements/dev.txt setup.cfg \
 		-o requirements/slow.txt
+	$(COMPILE) --upgrade --generate-hashes --extra dev --extra docs -c requirements/dev.txt setup.cfg -o requirements/docs.txt
 	echo uv | $(COMPILE) --upgrade --generate-hashes - -o requirements/uv.txt
 
 # What `make lock` would change, and what the ranges of setup.cfg hold back. It changes nothing.
@@ -71,6 +72,11 @@ quality: install
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/lint-imports --no-cache
 
+# The pages of docs/ and the API reference, in site/. A broken link or a public name without a docstring is an error.
+docs: install
+	$(INSTALL) --require-hashes --build-constraints requirements/dev.txt -r requirements/docs.txt
+	$(BIN)/mkdocs build --strict
+
 style: install
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
@@ -89,4 +95,4 @@ soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --json docs/reliability.json
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.public_names import without_docstring
 from trl_perception.cli.main import COMMANDS
 from trl_perception.cli.preflight import check_evaluation, check_training
 from trl_perception.cli.train import for_launcher
@@ -170,3 +171,7 @@ def test_quoted_errors_are_those_of_the_package():
     for quote in quotes:
         pattern = re.compile(".+?".join(re.escape(part) for part in quote.strip().split("...")), re.DOTALL)
         assert any(pattern.search(message) for message in messages), quote
+
+
+def test_every_public_name_has_a_docstring():
+    assert without_docstring() == []

@@ -12,6 +12,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 LOCKS = {
     "requirements/dev.txt": ["dev"],
+    "requirements/docs.txt": ["dev", "docs"],
     "requirements/slow.txt": ["dev", "quant", "deepspeed"],
 }
 PINNED = re.compile(
@@ -49,8 +50,9 @@ def test_a_lock_is_within_the_ranges(name):
         assert found in wanted.specifier, f"{name} has {wanted.name} {found}; setup.cfg wants {wanted.specifier}"
 
 
-def test_the_slower_tests_run_on_the_same_versions():
-    first, second = map(locked, LOCKS)
+@pytest.mark.parametrize("name", ["requirements/docs.txt", "requirements/slow.txt"])
+def test_every_lock_has_the_versions_of_the_tests(name):
+    first, second = locked("requirements/dev.txt"), locked(name)
     assert {name: second[name] for name in first} == first
 
 
@@ -66,8 +68,8 @@ def test_every_range_has_both_bounds():
 
 def test_the_next_release_is_beyond_what_was_tested():
     # An upper bound is one minor or one major version above the locked one: 5.25 or 6 for 5.24.0, 19 for 18.1.0
-    versions = locked("requirements/slow.txt")
-    for wanted in ranges(["dev", "quant", "deepspeed"]):
+    versions = locked("requirements/docs.txt") | locked("requirements/slow.txt")
+    for wanted in ranges(["dev", "docs", "quant", "deepspeed"]):
         found = versions[canonicalize_name(wanted.name)]
         bound = next(Version(bound.version) for bound in wanted.specifier if bound.operator == "<")
         assert bound in (Version(f"{found.major}.{found.minor + 1}"), Version(str(found.major + 1))), str(wanted)

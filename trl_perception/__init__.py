@@ -14,7 +14,8 @@ def __getattr__(name: str) -> Any:
     if name == "from_pretrained":
         return import_module(".assets", __name__).from_pretrained
     if name == "__all__":
-        return sorted([*import_module(".trainers", __name__).__all__, "from_pretrained"])
+        trainers = import_module(".trainers", __name__).__all__
+        return sorted([*(name for name in trainers if name[0].isupper()), "from_pretrained"])
     if name[0].isupper() and name in (trainers := import_module(".trainers", __name__)).__all__:
         return getattr(trainers, name)
     raise AttributeError(f"module 'trl_perception' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Every broken or odd input that media reading is held to.
 
-python -m tests.media.corpus --output DIR writes those that are files; without an output it prints the table of docs/media.md.
+python -m tests.media.corpus --output DIR writes those that are files; without an output it prints a table of all.
 """
 
 import argparse

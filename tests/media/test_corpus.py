@@ -15,7 +15,6 @@ from tests.media.reader import Reader
 HANG = 30.0  # seconds after which a reading counts as hung, and its process is killed
 SLOW = 8.0  # seconds that a reading may take on a busy machine
 TOLERANCE = 4.0  # of colours, out of 255: what codecs round
-DOCS = Path(__file__).parents[2] / "docs" / "media.md"
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +74,7 @@ def decoded(case: Case, found: dict) -> None:
 
 def test_the_corpus_is_large_and_its_names_are_unique():
     names = [case.name for case in corpus.CORPUS]
-    assert len(set(names)) == len(names) >= 60
-
-
-def test_the_page_on_media_shows_the_corpus():
-    assert corpus.table() in DOCS.read_text(), "write the table anew: python -m tests.media.corpus"
+    assert len(set(names)) == len(names) >= 170  # the number in docs/media.md and docs/reliability.md
 
 
 def sleeper(connection) -> None:

@@ -1,4 +1,4 @@
-"""Datasets: rows with a conversational prompt, the media it points to, and what a reward needs to judge an answer."""
+"""Datasets: rows with a conversational prompt, its media, and the columns that rewards read."""
 
 from importlib import import_module
 

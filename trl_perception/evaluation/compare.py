@@ -22,7 +22,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure in two evaluations, over the rows that give it in both.
+    """One figure in two evaluations, over the rows that have it in both.
 
     Args: first, second: means; difference: of second - first, row by row; higher, lower: rows where second is higher or
         lower than first.
@@ -40,8 +40,8 @@ def compare(
 ) -> dict[str, dict[str, dict[str, Comparison]]]:
     """{"all": {"all": ...}, column: {value: {figure: Comparison}}} of two finished evaluations.
 
-    Rows are matched by id. The interval resamples the differences of rows: what makes a row hard for both models
-    cancels out, so it is narrower than the two intervals apart suggest.
+    Rows are matched by id. The interval resamples the differences of rows: the difficulty of a row for both
+    models cancels out, so the interval is narrower than the two separate intervals suggest.
 
     Errors: FileNotFoundError for a folder without finished predictions; ValueError where the rows are not the same or
         the completions of a row differ in number.

@@ -26,12 +26,12 @@ def pass_rate(scores: Sequence[float | None]) -> float | None:
 
 
 def row_values(predictions: pa.Table) -> dict[str, Tensor]:
-    """What each of R rows gives to each figure: (R,) float64, NaN where it gives nothing.
+    """Values of each figure for R rows: (R,) float64, NaN where a row has none.
 
     accuracy: share of right completions, named avg@K for K > 1 completions a row; pass@k: k = 2, 4, ... and K;
     miou: temporal IoU, and iou@0.3, iou@0.5: share of completions that reach it, for rows that ask for time spans;
     reward/NAME: mean score; tokens: mean length; cut: share of completions stopped by max_new_tokens.
-    Rows that were left out give nothing.
+    Rows that were left out have none.
     """
     rows = predictions.to_pylist()
     counted = [row for row in rows if not row["left_out"]]

@@ -29,7 +29,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "a
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: what `summary.json` holds, the figures, and the predictions, one row each."""
+    """A finished evaluation: the content of `summary.json`, the figures, and the predictions, one per row."""
 
     summary: dict[str, Any]
     figures: Figures
@@ -37,9 +37,9 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluationSettings) -> Evaluation | None:
-    """Complete and score every row, go on where an earlier run stopped, and write predictions and summary.
+    """Generate and score completions of every row, resume an interrupted evaluation, and write predictions and summary.
 
-    Batches are dealt out to the processes; with greedy decoding their number changes nothing.
+    Batches are distributed over processes; the completions do not depend on the number of processes.
 
     Returns: None in every process but the main one.
     Errors: ValueError for an output folder that holds something else; `UnusableSampleError` for media that cannot be

@@ -196,6 +196,7 @@ class EvaluationSettings:
 
     @property
     def sampling(self) -> bool:
+        """Whether completions are sampled (temperature above 0) or greedy."""
         return self.temperature > 0
 
     @property

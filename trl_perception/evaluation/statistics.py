@@ -21,7 +21,7 @@ class Estimate:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that one or more of k completions is right, drawn without replacement from the samples of a row.
+    """Probability that at least one of k completions is right, drawn without replacement from the samples of a row.
 
     pass@k = 1 - C(n - c, k) / C(n, k)
 
@@ -63,7 +63,7 @@ def estimate(values: Tensor, *, resamples: int, seed: int = 0) -> Estimate | Non
 
     Args:
         values: (R,) float, NaN where a row has none.
-        seed: of the generator, so that equal values give equal intervals wherever they stand.
+        seed: of the generator, so that equal values give equal intervals in every table.
     Returns: None where no row has a value.
     """
     values = values[~values.isnan()]

@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MEDIA_KINDS = ("image", "video")
+"""Types of the content blocks that hold a medium."""
+
 ID_COLUMNS = ("id", "problem_id", "question_id")
 MEDIA_COLUMNS = ("image", "images", "video", "videos")
+"""Columns of a dataset row that hold media."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _NO_MEDIUM = (bool, int, float, complex)
 

@@ -65,14 +65,17 @@ class VisualInputs:
 
     @property
     def knows_features(self) -> bool:
+        """Whether the features of a frozen vision tower are held for a kind of medium."""
         return self.image_features is not None or self.video_features is not None
 
     @property
     def visual_tokens(self) -> int:
+        """Number of visual tokens of the prompt, images and videos together."""
         return sum(self.features(kind) for kind in MEDIA_KINDS)
 
 
 FORWARD_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+"""Keywords of a model's forward that `VisualInputs` holds, one attribute each."""
 
 
 def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Signals: a model goes in, tensors come out."""
+"""Forwards, attention rows, log-probabilities and counterfactual views of a model, as tensors."""
 
 from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
 from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio

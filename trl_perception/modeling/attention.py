@@ -19,7 +19,7 @@ ROWS_PER_CHUNK = 32
 
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
-    """What one layer's attention was called with: queries and keys after their positions were applied.
+    """Inputs of one layer's attention: queries and keys with positions applied.
 
     Args:
         layer: index of the layer.
@@ -59,7 +59,7 @@ class LayerAttention:
 
 @dataclass(frozen=True, eq=False)
 class TokenStates:
-    """Hidden states of rows: (B,S,D), or of the packed row that stands for them: (1,L,D)."""
+    """Hidden states of rows, (B,S,D), or of a packed row, (1,L,D)."""
 
     values: Tensor
     packing: Packing | None = None
@@ -76,9 +76,9 @@ class TokenStates:
 
 
 class AttentionTap:
-    """Within `with tap:`, every forward of the model adds `reduce(layers, attention_mask)` to `tap.results`.
+    """Context manager: every forward of the model appends `reduce(layers, attention_mask)` to `tap.results`.
 
-    A group forward looks like the rows that it stands for: B rows and their padding mask.
+    A group forward is presented as the B rows that it packs, with their padding mask.
 
     The model keeps its attention implementation (SDPA, Flex, flash attention, eager): the tap keeps references to the
     queries and keys that go into it, and `reduce` works on them after the decoder's forward. Gradients flow through them,
@@ -190,7 +190,7 @@ class AttentionTap:
 
 
 class HiddenTap:
-    """Within `with tap:`, every forward of the decoder adds `reduce(its last hidden states)` to `tap.results`.
+    """Context manager: every forward of the decoder appends `reduce(its last hidden states)` to `tap.results`.
 
     Args:
         model: a transformers model, wrapped or not.
@@ -238,7 +238,7 @@ def paused(taps: Iterable[AttentionTap | HiddenTap]) -> Iterator[None]:
 
 
 def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None, pool: Tensor | None = None) -> Tensor:
-    """Softmax rows of one layer, averaged over heads, in float32, recomputed in chunks of rows (also in the backward).
+    """Attention rows of one layer in float32, averaged over heads, recomputed in chunks of rows (also in the backward).
 
     row[b,r,s] = mean_h softmax_s( scaling * q[b,h,r] . k[b,s] )   over the allowed keys
 
@@ -271,7 +271,7 @@ def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None, p
 
 
 def pooled_rows(layers: Sequence[LayerAttention], rows: slice, allowed: Tensor | None, frames: Tensor) -> Tensor:
-    """Attention to frames: rows summed over the visual tokens of a frame, divided by their number; mean over layers.
+    """Attention to frames: mean over the layers and over the visual tokens of each frame.
 
     A[b,r,f] = mean over layers and heads and the tokens v of frame f of a[b,r,v], weights over ALL keys
 

@@ -28,9 +28,9 @@ def group_forward(
     labels: Tensor,
     **inputs: Any,
 ) -> FusedCausalLMOutput:
-    """What `model(input_ids, attention_mask, labels, fused_lm_head=True)` gives for rows of which neighbours share a prompt.
+    """`model(input_ids, attention_mask, labels, fused_lm_head=True)` with rows of the same prompt packed into one row.
 
-    The same log-probabilities and gradients, for  sum over runs of P + G + sum_g R_g  tokens instead of  B (P + T).
+    The log-probabilities and gradients are the same, with  sum over runs of P + G + sum_g R_g  tokens instead of  B (P + T).
 
     Args:
         model: with TRL's fused head, in its wrappers or not; see [`packing_unsupported_reason`].
@@ -39,7 +39,7 @@ def group_forward(
         completion_width: T.
         positions: (A,P+T) int for every run, where they are not the ones that the model takes itself.
         input_ids, attention_mask, labels: (B,S), as TRL makes them: left-padded prompts, right-padded completions;
-            `inputs` go on to the model.
+            `inputs` are passed to the model.
     Returns: log_probs and entropy (B,T), 0 where there is no label.
     """
     packing = pack(attention_mask, completion_width, runs)
@@ -95,7 +95,7 @@ def shared_runs(prompt_ids: Tensor, prompt_mask: Tensor, visuals: Sequence[Visua
 
 
 def packing_unsupported_reason(model: nn.Module) -> str | None:
-    """Why rows of this model cannot be packed, in words; None where they can."""
+    """Returns the reason why rows of this model cannot be packed, or None."""
     base = base_model(model)
     config = base.config
     text = config.get_text_config()

@@ -29,7 +29,7 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 def head_of(model: nn.Module) -> Head:
-    """The head of a model as it is now: with an adapter disabled, the base model's."""
+    """The current head of a model; with a disabled adapter, that of the base model."""
     model = base_model(model)
     module = model.get_output_embeddings()
     weight, bias = module.weight, getattr(module, "bias", None)
@@ -51,14 +51,14 @@ def logit_scale(config: PretrainedConfig) -> float:
 
 
 def head_is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold shares of a model's head (FSDP2, ZeRO-3), so that all of them must ask for it together."""
+    """Whether a model's head is sharded (FSDP2, ZeRO-3), so that all processes must gather it together."""
     weight = base_model(model).get_output_embeddings().weight
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
 @torch.no_grad()
 def gather_lm_head(model: nn.Module) -> Head:
-    """A copy of a sharded head, whole and without gradient. Every process asks for it."""
+    """A gathered copy of a sharded head, without gradient. Every process must call it."""
     head = head_of(model)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
         weight, bias = (None if part is None else part.detach().clone() for part in (head.weight, head.bias))
@@ -93,7 +93,7 @@ def divergence(
     """Divergence of next-token distributions at each position, in tiles of the vocabulary; gradient to the student.
 
     mix 0: KL(teacher || student); 1: KL(student || teacher); between: generalised JSD, as TRL's DistillationTrainer.
-    Vocabularies of different size are cut to the smaller one: what lies beyond is padding.
+    Vocabularies of different size are cut to the smaller one; the rest is padding.
 
     Errors: ValueError where a head that ZeRO-3 shards would have to be cut.
     Args:

@@ -1,4 +1,4 @@
-"""Where the text behind a video stands: the one place that decides it."""
+"""Positions of text after a video."""
 
 from typing import Any
 
@@ -8,23 +8,24 @@ from torch import Tensor, nn
 from .head import base_model
 
 POSITION_RULES = ("released", "transformers")
+"""The rules that `apply_position_rule` takes."""
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL splits a video into cells of one step, where both rules agree
 
 
 def apply_position_rule(model: nn.Module, rule: str = "released") -> None:
-    """Make a Qwen2-VL or Qwen2.5-VL model number its positions by `rule`, in every forward and in `generate`.
+    """Bind a rule of positions to a Qwen2-VL or Qwen2.5-VL model, for every forward and `generate`.
 
     A medium of t x h x w cells (h, w after merging; s position steps between two temporal cells) that starts at position p
-    ends at  e = p + max((t-1) s, h-1, w-1).  The text behind it starts at
+    ends at  e = p + max((t-1) s, h-1, w-1).  The text after it starts at
 
         released:      e + 1             as the released models were trained, and as vLLM and transformers 4 run them
         transformers:  p + max(h, w)     as transformers 5 runs them
 
     on all three axes. Both are the same for images, and for videos with (t-1) s < max(h, w). Under both, a completion
-    starts behind the last token of its prompt, whether it is generated or forwarded.
+    starts after the last token of its prompt, in generation and in forwards.
 
-    The rule belongs to this model object, which it changes, and to its copies; weights and saved files do not know it. A
-    later call with another rule replaces it. Models of other families are left as they are.
+    The rule is part of this model object and its copies, not of weights and saved files. A
+    later call with another rule replaces it. Models of other families are unchanged.
 
     Args:
         model: in its wrappers (PEFT, DDP, FSDP, DeepSpeed) or not.

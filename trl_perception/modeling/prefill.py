@@ -16,7 +16,7 @@ from .vision import media_kwargs
 
 @contextmanager
 def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repeats: int) -> Iterator[None]:
-    """Within it, `model.generate(input_ids, attention_mask, generation_config=...)` reads each distinct prompt once.
+    """Context manager in which `model.generate(input_ids, attention_mask, generation_config=...)` prefills each prompt once.
 
     The media of the prompts are added here. Greedy decoding gives the same tokens as `repeats` prefills, and sampling
     draws the same random numbers for distributions that are equal up to rounding.
@@ -55,7 +55,7 @@ def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repea
 
 
 def shared_prefill_unsupported_reason(model: nn.Module, generation_config: GenerationConfig) -> str | None:
-    """Why a prompt's cache cannot be repeated for its completions, in words; None where it can."""
+    """Returns the reason why a prompt's cache cannot be repeated for its completions, or None."""
     decoder = decoder_of(model)
     attentions = self_attentions(decoder)
     if len(attentions) < len(decoder.layers):

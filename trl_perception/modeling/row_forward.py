@@ -24,7 +24,7 @@ def row_forward(
         visuals: B visual inputs.
         completion_width: T.
         positions: (A,S) int for every row, where they are not the ones that the model takes itself.
-        input_ids: (B,S), left-padded prompts and right-padded completions; `inputs` go on to the model.
+        input_ids: (B,S), left-padded prompts and right-padded completions; `inputs` are passed to the model.
     """
     rows, total = input_ids.shape
     media = media_kwargs(model, visuals)

@@ -14,7 +14,7 @@ from .head import base_model
 
 
 class OneTowerRun:
-    """Hooks on a model under which each of its forwards runs the vision tower exactly once.
+    """Hooks that make every forward of a model run the vision tower exactly once.
 
     Images and videos go through it together. A forward without media sends one token's worth of empty patches through it
     and adds  0 * sum(features)  to its hidden states, so that the backward is the same series of collectives as well.
@@ -32,7 +32,7 @@ class OneTowerRun:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Within it, forwards run the tower as they need it: nobody waits for them."""
+        """Context manager that disables the hooks."""
         self.paused = True
         try:
             yield

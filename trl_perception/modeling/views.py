@@ -15,7 +15,7 @@ from .vision import VISION_FAMILIES
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A prompt as a forward reads it before the G completions of its group.
+    """A prompt that a forward reads before the G completions of its group.
 
     Args:
         prompt_ids: (P,) int.
@@ -30,15 +30,15 @@ class View:
 
 
 def with_media(prompt_ids: Tensor, visual: VisualInputs) -> View:
-    """The prompt as it was sampled from."""
+    """The unchanged prompt."""
     return View(prompt_ids, visual)
 
 
 def media_masked(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, completion_width: int) -> View:
-    """The prompt whose visual tokens nobody can attend to, every other token at its original position.
+    """The prompt with masked visual tokens; the other tokens keep their positions.
 
-    Nothing reads a masked visual token, so the text tokens are run alone with the positions that they have in the full
-    prompt: the same computation for a few hundred tokens instead of thousands.
+    No token attends to a masked visual token, so the text tokens are forwarded alone with their positions of the full
+    prompt: the same computation on a few hundred tokens instead of thousands.
 
     Args:
         model: the policy, for its rule of positions (`get_rope_index` of the Qwen-VL families).
@@ -54,7 +54,7 @@ def media_masked(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, com
 
 
 def media_masked_recomputed(prompt_ids: Tensor, visual: VisualInputs) -> View:
-    """The prompt without its visual tokens, positions counted anew: every later text token moves up.
+    """The prompt without its visual tokens, with recomputed positions: later text tokens take the places of masked ones.
 
     Source: zywang0104/Video-KTR, which recomputes positions for its no-video pass.
     """

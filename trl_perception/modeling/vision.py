@@ -19,7 +19,7 @@ VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
 def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str, Any]:
-    """The media of several prompts as keyword arguments of `model(...)`: pixels, or features where they are known.
+    """The media of several prompts as keyword arguments of `model(...)`: features if they are computed, else pixels.
 
     Features from before the merger pass through the model's merger as it is now, with gradient.
 
@@ -40,7 +40,7 @@ def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str,
 
 
 def feature_reuse_unsupported_reason(model: nn.Module) -> str | None:
-    """Why the features of this model's vision tower cannot be computed once, in words; None where they can."""
+    """Returns the reason why the features of this model's vision tower cannot be computed once, or None."""
     tower = getattr(getattr(base_model(model), "model", None), "visual", None)
     family = base_model(model).config.model_type
     if tower is None or family not in VISION_FAMILIES:
@@ -55,7 +55,7 @@ def feature_reuse_unsupported_reason(model: nn.Module) -> str | None:
 
 
 def same_frozen_tower(model: nn.Module, other: nn.Module) -> bool:
-    """Whether what does not train of a model's vision tower has the same weights in another one, whose features are the same."""
+    """Whether the frozen part of a model's vision tower has the same weights in another model, and so the same features."""
     mine, theirs = (dict(base_model(one).model.visual.named_parameters()) for one in (model, other))
     return all(torch.equal(value, theirs[name].to(value)) for name, value in mine.items() if not value.requires_grad)
 
@@ -68,13 +68,13 @@ def adapted_modules(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False) -> VisualInputs:
-    """The same inputs with the tower's features.
+    """Returns the same inputs with the tower's features.
 
     With a frozen merger they are the merged ones (tokens, D); with one that trains or that an adapter changes, those
     before it, (tokens, patches a token, C) in the order of tokens.
 
     Args:
-        keep_pixels: whether another model's tower is to see the media as well; else pixels are let go.
+        keep_pixels: whether another model's tower is to see the media as well; else pixels are released.
     """
     if not visual.visual_tokens:
         return visual
@@ -99,7 +99,7 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
 def pixels_of(visual: VisualInputs) -> VisualInputs:
     """The same inputs for another model's tower: pixels alone.
 
-    Errors: ValueError where they were let go.
+    Errors: ValueError if they were released.
     """
     only_pixels = replace(visual, image_features=None, video_features=None)
     _require_media(only_pixels)

@@ -13,11 +13,11 @@ from .head import base_model
 
 @contextmanager
 def gather_parameters(model: nn.Module) -> Iterator[None]:
-    """Within it, each process has all parameters of an FSDP2 model, and its forwards are its own affair.
+    """Context manager that gathers all parameters of an FSDP2 model on each process, so that forwards need no collectives.
 
     Sampling runs a forward a token, and transformers runs the vision tower before the first one, outside the model: both
     are collectives with shares of parameters. ZeRO-3 has the same under TRL's `ds3_gather_for_generation`. Any other model
-    is left as it is.
+    is unchanged.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -38,7 +38,7 @@ def gather_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def keep_lm_head_unsharded(model: nn.Module) -> None:
-    """Hooks under which the head of an FSDP2 model is whole in its forwards, and until the backward of one with gradient.
+    """Hooks that gather the head of an FSDP2 model in its forwards, and until the backward of a forward with gradient.
 
     TRL takes the weight of the head without calling the head. As a share it is gathered there by an operation whose
     backward gives each process a slice of its own gradient; whole, its gradient is averaged over processes as any other.

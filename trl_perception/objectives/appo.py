@@ -50,7 +50,7 @@ def select_frames(
     reward_threshold: float,
     strategy: str,
 ) -> Tensor:
-    """The frames on which credit is given, from what completions of high and of low reward look at.
+    """Select frames from the attention of completions with high and with low reward.
 
     Attn(o_i,f) = mean of the K1 largest A[i,j,f] over valid tokens j
     psi(i)      = the K2 frames with the largest Attn(o_i,f), ties to the earlier frame
@@ -107,17 +107,17 @@ def appo_token_weights(
     normalizer: str = "groups",
     missing_ranks: str = "skip",
 ) -> TokenWeights:
-    """Lift the perception tokens of the selected frames, most where the group's completions disagree.
+    """Token weights of APPO: above 1 for perception tokens of the selected frames, largest where completions disagree.
 
     For each selected frame k, completion i holds its K3 valid tokens with the largest A[i,j,k], ranked n = 0.. by
     position. Rank n of frame k is compared across the completions i that have one:
         m       = mean_i p[i],  D[k,n] = mean_i KL(p[i] || m)                                  nats, 0 <= D <= ln G
         d[k,n]  = min-max of D[k,:] over its ranks, 0 where they are all equal (up to rounding: 1e-6 relative)
         w[i,j]  = 1 + alpha * mean of d[k,n] over the (k,n) that contain token (i,j);          1 where none does
-    A rank that fewer than two completions have says nothing: D = d = 0, and it takes no part in the min-max.
+    A rank that fewer than two completions have gets D = d = 0 and is left out of the min-max.
     No frame selected: every weight is 1. Neutral: `alpha=0`.
 
-    The weight is >= 1 whatever the reward: on the advantage it lifts good completions and pushes bad ones down harder.
+    The weight is >= 1 for every reward: it enlarges positive and negative advantages.
 
     Args:
         frame_attention: (G,T,F) A[i,j,f], >= 0, anything on padding; the row that PREDICTS token j, one group of
@@ -129,8 +129,8 @@ def appo_token_weights(
             data, so it must not communicate between processes: gather the head before. A row is held from the first to
             the last comparison that reads it, in the dtype it came in.
         top_tokens, top_frames, reward_threshold, strategy: K1, K2, tau and the choice of frames, see `select_frames`.
-        tokens_per_frame: K3 >= 1. At or above the longest completion every token is a perception token and the frames
-            decide nothing: FramesIrrelevantWarning, once a run.
+        tokens_per_frame: K3 >= 1. At or above the longest completion every token is a perception token, so that the
+            selected frames have no effect: FramesIrrelevantWarning, once per run.
         alpha: largest extra weight, >= 0.
         divergence: "kl" as above, or "release": with c = clamp(mean_i ln p[i] - ln p[i], -11, 11),
             D = mean_i sum_v (exp(c) - c - 1), which is no KL and follows the noise of the tail.

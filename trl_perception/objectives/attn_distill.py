@@ -19,7 +19,7 @@ def attn_distill_penalty(
     num_tokens: float | None = None,
     num_completions: float | None = None,
 ) -> Penalty:
-    """Pull the student's attention towards the teacher's, with no advantage: every token counts alike.
+    """Attention term of distillation: mean JSD between the student's and the teacher's attention, without advantages.
 
     loss = weight / N * sum over the valid tokens (b,t) of JSD(p_student[b,t] || p_teacher[b,t])
 
@@ -31,7 +31,7 @@ def attn_distill_penalty(
         policy: (B,T,S) student's attention policy, rows summing to 1 (see `attention_policy`), anything on padding.
         teacher_policy: (B,T,S) the teacher's over the same keys, detached here.
         completion_mask: (B,T) bool, True on completion tokens.
-        weight: gamma >= 0; 0 switches the term off.
+        weight: gamma >= 0; 0 disables the term.
         reduction: "mean" over valid tokens, or "sum" over those of a completion.
         num_tokens: > 0; None counts the valid tokens given.
         num_completions: > 0; None is 1, the sum over all that is given.

@@ -10,7 +10,7 @@ from .masked import masked_mean
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    """How far apart two distributions are, the same both ways.
+    """Jensen-Shannon divergence.
 
     JSD(p||q) = 1/2 KL(p||m) + 1/2 KL(q||m),  m = (p+q)/2            in [0, ln 2]
 
@@ -19,7 +19,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     dJSD/dp = 1/2 ln(p/m): exactly 0 where p == q. Where p is 0 it would be -inf; it is 0 there, as with xlogy, because
     a key that a softmax gave no mass has no gradient to pass on. Only p and q are kept for the backward.
 
-    Args: p, q (...,S) >= 0, each row summing to 1, or to 0 where it stands for nothing (JSD 0 when both do).
+    Args: p, q (...,S) >= 0, each row summing to 1, or to 0 if it is empty (JSD 0 if both are).
     Returns: (...) float32, or float64 where an input is.
     Errors: ValueError for unequal shapes.
     Source: arXiv:2602.04884, Eq. 3.

@@ -16,11 +16,11 @@ NEGATIVE_TOLERANCE = 1e-3  # nats; an exact KL can round to slightly below 0
 def visual_dependency(
     sighted_logps: Tensor, blind_logps: Tensor, *, clamp: tuple[float, float] | None = (0.0, 10.0)
 ) -> Tensor:
-    """How much the sampled token owes to the visual input: a one-sample estimate of KL(with media || without).
+    """Visual dependency of sampled tokens: a one-sample estimate of KL(with media || without media).
 
     S = (r - 1) - ln r,  r = pi_blind(o_t) / pi_sighted(o_t)
 
-    It is lopsided: a token that the image made 5 nats likelier scores 4, one that it made 5 nats unlikelier scores 142.
+    It is asymmetric: a token that is 5 nats more likely with the image has S = 4, one that is 5 nats less likely S = 142.
 
     Args:
         sighted_logps: (B,T) log-probability of each sampled token with the image, nats, anything on padding.
@@ -28,8 +28,8 @@ def visual_dependency(
         clamp: bounds of S in nats; ln r is then held to +-20 as well. None is the literal paper: no bound on either.
     Returns: (B,T) nats, >= 0, detached; meaningless on padding (NaN in, NaN out).
     Errors: ValueError for wrong shapes or bounds.
-    Source: arXiv:2604.01840, Eq. 1, Appendix A.1. Differs: clamped by default, since one outlier would own the min-max
-        of `pgpo_token_weights`.
+    Source: arXiv:2604.01840, Eq. 1, Appendix A.1. Differs: clamped by default, because one outlier would dominate
+        the min-max of `pgpo_token_weights`.
     """
     check_float("sighted_logps", sighted_logps, "BT")
     check_float("blind_logps", blind_logps, "BT", like=sighted_logps.shape)
@@ -56,14 +56,14 @@ def pgpo_token_weights(
     conserve_mass: bool = True,
     max_weight: float | None = None,
 ) -> TokenWeights:
-    """Suppress tokens below a threshold of visual dependency, amplify those above, keep the completion's total.
+    """Token weights of PGPO: below 1 under a threshold of visual dependency, above 1 over it, with constant sum.
 
     S'_t = ln(1 + S_t),   I_t = (S'_t - min S') / (max S' - min S' + eps)          over the n valid tokens
     w(I) = I / (tau + eps)  if I < tau,   else   1 + beta (I - tau) / (1 - tau + eps)
     w~_t = w(I_t) * n / sum_j w(I_j)                                               so that sum_t w~_t = n
 
-    A completion gets all ones when max S' - min S' <= eps, for then nothing tells its tokens apart (so it is with a
-    single token, and on a prompt with no image, where S is 0), and when sum w <= eps.
+    A completion gets all ones if max S' - min S' <= eps (its tokens do not differ: a single token, or a prompt without an
+    image, where S is 0), and if sum w <= eps.
     Neutral: `visual_boost=0, threshold=0, conserve_mass=False` gives all ones.
 
     Args:

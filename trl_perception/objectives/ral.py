@@ -10,11 +10,11 @@ from .results import Penalty
 
 
 def attention_policy(rows: Tensor, key_mask: Tensor) -> Tensor:
-    """Read a token's attention row as a distribution over the keys it may look at.
+    """Normalise attention rows to distributions over the allowed keys.
 
     p[b,t,i] = rows[b,t,i] / sum_{j allowed} rows[b,t,j]   for allowed keys i, 0 for the others
 
-    In the paper the allowed keys are all earlier positions, the token itself dropped. Average the heads first:
+    In the paper the allowed keys are all earlier positions without the token itself. Average the heads first:
     renormalising before that mean gives another distribution.
 
     Args:
@@ -42,15 +42,15 @@ def ral_penalty(
     weight: float = 1.0,
     num_tokens: float | None = None,
 ) -> Penalty:
-    """Hold attention where it was in good completions, and drive it away in bad ones.
+    """RAL's loss term: keep the attention of completions with positive advantage, change that of those with negative.
 
     loss = weight / N * sum over the valid tokens (b,t) of A[b] * JSD(p[b,t] || p_old[b,t])
 
     N is the number of valid tokens, so that this is their mean. Of a micro-batch, take N as the mean number of valid tokens of
     the step's micro-batches on all processes: the mean of these losses is then the mean over the tokens of the step.
 
-    The advantage is one number a completion, unclipped, with no importance ratio. The gradient runs through p alone,
-    A/2 ln(2p / (p + p_old)): exactly 0 while p == p_old, so that the term acts only on stale rollouts.
+    The advantage is one number per completion, without clipping and importance ratio. The gradient runs through p alone,
+    A/2 ln(2p / (p + p_old)): exactly 0 while p == p_old, before the first update on a rollout.
 
     Args:
         policy: (B,T,S) attention policy now, rows summing to 1 (see `attention_policy`), anything on padding.

@@ -41,7 +41,7 @@ def ktr_token_weights(
     preset: str = "paper",
     weighting: str = "hard",
 ) -> TokenWeights:
-    """Weight 1 for key tokens, 0 for the others: the union of each signal's top share.
+    """Token weights of Video-KTR: 1 for key tokens (the union of each signal's top share), 0 for the others.
 
     key[b,t] = valid[b,t] and any over signals s of (score_s[b,t] is in the top r_s share)
     "paper"    scores |dv|, |dt|, H; the ceil(r n) best of each completion, ties to the earlier token
@@ -55,8 +55,8 @@ def ktr_token_weights(
         "softmax" K e / sum_j e_j over the completion, K its number of key tokens: the hard mask's total, spread out
     All lie in [0, 1], and as a ratio goes to 1 the cut sinks to the lowest score and every weight to 1.
 
-    A ratio of 0 switches a signal off, and None (an image has no temporal signal) does the same; a ratio of 1 keeps
-    every token, None or not, so that any ratio at 1 is GRPO. With every signal off nothing is kept: all weights are 0.
+    A ratio of 0, or None for a signal (an image has no temporal signal), disables the signal. A ratio of 1 keeps every
+    token, even for None, and equals GRPO. If all signals are disabled, all weights are 0.
 
     Args:
         visual_delta: (B,T) log p(o_t | video) - log p(o_t | no video), nats, anything on padding, or None.

@@ -1,4 +1,4 @@
-"""What a run learned, to look at."""
+"""Reward curves and reports of training runs."""
 
 from .curve import reward_curve, reward_gain
 

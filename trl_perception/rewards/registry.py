@@ -26,14 +26,14 @@ REWARDS: dict[str, Callable] = {
     "temporal_iou": temporal_iou_reward,
     "box_iou": box_iou_reward,
 }
-"""Reward functions."""
+"""Name in a recipe -> reward function."""
 
 REWARD_FACTORIES: dict[str, Callable[..., Callable]] = {
     "length_window": LengthWindow,
     "soft_overlong": soft_overlong,
     "repetition": repetition,
 }
-"""What makes a reward function from parameters."""
+"""Name in a recipe -> function that makes a reward function from parameters."""
 
 _COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
 

@@ -75,8 +75,8 @@ RULES = {
     ),
     **dict.fromkeys(BOX_GROUNDING, _BOX),
 }
-# problem type -> what an answer or a solution of that type has to hold
 PROBLEM_TYPES = {name: rule.wants for name, rule in RULES.items()}
+"""Problem type -> what an answer or a solution of that type must contain."""
 
 
 def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
