@@ -243,6 +243,7 @@ TYPED = [
     (torch.tensor(3), "3", 1.0),
     (torch.tensor(0.1), "0.1", 1.0),
     (torch.tensor(0.5, dtype=torch.bfloat16), "0.5", 1.0),
+    (torch.tensor(0.1, dtype=torch.bfloat16), "0.1", 1.0),  # 0.10009765625, the nearest that the type holds
     ([3, 4.0], "4", 1.0),
     ((3, "4"), "4", 1.0),
     (np.array([3, 4]), "3", 1.0),
