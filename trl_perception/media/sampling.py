@@ -24,24 +24,17 @@ def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: 
 
     [ceil(video_start * fps), min(floor(video_end * fps), total_frames - 1)]
 
-    Raises: MediaError for no frames, start >= end, a start at or past the clip's end, or fewer than two frames in the
-        range. A clip of one frame is used whole.
+    Raises: MediaError for no frames, a start at or past the clip's end, or fewer than two frames in the range. A clip of one frame is used whole.
     Source: qwen_vl_utils.vision_process.calculate_video_frame_range.
     """
     start, end = settings.video_start, settings.video_end
     if total_frames < 1:
         raise MediaError(source, "it holds no video frame, and at least one is wanted", "Replace or drop this sample")
     duration = total_frames / fps
-    if start is not None and end is not None and start >= end:
-        raise MediaError(
-            source, f"video_start {start} s is not before video_end {end} s", "Set video_start below video_end"
-        )
     if start is not None and start >= duration:
         raise MediaError(
             source, f"video_start {start} s is past the end, the clip lasts {duration:.3f} s", "Lower video_start"
         )
-    if end is not None and end <= 0:
-        raise MediaError(source, f"video_end {end} s is before the clip's first frame", "Set video_end above 0")
     if total_frames == 1:
         return 0, 0, 1
     try:

@@ -28,8 +28,8 @@ class VideoSettings:
         total_pixels: pixels that the frames of the whole clip share, two frames counting as one.
         video_start, video_end: seconds from the first frame of the file; None means its start, its end.
         resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the pixel bounds.
-    Raises: ValueError for a value that is no number or out of its bounds, min_pixels > max_pixels, or one of resized_*
-        without the other.
+    Raises: ValueError for a value that is no number or out of its bounds, min_pixels > max_pixels, video_start >= video_end,
+        or one of resized_* without the other.
     """
 
     fps: float = 2.0
@@ -61,6 +61,11 @@ class VideoSettings:
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels is {self.min_pixels}, above max_pixels {self.max_pixels}; lower the one or raise the other"
+            )
+        start = max(self.video_start or 0, 0)
+        if self.video_end is not None and self.video_end <= start:
+            raise ValueError(
+                f"video_end is {self.video_end} s, not after video_start {start} s; set it above video_start"
             )
         if (self.resized_height is None) != (self.resized_width is None):
             raise ValueError(
