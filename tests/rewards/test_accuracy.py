@@ -312,7 +312,7 @@ def test_a_list_is_one_box(solution):
     ],
 )
 def test_a_solution_that_is_none_of_its_options_is_refused(solution, options):
-    with pytest.raises(ValueError, match=r"row 0 of the batch: solution .* Mend or drop the row"):
+    with pytest.raises(ValueError, match=r"row 0 of the batch: solution .* Correct or drop the row"):
         score("<answer>A</answer>", solution, "multiple choice", options)
 
 

@@ -269,6 +269,6 @@ def _require_first_medium(rows: Dataset, folder: Path) -> Dataset:
     if first is not None and "://" not in first and not Path(first).exists():
         raise FileNotFoundError(
             f"{folder}: the medium {first} does not exist; media were moved after the preparation. Move them back, or "
-            "prepare the rows anew (--check none is quick; --relative-media lets folder and media move together)."
+            "prepare the rows again (--check none is quick; --relative-media lets folder and media move together)."
         )
     return rows

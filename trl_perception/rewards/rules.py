@@ -135,7 +135,7 @@ def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str)
     rule, texts = RULES[problem_type], _texts(options)
     unsuitable = ValueError(
         f"solution {solution!r} does not suit problem_type {problem_type!r}, which wants {rule.wants}. "
-        "Mend or drop the row in the dataset."
+        "Correct or drop the row in the dataset."
     )
     try:
         value = plain_value(solution)
@@ -152,7 +152,7 @@ def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str)
         raise unsuitable
     if problem_type == MULTIPLE_CHOICE and texts and not set(wanted) <= set(ascii_uppercase[: len(texts)]):
         raise ValueError(
-            f"solution {solution!r} is none of the {len(texts)} options {list(texts)!r}. Mend or drop the row in the dataset."
+            f"solution {solution!r} is none of the {len(texts)} options {list(texts)!r}. Correct or drop the row in the dataset."
         )
     return wanted
 
