@@ -175,7 +175,7 @@ def test_size_limits_give_way_to_settings():
 
 
 def test_frames_that_cannot_be_sized_are_refused():
-    with pytest.raises(MediaError, match="side ratio of 200"):
+    with pytest.raises(MediaError, match="aspect ratio of 200"):
         frame_size(10, 2010, 8, VideoSettings())
     with pytest.raises(MediaError, match="would become 0x"):
         frame_size(28, 2800, 8, VideoSettings(max_pixels=9 * CELL))

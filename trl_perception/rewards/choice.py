@@ -76,14 +76,15 @@ def option_letter(text: str, options: Sequence[str] | None = None) -> str | None
     Args: options: as for `choice_letter`.
     """
     text = without_commands(text).replace("\\ ", " ").replace("**", "")
-    text = _framed(_LETTER_ON_A_LINE.sub(r"\1. ", undress(text)))
+    text = " ".join(_LETTER_ON_A_LINE.sub(r"\1. ", undress(text)).split())
     forms = _texts(tuple(map(str, options or ())))
-    if (alone := _letter_alone(_BARE_LETTER, text)) and (alone in forms[_plain] or not options):
-        return alone
-    for form, texts in forms.items():
-        said = form(text)
-        if len(picked := [letter for letter, option in texts.items() if option and option == said]) == 1:
-            return picked[0]
+    for said in (text, text := _framed(text)):  # whole first: "It is blue" may be an option
+        if (alone := _letter_alone(_BARE_LETTER, said)) and (alone in forms[_plain] or not options):
+            return alone
+        for form, texts in forms.items():
+            wanted = form(said)
+            if len(picked := [letter for letter, option in texts.items() if option and option == wanted]) == 1:
+                return picked[0]
     if alone:
         return alone
     plain = forms[_undressed]
@@ -107,8 +108,7 @@ def _letter_alone(form: re.Pattern, text: str) -> str | None:
 
 
 def _framed(text: str) -> str:
-    """The text without the phrases that may stand around an option."""
-    text = " ".join(text.split())
+    """The text, with single spaces, without the phrases that may stand around an option."""
     for _ in range(4):
         before, text = text, undress(_AFTER.sub("", _BEFORE.sub("", text, count=1) if _BEFORE.match(text) else text))
         if text == before:

@@ -104,8 +104,9 @@ def _without_layer(text: str) -> str:
         return html[2]
     if (inner := inside_command(text)) is not None:
         return inner
-    if phrase := _PHRASE.match(text) or _HEADING.match(text):
-        return text[phrase.end() :]
+    phrase = _PHRASE.match(text) or _HEADING.match(text)
+    if phrase and (said := text[phrase.end() :].strip()):
+        return said
     return text[:-1] if text.endswith(".") and not text.endswith("...") else text
 
 
