@@ -42,8 +42,8 @@ def choice_letter(text: str, options: Sequence[str] | None = None) -> str | None
     """The capital letter of the one option that a text picks, or None where it picks none or several.
 
     Read in this order: the letter of an option alone ("B", "b", "(B)", "B."); with options, the exact text of one
-    option, but for case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are another
-    option's text or name a further letter ("B. red, C. blue").
+    option, but for case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are
+    another option's text or name a further letter ("B. red, C. blue").
 
     Args: options: the texts of options A, B, ... in order, with or without their letters ("A. red").
     """

@@ -116,7 +116,7 @@ def _spans_within(value: Any) -> Iterator[Span | None]:
             for key, item in keys.items():
                 if isinstance(item, list | tuple | Mapping):
                     yield from _spans_within(item)
-                elif isinstance(item, str) and _SPAN_KEY.search(key):
+                elif isinstance(item, str) and _SPAN_KEY.search(key) and re.search("[0-9]", item):
                     yield from _spans_of_text(item) or [None]
     elif isinstance(value, list | tuple):
         nested = [isinstance(item, list | tuple | Mapping) for item in value]
