@@ -223,6 +223,7 @@ def test_text_of_json_stays_text_and_values_keep_their_types(tmp_path):
     [
         (b'{"prompt": "?"}\n{"prompt": "caf\xe9"}\n', r"line 2: 'utf-8' codec"),
         (b'{"prompt": "?"}\n["a"]\n', r"row 2 is 'a'; a JSON object is wanted"),
+        (b'{"prompt": "?"}\n{"prompt": "\\uD83D"}\n', r"line 2: 'utf-8' codec can't encode"),
         (b'{"id": 1%s}\n' % (b"0" * 30), "cannot be read as rows: .*int"),
     ],
 )

@@ -135,6 +135,51 @@ def test_media_in_every_place_are_looked_for(folder, monkeypatch):
         assert len(found({"prompt": message("?", "video"), "video": medium})) == 1
 
 
+def test_relative_paths_count_from_the_file_wherever_they_stand(folder):
+    def in_a_block(block):
+        return good(1, prompt=[{"role": "user", "content": [block]}], videos=[])
+
+    (folder / "a.png").touch()
+    rows = [
+        good(0),
+        good(1, videos=[{"path": "a.mp4"}]),  # the column holds two types now, and is one of Json
+        in_a_block({"type": "image_url", "image_url": {"url": "a.png"}}),
+        in_a_block({"type": "video_url", "video_url": "a.mp4"}),
+        in_a_block({"type": "image", "image": {"path": "a.png"}}),
+        good(5, videos=[3]),
+    ]
+    data = load_rows(write(folder / "train.jsonl", rows), "train")
+    with pytest.raises(ValueError, match=r"1 of 6 rows of [\s\S]* line 7 \(id r5\): A video is 3, of type int"):
+        check_rows(data)
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        ({"type": "image_url", "image_url": {"uri": "a.png"}}, "An image is None, of type NoneType; a path"),
+        (
+            {"type": "video", "video": {"file": "a.mp4"}},
+            "A video is a mapping with the keys ['file']; 'path' or 'bytes'",
+        ),
+        (
+            {"type": "video", "video": "a", "video_start": 5, "video_end": 2},
+            "video_end is 2 s, not after video_start 5 s",
+        ),
+        ({"type": "video", "video": "a", "video_end": 0}, "video_end is 0 s, not after video_start 0 s; set it above"),
+    ],
+)
+def test_a_block_that_cannot_be_read_is_one_sentence(block, sentence):
+    ((_, detail), *_) = found({"prompt": [{"role": "user", "content": [block]}]})
+    assert detail.startswith(sentence)
+
+
+def test_rows_of_a_json_list_are_numbered(folder):
+    file = folder / "train.json"
+    file.write_text(json.dumps([good(1), good(2, videos=["b.mp4"])], indent=1))
+    with pytest.raises(ValueError, match=f"{file}, row 2 .id r2.: {folder / 'b.mp4'}"):
+        check_rows(load_rows(str(file), "train"))
+
+
 def test_a_listed_folder_gives_the_same_answers(folder):
     for number in range(20):
         (folder / f"{number}.mp4").touch()

@@ -394,7 +394,7 @@ REFUSED = [
          refused="decoding failed|no video frame|no streams"),
     Case("8192x16 pixels", "video", "a side ratio of 512",
          lambda f: greys(f / "wide.mkv", [90] * 2, codec="ffv1", size=(16, 8192), pixels="gray"),
-         refused="not within a side ratio of 200", settings=TWO),
+         refused="not within an aspect ratio of 200", settings=TWO),
     Case("animated WebP as a video", "video", "FFmpeg does not decode it", lambda f: animated(f / "a.webp"),
          refused="decoding failed|no video frame"),
     Case("huge declared duration, little data", "video", "99 hours in an MKV's tag", lambda f: changed(

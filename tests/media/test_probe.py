@@ -68,5 +68,5 @@ def test_what_is_no_medium_is_named(tmp_path, clips):
         probe("video", clips["sound_only"])
     with pytest.raises(MediaError, match=r"nowhere\.mp4: the file cannot be opened"):
         probe("video", str(tmp_path / "nowhere.mp4"))
-    with pytest.raises(MediaError, match="1x300 pixels cannot be resized"):
+    with pytest.raises(MediaError, match="1x300 pixels are not within an aspect ratio of 200"):
         visual_tokens(MediaFacts("image", 1, 300), VideoSettings())

@@ -68,9 +68,7 @@ def test_indices_are_those_of_qwen_vl_utils(total, rate, span, block):
     ("settings", "total", "reason"),
     [
         (VideoSettings(), 0, "no video frame"),
-        (VideoSettings(video_start=2.0, video_end=2.0), 40, "not before video_end"),
         (VideoSettings(video_start=4.0), 40, "past the end, the clip lasts 4.000 s"),
-        (VideoSettings(video_end=0.0), 40, "before the clip's first frame"),
         (VideoSettings(video_start=1.0, video_end=1.05), 40, "fewer than two of the 40 frames"),
         (VideoSettings(nframes=12), 10, "12 frames are wanted and the range has 10"),
     ],
@@ -177,7 +175,7 @@ def test_size_limits_give_way_to_settings():
 
 
 def test_frames_that_cannot_be_sized_are_refused():
-    with pytest.raises(MediaError, match="side ratio of 200"):
+    with pytest.raises(MediaError, match="aspect ratio of 200"):
         frame_size(10, 2010, 8, VideoSettings())
     with pytest.raises(MediaError, match="would become 0x"):
         frame_size(28, 2800, 8, VideoSettings(max_pixels=9 * CELL))

@@ -243,6 +243,7 @@ TYPED = [
     (torch.tensor(3), "3", 1.0),
     (torch.tensor(0.1), "0.1", 1.0),
     (torch.tensor(0.5, dtype=torch.bfloat16), "0.5", 1.0),
+    (torch.tensor(0.1, dtype=torch.bfloat16), "0.1", 1.0),  # 0.10009765625, the nearest that the type holds
     ([3, 4.0], "4", 1.0),
     ((3, "4"), "4", 1.0),
     (np.array([3, 4]), "3", 1.0),
@@ -311,7 +312,7 @@ def test_a_list_is_one_box(solution):
     ],
 )
 def test_a_solution_that_is_none_of_its_options_is_refused(solution, options):
-    with pytest.raises(ValueError, match=r"row 0 of the batch: solution .* Mend or drop the row"):
+    with pytest.raises(ValueError, match=r"row 0 of the batch: solution .* Correct or drop the row"):
         score("<answer>A</answer>", solution, "multiple choice", options)
 
 

@@ -17,7 +17,7 @@ def test_case(case):
     completion = f"<think>why</think><answer>{case['answer']}</answer>"
     rewards = (REWARDS.get(case["problem_type"], accuracy_reward), accuracy_reward)
     if case["expected"] == "refuse":
-        with pytest.raises(ValueError, match="Mend or drop the row"):
+        with pytest.raises(ValueError, match="Correct or drop the row"):
             check_solution(case["problem_type"], case["solution"], case["options"])
         with pytest.raises(ValueError, match="row 0 of the batch"):
             accuracy_reward([None], [completion], **row)

@@ -9,7 +9,7 @@ def undecoded_videos(dataset: Any) -> Any:
     """The dataset with its `Video` columns as `{"path", "bytes"}`, to be decoded with the package's own sampling.
 
     A `datasets.Video` feature decodes on access, every frame, by a backend that may not be installed. What has no such
-    column is handed back as it is; None and dictionaries of datasets are fine.
+    column is returned as it is; None and dictionaries of datasets are fine.
     """
     if isinstance(dataset, dict):
         return type(dataset)({name: undecoded_videos(part) for name, part in dataset.items()})

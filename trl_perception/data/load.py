@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from .templates import apply_template
 
 MEDIA_LISTS = ("images", "videos")
 MEDIA_SINGLE = ("image", "video")
-MEDIA_KEYS = (*MEDIA_SINGLE, "url", "path")  # of a block in a message
+MEDIA_KEYS = (*MEDIA_SINGLE, "url", "path", "image_url", "video_url")  # of a block in a message
 
 
 def cache_dir() -> Path:
@@ -179,7 +180,7 @@ def _typed_rows(files: Sequence[Path]) -> Dataset:
     try:
         columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
         return Dataset.from_dict(columns, on_mixed_types="use_json")
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise ValueError(
             f"{files[0]} cannot be read as rows: {error}. Use values of one type in each column."
         ) from error
@@ -194,7 +195,9 @@ def _json_objects(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             found = json.loads(part.decode("utf-8"))
-        except ValueError as error:  # not UTF-8, or not JSON
+            if re.search(rb"\\u[dD][89a-fA-F]", part):  # half of a surrogate pair is no character
+                json.dumps(found, ensure_ascii=False).encode()
+        except ValueError as error:  # not UTF-8, not JSON, or text that UTF-8 does not hold
             raise ValueError(
                 f"{file} cannot be read as rows: line {number}: {error}. One JSON object a line in UTF-8 is wanted, or one "
                 "JSON list of objects."
@@ -225,7 +228,7 @@ def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
     The result depends on the arguments alone, whatever files there are, so that `datasets` can cache it.
     """
     kinds = {key: str(feature) for key, feature in rows.features.items()}
-    textual = [key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if "string" in kinds.get(key, "")]
+    textual = [key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if re.search("string|Json", kinds.get(key, ""))]
     if any(f"'{key}'" in kinds.get("prompt", "") for key in MEDIA_KEYS) or "Json" in kinds.get("prompt", ""):
         textual.append("prompt")
     if not textual:
@@ -246,18 +249,15 @@ def _absolute_row(row: dict[str, Any], columns: Sequence[str], folder: str, vers
 def _absolute_message(message: Any, folder: str) -> Any:
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
-    blocks = [
-        {key: _absolute(value, folder) if key in MEDIA_KEYS else value for key, value in block.items()}
-        if isinstance(block, dict)
-        else block
-        for block in message["content"]
-    ]
+    blocks = [_absolute(block, folder) if isinstance(block, dict) else block for block in message["content"]]
     return {**message, "content": blocks}
 
 
 def _absolute(medium: Any, folder: str) -> Any:
     if isinstance(medium, list):
         return [_absolute(part, folder) for part in medium]
+    if isinstance(medium, dict):
+        return {key: _absolute(value, folder) if key in MEDIA_KEYS else value for key, value in medium.items()}
     if not isinstance(medium, str) or not medium or "://" in medium or medium.startswith("data:"):
         return medium
     return str(Path(folder, os.path.expanduser(medium)))
@@ -269,6 +269,6 @@ def _require_first_medium(rows: Dataset, folder: Path) -> Dataset:
     if first is not None and "://" not in first and not Path(first).exists():
         raise FileNotFoundError(
             f"{folder}: the medium {first} does not exist; media were moved after the preparation. Move them back, or "
-            "prepare the rows anew (--check none is quick; --relative-media lets folder and media move together)."
+            "prepare the rows again (--check none is quick; --relative-media lets folder and media move together)."
         )
     return rows

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -179,7 +180,7 @@ class Origins:
         indices = self.dataset._indices
         stored = number if indices is None else indices.column(0)[number].as_py()
         place = f"row {stored + 1}"
-        if self._is_whole_parquet:
+        if self._is_whole_file:
             place = f"{self.files[0]}, row {stored + 1}"
         elif stored < len(self._lines):
             file, line, text = self._lines[stored]
@@ -189,10 +190,15 @@ class Origins:
         return place + name
 
     @cached_property
-    def _is_whole_parquet(self) -> bool:
-        if len(self.files) != 1 or not self.files[0].endswith(".parquet"):
+    def _is_whole_file(self) -> bool:
+        """Whether the dataset holds the rows of one file without lines: parquet, or one JSON list."""
+        if len(self.files) != 1 or self._lines:
             return False
-        return pq.ParquetFile(self.files[0]).metadata.num_rows == self.dataset._data.num_rows
+        file = Path(self.files[0])
+        rows = (
+            pq.ParquetFile(file).metadata.num_rows if file.suffix == ".parquet" else len(json.loads(file.read_bytes()))
+        )
+        return rows == self.dataset._data.num_rows
 
     @cached_property
     def _lines(self) -> list[tuple[str, int, bytes]]:

@@ -182,7 +182,7 @@ def _holds(folder: Path, spec: dict) -> bool:
         differing = sorted(key for key in spec | found if spec.get(key) != found.get(key))
         raise ValueError(
             f"{folder} holds something else (it differs in {', '.join(differing)}). "
-            "Choose another output_dir, or delete this one to make the dataset anew."
+            "Choose another output_dir, or delete this one to make the dataset again."
         )
     return True
 

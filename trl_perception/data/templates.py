@@ -112,7 +112,7 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
     if carried:
         raise ValueError(
             f"The rows were prepared with the prompt template {', '.join(map(repr, sorted(carried)))}, and {name!r} "
-            "would follow it. Set prompt_template: none, or prepare the rows anew without --template."
+            "would follow it. Set prompt_template: none, or prepare the rows again without --template."
         )
     from datasets import Value  # takes seconds, and names of templates are judged before
 

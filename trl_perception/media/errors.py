@@ -12,7 +12,7 @@ class MediaError(ValueError):
     str(error) = "<source>: <reason>. <remedy>"
 
     Args: source: the medium, or its short description; reason: what was found and what is wanted;
-        remedy: what to change. All three survive pickling, so that worker processes can send the error home.
+        remedy: what to change. All three survive pickling, so that worker processes can return the error.
     """
 
     def __init__(self, source: Any, reason: str, remedy: str):
@@ -26,7 +26,7 @@ class MediaError(ValueError):
 
 
 def describe(source: Any) -> str:
-    """Short name of a medium for messages: path or URL, "bytes (1234 B)", "array (8, 64, 64, 3)", "3 frames"."""
+    """Short name of a medium for messages: path or URL, "bytes (1234 B)", "array (8, 64, 64, 3)", "3 frames", "4x40 image"."""
     if isinstance(source, Mapping):
         named = source.get("path") or source.get("bytes")
         return describe(named) if named is not None else f"mapping with keys {sorted(map(str, source))}"
@@ -34,6 +34,8 @@ def describe(source: Any) -> str:
         return f"bytes ({len(source)} B)"
     if hasattr(source, "shape"):
         return f"array {tuple(source.shape)}"
+    if hasattr(source, "getbands"):  # of Pillow, which messages need not import
+        return f"{source.height}x{source.width} image"
     if isinstance(source, Sequence) and not isinstance(source, str):
         return f"{len(source)} frames"
     text = str(source)

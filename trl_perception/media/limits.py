@@ -1,4 +1,4 @@
-"""How much one medium may cost: pixels, frames, seconds. A hostile file meets these before it meets the host's memory."""
+"""How much one medium may cost: pixels, frames, seconds. They refuse a hostile file before it fills the host's memory."""
 
 import os
 import time
@@ -15,7 +15,7 @@ class MediaLimits:
 
     Args:
         max_pixels: most pixels (height * width) of an image or a frame as it is stored, before any resizing.
-        max_frames: most frames of a clip, declared in its header or met while it is read.
+        max_frames: most frames of a clip, declared in its header or found while it is read.
         timeout: most seconds for one medium, its download included.
     Raises: ValueError for a limit that is not above 0.
     """

@@ -110,7 +110,7 @@ class MediaLoader:
     def load(self, requests: Sequence[MediaRequest]) -> list[Medium | MediaError]:
         """One result a request, in their order. A medium that cannot be read leaves its MediaError in its place.
 
-        stats counts decoded (read from their source), cache_hits (distinct requests met in memory) and failed (distinct
+        stats counts decoded (read from their source), cache_hits (distinct requests found in memory) and failed (distinct
         requests that gave an error; errors are not kept, the next call tries again).
         """
         keys = [self._key(request) for request in requests]
@@ -167,7 +167,7 @@ class MediaLoader:
 
 
 def fingerprint(source: Any) -> Hashable:
-    """What tells one source from another: path, time and size of a file; URL; sha1 of bytes, images and arrays.
+    """A key that differs between sources: path, time and size of a file; URL; sha1 of bytes, images and arrays.
 
     Raises: MediaError for an image whose pixels cannot be read.
     """

@@ -13,7 +13,7 @@ MEDIA_COLUMNS = ("image", "images", "video", "videos")
 """Columns of a dataset row that hold media."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NO_MEDIUM = (bool, int, float, complex)
+_NO_MEDIUM = (bool, int, float, complex, type(None))
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict]:
@@ -202,7 +202,7 @@ def _typed(block: Any) -> dict:
     if kind in ("image_url", "video_url") and kind in block:
         url, name = block[kind], kind.removesuffix("_url")
         others = {key: value for key, value in block.items() if key not in (kind, "type")}
-        kind, block = name, {**others, name: url["url"] if isinstance(url, Mapping) else url}
+        kind, block = name, {**others, name: url.get("url") if isinstance(url, Mapping) else url}
     if kind not in (*MEDIA_KINDS, "text"):
         raise ValueError(
             f"A content block has type {block.get('type')!r} and keys {sorted(block)}; the type 'text', 'image' or "
@@ -224,10 +224,14 @@ def _typed(block: Any) -> dict:
 
 def _require_medium(kind: str, medium: Any) -> None:
     """Refuse what cannot be a medium, whatever it holds. Errors: ValueError."""
+    article = "An" if kind == "image" else "A"
     if isinstance(medium, _NO_MEDIUM) or (isinstance(medium, str) and not medium.strip()):
         raise ValueError(
-            f"A {kind} is {medium!r}, of type {type(medium).__name__}; a path, URL, bytes or pixels are wanted."
+            f"{article} {kind} is {medium!r}, of type {type(medium).__name__}; a path, URL, bytes or pixels are wanted."
         )
+    if isinstance(medium, Mapping) and medium.get("path") is None and medium.get("bytes") is None:
+        keys = sorted(map(str, medium))
+        raise ValueError(f"{article} {kind} is a mapping with the keys {keys}; 'path' or 'bytes' must be set in it.")
     if not isinstance(medium, list | tuple):
         return
     if kind == "image":

@@ -36,7 +36,7 @@ class MediaFacts:
 
 
 def probe(kind: str, source: Any, limits: MediaLimits | None = None) -> MediaFacts:
-    """Facts from the header of an image, or from the header and the packets of a video, whose times only they tell.
+    """Facts from the header of an image, or from the header and the packets of a video: only packets hold its times.
 
     Nothing is decoded, so a damaged body goes unseen; a truncated one does not.
 

@@ -14,7 +14,7 @@ from .loader import MediaLoader
 from .messages import ID_COLUMNS, MEDIA_KINDS, conversation, media_blocks, without_payloads
 from .requests import MediaSettings, ProcessorSizes
 from .settings import VideoSettings
-from .visual_inputs import TOKEN_TYPE, VisualInputs, check_placeholders
+from .visual_inputs import FORWARD_KEYS, TOKEN_TYPE, VisualInputs, check_placeholders
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +135,13 @@ class PromptPreparer:
         token_types = torch.zeros(len(input_ids), dtype=torch.long)
         for kind, token_id in self.placeholder_ids.items():
             token_types[inputs["input_ids"][0] == token_id] = TOKEN_TYPE[kind]
+        media = {key: inputs.get(key) for key in FORWARD_KEYS}
+        seconds = media["second_per_grid_ts"]
         visual = VisualInputs(
             sample=sample,
             token_types=token_types,
-            pixel_values=inputs.get("pixel_values"),
-            image_grid_thw=inputs.get("image_grid_thw"),
-            pixel_values_videos=inputs.get("pixel_values_videos"),
-            video_grid_thw=inputs.get("video_grid_thw"),
-            second_per_grid_ts=_as_tensor(inputs.get("second_per_grid_ts")),
+            **media
+            | {"second_per_grid_ts": None if seconds is None else torch.as_tensor(seconds, dtype=torch.float32)},
             merge_size=self.processor.image_processor.merge_size,
         )
         check_placeholders(inputs["input_ids"], torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
@@ -236,7 +235,3 @@ def _as_decoded(clips: Sequence) -> dict[str, Any]:
         "do_resize": False,
         "cap_pixels_per_frame": False,
     }
-
-
-def _as_tensor(seconds: Any) -> torch.Tensor | None:
-    return None if seconds is None else torch.as_tensor(seconds, dtype=torch.float32)

@@ -24,24 +24,17 @@ def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: 
 
     [ceil(video_start * fps), min(floor(video_end * fps), total_frames - 1)]
 
-    Raises: MediaError for no frames, start >= end, a start at or past the clip's end, or fewer than two frames in the
-        range. A clip of one frame is used whole.
+    Raises: MediaError for no frames, a start at or past the clip's end, or fewer than two frames in the range. A clip of one frame is used whole.
     Source: qwen_vl_utils.vision_process.calculate_video_frame_range.
     """
     start, end = settings.video_start, settings.video_end
     if total_frames < 1:
         raise MediaError(source, "it holds no video frame, and at least one is wanted", "Replace or drop this sample")
     duration = total_frames / fps
-    if start is not None and end is not None and start >= end:
-        raise MediaError(
-            source, f"video_start {start} s is not before video_end {end} s", "Set video_start below video_end"
-        )
     if start is not None and start >= duration:
         raise MediaError(
             source, f"video_start {start} s is past the end, the clip lasts {duration:.3f} s", "Lower video_start"
         )
-    if end is not None and end <= 0:
-        raise MediaError(source, f"video_end {end} s is before the clip's first frame", "Set video_end above 0")
     if total_frames == 1:
         return 0, 0, 1
     try:
@@ -133,26 +126,10 @@ def frame_size(
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_video.
     """
-    try:
-        if settings.resized_height is not None:
-            size = smart_resize(settings.resized_height, settings.resized_width, factor)
-        else:
-            low, limit, cap = pixel_bounds(nframes, settings, factor, size_limits or (None, None))
-            high = min(limit, cap)
-            size = smart_resize(height, width, factor, min_pixels=low, max_pixels=high)
-    except ValueError as error:
-        raise MediaError(
-            source,
-            f"frames of {height}x{width} pixels are not within a side ratio of 200",
-            "Crop or drop this sample",
-        ) from error
-    if min(size) < factor:
-        raise MediaError(
-            source,
-            f"frames of {height}x{width} pixels would become {size[0]}x{size[1]}, {factor} pixels a side are wanted",
-            "Raise max_pixels or total_pixels, or lower the number of frames",
-        )
-    return size
+    if settings.resized_height is not None:
+        return _multiples(settings.resized_height, settings.resized_width, factor, None, source)
+    low, limit, cap = pixel_bounds(nframes, settings, factor, size_limits or (None, None))
+    return _multiples(height, width, factor, (low, min(limit, cap)), source)
 
 
 def image_size(
@@ -177,6 +154,8 @@ def image_size(
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_image.
     """
+    if resized_height is not None:
+        return _multiples(resized_height, resized_width, factor, None, source)
     low, high = size_limits or (None, None)
     low, high = 4 * factor**2 if low is None else low, 16384 * factor**2 if high is None else high
     if min_pixels is None and max_pixels is not None:
@@ -184,21 +163,26 @@ def image_size(
     if max_pixels is None and min_pixels is not None:
         high = max(high, min_pixels)
     low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
+    return _multiples(height, width, factor, (low, high), source)
+
+
+def _multiples(
+    height: int, width: int, factor: int, bounds: tuple[float, float] | None, source: str
+) -> tuple[int, int]:
+    """Both sides as multiples of factor, the pixels within bounds (least, most). Raises: MediaError."""
+    least, most = bounds or (None, None)
+    if bounds and least > most:
+        raise MediaError(source, f"min_pixels {least} is above max_pixels {most}", "Lower the one or raise the other")
     try:
-        if resized_height is not None:
-            size = smart_resize(resized_height, resized_width, factor)
-        else:
-            size = smart_resize(height, width, factor, min_pixels=low, max_pixels=high)
-    except (ValueError, AssertionError) as error:
-        reason = (
-            f"{height}x{width} pixels cannot be resized to min_pixels {min_pixels}, max_pixels {max_pixels} ({error})"
-        )
-        raise MediaError(source, reason, "Change the pixel bounds, or drop this sample") from error
+        size = smart_resize(height, width, factor, least, most)
+    except ValueError as error:
+        reason = f"{height}x{width} pixels are not within an aspect ratio of 200"
+        raise MediaError(source, reason, "Crop or drop this sample") from error
     if min(size) < factor:
-        reason = (
-            f"{height}x{width} pixels would be resized to {size[0]}x{size[1]}, and {factor} pixels a side are wanted"
+        reason = f"{height}x{width} pixels would become {size[0]}x{size[1]}, and {factor} pixels a side are wanted"
+        raise MediaError(
+            source, reason, "Raise max_pixels or total_pixels, lower the number of frames, or crop this sample"
         )
-        raise MediaError(source, reason, "Raise max_pixels, or crop this sample")
     return size
 
 

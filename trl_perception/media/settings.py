@@ -28,8 +28,8 @@ class VideoSettings:
         total_pixels: pixels that the frames of the whole clip share, two frames counting as one.
         video_start, video_end: seconds from the first frame of the file; None means its start, its end.
         resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the pixel bounds.
-    Raises: ValueError for a value that is no number or out of its bounds, min_pixels > max_pixels, or one of resized_*
-        without the other.
+    Raises: ValueError for a value that is no number or out of its bounds, min_pixels > max_pixels, video_start >= video_end,
+        or one of resized_* without the other.
     """
 
     fps: float = 2.0
@@ -49,22 +49,27 @@ class VideoSettings:
             if (value := getattr(self, field.name)) is not None or field.name == "fps":
                 object.__setattr__(self, field.name, _number(field.name, value))
         if not self.fps > 0:
-            raise ValueError(f"fps is {self.fps}; set fps above 0")
+            raise ValueError(f"fps is {self.fps}; set fps above 0.")
         for name in ("nframes", "max_frames"):
             value = getattr(self, name)
             if value is not None and value < MIN_FRAMES:
-                raise ValueError(f"{name} is {value}; a clip is sampled in pairs of frames, set {name} to 2 or more")
+                raise ValueError(f"{name} is {value}; a clip is sampled in pairs of frames, set {name} to 2 or more.")
         for name in ("min_frames", "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; set {name} to 1 or more")
+                raise ValueError(f"{name} is {value}; set {name} to 1 or more.")
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise ValueError(
-                f"min_pixels is {self.min_pixels}, above max_pixels {self.max_pixels}; lower the one or raise the other"
+                f"min_pixels is {self.min_pixels}, above max_pixels {self.max_pixels}; lower the one or raise the other."
+            )
+        start = max(self.video_start or 0, 0)
+        if self.video_end is not None and self.video_end <= start:
+            raise ValueError(
+                f"video_end is {self.video_end} s, not after video_start {start} s; set it above video_start."
             )
         if (self.resized_height is None) != (self.resized_width is None):
             raise ValueError(
-                f"resized_height is {self.resized_height}, resized_width is {self.resized_width}; set both or neither"
+                f"resized_height is {self.resized_height}, resized_width is {self.resized_width}; set both or neither."
             )
 
     def override(self, block: Mapping[str, Any]) -> "VideoSettings":
@@ -87,7 +92,7 @@ class VideoSettings:
                 )
         if "fps" in given and "nframes" in given:
             raise ValueError(
-                f"a video block sets both fps ({given['fps']}) and nframes ({given['nframes']}); remove one of the two"
+                f"a video block sets both fps ({given['fps']}) and nframes ({given['nframes']}); remove one of the two."
             )
         if "fps" in given:
             given["nframes"] = None
@@ -109,5 +114,5 @@ def _number(name: str, value: Any) -> float | int:
     wanted = "number" if name in _SECONDS else "whole number"
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (wanted == "whole number" and value != int(value)):
-        raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}; a {wanted} is wanted")
+        raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}; a {wanted} is wanted.")
     return value if wanted == "number" else int(value)

@@ -196,7 +196,7 @@ def _from_file(
 
 
 def _timelines(medium: Path | bytes, budget: Budget) -> Iterator[Timeline]:
-    """The timeline of the packets; then, where they tell no times or frames that are never shown, of what decodes."""
+    """The timeline of the packets; then, where those lack times or include frames that are never shown, that of the decoded frames."""
     with opened(medium, budget) as (container, stream):
         timeline = packet_timeline(container, stream, budget.name)
     if timeline.packets is not None:

@@ -139,7 +139,7 @@ def check_placeholders(
             raise ValueError(
                 f"{name}: the forward has {placeholders} {kind} placeholder tokens but {features} {kind} features. "
                 + (
-                    f"The {kind}s of this sample were lost on the way: hand `visual_inputs` on with the batch."
+                    f"The {kind}s of this sample were lost on the way: pass `visual_inputs` on with the batch."
                     if features == 0
                     else "A placeholder was written by hand or sampled into a completion, the prompt was cut, or these "
                     "are the media of another sample. Keep placeholders out of texts and completions, and prompts whole."

@@ -13,9 +13,6 @@ def accuracy_reward(
     completions: list,
     completion_ids: list | None = None,
     *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
-    options: list[list[str] | None] | None = None,
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float]:
@@ -34,24 +31,16 @@ def accuracy_reward(
     A completion whose answer cannot be read scores 0.0. Of a solution that is a list, any value is right; for grounding
     the list is the span or the box.
 
-    Args: solution: plain or inside answer tags, or numbers; problem_type: a key of `PROBLEM_TYPES`; options: the option
-        texts of a multiple-choice row, None for other rows. The column may be left out: then only letters are read;
-        answer_reading: "lenient" takes off what cannot change the meaning (see `undress`) and reads the forms that
-        models write, "exact" wants the answer alone.
+    Args: columns: `solution`, plain or inside answer tags, or numbers; `problem_type`, a key of `PROBLEM_TYPES`;
+        `options`, the option texts of a multiple-choice row, None for other rows. That column may be left out: then only
+        letters are read. Others are ignored; answer_reading: "lenient" takes off what cannot change the meaning (see
+        `undress`) and reads the forms that models write, "exact" wants the answer alone.
     Raises: ValueError where a needed column is missing, a problem type is unknown, or a solution cannot be read or is
         none of its options; ImportError where the package that scores a row's problem type is not installed.
     Source: arXiv:2503.21776 (Video-R1), accuracy reward. Differs: "3" equals "3.0"; "3,5" is no number; option texts
         and marked letters count; free-form is an exact match, and what the paper calls free-form is free text here.
     """
-    return scores_of(
-        "accuracy_reward",
-        extract_answer,
-        completions,
-        solution,
-        problem_type,
-        options,
-        answer_reading=answer_reading,
-    )
+    return scores_of("accuracy_reward", extract_answer, completions, columns, answer_reading)
 
 
 def boxed_accuracy_reward(
@@ -59,19 +48,8 @@ def boxed_accuracy_reward(
     completions: list,
     completion_ids: list | None = None,
     *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
-    options: list[list[str] | None] | None = None,
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float]:
     r"""`accuracy_reward` on each completion's one `\boxed{...}` after its thinking (see `extract_boxed`)."""
-    return scores_of(
-        "boxed_accuracy_reward",
-        extract_boxed,
-        completions,
-        solution,
-        problem_type,
-        options,
-        answer_reading=answer_reading,
-    )
+    return scores_of("boxed_accuracy_reward", extract_boxed, completions, columns, answer_reading)

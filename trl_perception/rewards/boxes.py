@@ -20,13 +20,19 @@ _MAX_SIDE = 1e100  # so that areas do not overflow
 _KEY = "bbox_2d"  # the key under which Qwen2.5-VL writes boxes
 
 _SPACED = re.compile(rf"(?<![\w.,+-])[\[(]* ?{_NUMBER}" + rf" ?[,; ] ?{_NUMBER}" * 3 + r" ?[\])]*")
-_LABELS = re.compile(r"\b(?:[xy][ _]?(?:[0-2]|min|max)|left|top|right|bottom)(?=\W)[\"']? ?[:=]? ?", re.IGNORECASE)
+_LABELS = re.compile(
+    r"\b(?:[xy][ _]?(?:[0-2]|min|max)|(?:(?:top|upper|bottom|lower)[ _-]?)?(?:left|right)|top|bottom)(?=\W)[\"']? ?[:=]? ?",
+    re.IGNORECASE,
+)
+_PIXELS = re.compile(r"(?<=[0-9]) ?(?:px|pixels?)\b", re.IGNORECASE)
+_BETWEEN_CORNERS = re.compile(r"(?<=[0-9]) ?([\])]),? ?(?:to|and|-|–|->|→) ?(?=[\[(])", re.IGNORECASE)
 _BOX_TAGS = [("<|box_start|>", "<|box_end|>"), ("<box>", "</box>"), ("<bbox>", "</bbox>")]
 _REFERRED = re.compile(r"<\|object_ref_start\|>.{0,200}?<\|object_ref_end\|>|<ref>.{0,200}?</ref>", re.DOTALL)
 _CORNER_KEYS = [("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"), ("left", "top", "right", "bottom")]
-_CORNER_KEYS += [("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")]
+_CORNER_KEYS += [("xmin", "ymin", "xmax", "ymax")]
 _SIDE_KEYS = [("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height")]
-_Y_FIRST = "box_2d"  # the key under which Gemini writes y before x
+_POINT_KEYS = ("topleft", "bottomright")
+_Y_FIRST = "box2d"  # without its sign, the key under which Gemini writes y before x
 
 
 def parse_box(text: str) -> Box | None:
@@ -65,7 +71,8 @@ def _box_of_text(text: str) -> Box | None:
     for opening, closing in _BOX_TAGS:
         if text.count(opening) == text.count(closing) == 1:
             text = text.partition(opening)[2].partition(closing)[0]
-    text = " ".join(_LABELS.sub("", text).split())
+    text = " ".join(_PIXELS.sub("", _LABELS.sub("", text)).split())
+    text = _BETWEEN_CORNERS.sub(r"\1, ", text)
     if spaced := _SPACED.fullmatch(text):
         return _forward(spaced.groups())
     return parse_box(text)
@@ -77,7 +84,10 @@ def _boxes_within(value: Any) -> Iterator[Box | None]:
         if box := _box_of_text(value):
             yield box
     elif isinstance(value, Mapping):
-        keys = {str(key).lower(): item for key, item in value.items()}
+        keys = {re.sub(r"[ _-]", "", str(key).lower()): item for key, item in value.items()}
+        if all(name in keys for name in _POINT_KEYS):
+            yield from _boxes_within([[keys[name] for name in _POINT_KEYS]])
+            return
         for names in (*_CORNER_KEYS, *_SIDE_KEYS):
             if all(name in keys for name in names):
                 sides = [keys[name] for name in names]
@@ -103,7 +113,7 @@ def _boxes_within(value: Any) -> Iterator[Box | None]:
 
 def _forward(sides: Sequence[Any], extent: bool = False) -> Box | None:
     """(x0, y0, x1, y1) from four numbers or their texts, or from x, y, width and height; None for what is no box."""
-    texts = [str(side).strip() for side in sides if not isinstance(side, bool)]
+    texts = [str(side).strip() for side in sides]
     if len(texts) != 4 or not all(re.fullmatch(_NUMBER, text) for text in texts):
         return None
     x0, y0, x1, y1 = map(float, texts)

@@ -129,7 +129,7 @@ def _raised(name: str, arguments: Mapping[str, Any], row: int | None, error: Bas
         where = f"completion {row}, {row_name(arguments, row)}"
     return RewardError(
         f"Reward function '{name}' raised {type(error).__name__}: {error} (for {where}). Return None where the reward does "
-        "not apply, or mend the function."
+        "not apply, or correct the function."
     )
 
 

@@ -1,4 +1,4 @@
-"""Reward functions that are held to their word: one finite number, or None, for each completion."""
+"""Reward functions whose results are validated: one finite number, or None, for each completion."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ def checked(
         timeout: most seconds that a call may take; None for no limit.
         keep_nonfinite: whether NaN and infinity come back as `math.inf`, for a caller that leaves such samples out.
         faults: where errors go instead of being raised; the rewards are then zeros that nobody may use. Processes that
-            score together so meet in the next exchange, and stop together.
+            score together then reach the next collective call, and stop together.
         taken: names that `log_extra` and `log_metric` refuse besides the reserved ones: those of the reward functions.
 
     Errors: TypeError or ValueError naming the function, what it returned and for which completion; RewardError where it

@@ -1,11 +1,12 @@
 """Which option an answer picks."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from string import ascii_uppercase
 
 from trl_perception.rewards.reading import undress, without_commands
+from trl_perception.rewards.wording import bare_words
 
 # Applied to text with single spaces. "B", "b", "(B)", "B.", "B)":
 _ALONE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\].:]*")
@@ -14,23 +15,25 @@ _MARKED = re.compile(r"[(\[]? ?([A-Z]) ?[)\].:]+ ?(.*)", re.DOTALL)
 # A further letter among those words; "A" before a word is the article, "X-ray" and "D'Artagnan" are words.
 # Without dress, any of these may surround or separate: "(B", "B:", "[[b]]", "B!"
 _BARE_LETTER = re.compile(r"[(\[{<]{0,2} ?([A-Za-z]) ?[)\]}>.:!]*")
-_LETTER_FIRST = re.compile(r"[(\[{<]? ?([A-Za-z])(?: ?[)\]}>.:,=–—-]+ ?| )(.+)", re.DOTALL)
+_LETTER_FIRST = re.compile(r"[(\[{<]? ?([A-Za-z])(?: ?[)\]}>.:;,=→–—-]+ ?| |(?=[(\[]))(.+)", re.DOTALL)
+_LETTER_ON_A_LINE = re.compile(r"^\s*([A-Z])\s*\n")
 _LETTER_LAST = re.compile(r"(?: ?[(\[:,=–—-]{1,3} ?| )([A-Za-z]) ?[)\].]{0,3}$")
 # The only words that may stand around an option without being part of what it says.
 _BEFORE = re.compile(
-    r"(?:i (?:would |will |'d |'ll )?(?:choose|pick|select|say|think|believe|go with)|it(?:'s| is| must be| would be)|"
+    r"(?:(?:i(?: would| will|'d|'ll)? )?(?:choose|pick|select|say|think|believe|go with)|it(?:'s| is| must be| would be)|"
     r"this is|that(?:'s| is)|(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter))(?=[ :(\[\"']) ?:? ?"
     r"|(?:我|应|應|应该|故|所以)?(?:选择|選擇|选项|選項|选|選)(?:的?是)? ?:? ?",
     re.IGNORECASE,
 )
 _AFTER = re.compile(
     r",? (?:is|would be|must be|seems)(?: the| my)?(?: (?:correct|right|best|most likely|final)(?: (?:answer|option|choice|one))?| "
-    r"(?:answer|choice))$|(?:项|選項|选项)?(?:是|为)?(?:正确的?|正確的?|对的|です)?$",
+    r"(?:answer|choice))$|(?:项|選項|选项)?(?:是|为)?(?:正确的?|正確的?|对的|です|입니다)?$",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
     r"\b(?:not?|nor|neither|either|never|none|wrong|incorrect|false|or|but|maybe|perhaps|possibly|unsure|both|all|any)\b|"
-    r"n't\b|[不没非或]|\?"
+    r"n't\b|[不没非或错]|\?|"
+    r"\b(?:nicht|falsch|oder|pas|faux|fausse|ou|pero|falso|falsa|incorrect[aeo]s?|sbagliat[ao]|не|или|нет)\b"
 )
 _FURTHER = re.compile(r"(?<![\w-])(?:[B-H](?![\w'’+#-])|A(?![\w'’+#-])(?! [A-Za-z]{2})|[a-h](?=[)\]]))")
 
@@ -38,21 +41,21 @@ _FURTHER = re.compile(r"(?<![\w-])(?:[B-H](?![\w'’+#-])|A(?![\w'’+#-])(?! [A
 def choice_letter(text: str, options: Sequence[str] | None = None) -> str | None:
     """The capital letter of the one option that a text picks, or None where it picks none or several.
 
-    Read in this order: a letter alone ("B", "b", "(B)", "B."); with options, the exact text of one option, but for
-    case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are another
-    option's text or name a further letter ("B. red, C. blue").
+    Read in this order: the letter of an option alone ("B", "b", "(B)", "B."); with options, the exact text of one
+    option, but for case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are
+    another option's text or name a further letter ("B. red, C. blue").
 
     Args: options: the texts of options A, B, ... in order, with or without their letters ("A. red").
     """
     text = " ".join(text.split())
-    if alone := _ALONE.fullmatch(text):
-        return alone[1].upper()
     texts = dict(zip(ascii_uppercase, _option_texts(options or ()), strict=False))
+    if (alone := _letter_alone(_ALONE, text)) and (alone in texts or not texts):
+        return alone
     picked = [letter for letter, option in texts.items() if option and option == _plain(text)]
     if len(picked) == 1:
         return picked[0]
-    if not (marked := _MARKED.fullmatch(text)):
-        return None
+    if alone or not (marked := _MARKED.fullmatch(text)):
+        return alone
     letter, words = marked.groups()
     if texts.get(letter) == _plain(words):
         return letter
@@ -72,13 +75,19 @@ def option_letter(text: str, options: Sequence[str] | None = None) -> str | None
 
     Args: options: as for `choice_letter`.
     """
-    text = _framed(undress(without_commands(text).replace("\\ ", " ").replace("**", "")))
-    if alone := _BARE_LETTER.fullmatch(text):
-        return alone[1].upper()
-    written, plain = _texts(tuple(map(str, options or ())))
-    for texts, form in ((written, _plain), (plain, _undressed)):
-        if len(picked := [letter for letter, option in texts.items() if option and option == form(text)]) == 1:
-            return picked[0]
+    text = without_commands(text).replace("\\ ", " ").replace("**", "")
+    text = " ".join(_LETTER_ON_A_LINE.sub(r"\1. ", undress(text)).split())
+    forms = _texts(tuple(map(str, options or ())))
+    for said in (text, text := _framed(text)):  # whole first: "It is blue" may be an option
+        if (alone := _letter_alone(_BARE_LETTER, said)) and (alone in forms[_plain] or not options):
+            return alone
+        for form, texts in forms.items():
+            wanted = form(said)
+            if len(picked := [letter for letter, option in texts.items() if option and option == wanted]) == 1:
+                return picked[0]
+    if alone:
+        return alone
+    plain = forms[_undressed]
     if last := _LETTER_LAST.search(text, max(0, len(text) - 12)):
         words, letter = text[: last.start()], last[1].upper()
         if plain.get(letter) and plain[letter] == _undressed(words):
@@ -93,9 +102,13 @@ def option_letter(text: str, options: Sequence[str] | None = None) -> str | None
     return None
 
 
+def _letter_alone(form: re.Pattern, text: str) -> str | None:
+    found = form.fullmatch(text)
+    return found and found[1].upper()
+
+
 def _framed(text: str) -> str:
-    """The text without the phrases that may stand around an option."""
-    text = " ".join(text.split())
+    """The text, with single spaces, without the phrases that may stand around an option."""
     for _ in range(4):
         before, text = text, undress(_AFTER.sub("", _BEFORE.sub("", text, count=1) if _BEFORE.match(text) else text))
         if text == before:
@@ -119,10 +132,11 @@ def _words(text: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _texts(options: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
-    """letter -> the option's text, as written and without its dress."""
+def _texts(options: tuple[str, ...]) -> dict[Callable, dict[str, str | None]]:
+    """form -> letter -> the option's text in that form: as written, without its dress, its words and signs alone."""
     written = dict(zip(ascii_uppercase, _option_texts(options), strict=False))
-    return written, {letter: _undressed(text) for letter, text in written.items()}
+    forms = (_plain, _undressed, bare_words)
+    return {form: {letter: form(text) for letter, text in written.items()} for form in forms}
 
 
 def _undressed(text: str) -> str:
@@ -132,7 +146,8 @@ def _undressed(text: str) -> str:
 def _option_texts(options: Sequence[str]) -> list[str]:
     """The options in plain form, without the letters where every option carries its own."""
     marks = [
-        re.match(rf"\s*\(?{letter}[).:、．：]\s*", str(o)) for letter, o in zip(ascii_uppercase, options, strict=False)
+        re.match(rf"\s*\(?(?:{letter}|{letter.lower()})[).:、．：]\s*", str(option))
+        for letter, option in zip(ascii_uppercase, options, strict=False)
     ]
     if len(marks) == len(options) and all(marks):
         return [_plain(str(option)[mark.end() :]) for option, mark in zip(options, marks, strict=True)]

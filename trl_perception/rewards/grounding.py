@@ -13,8 +13,6 @@ def temporal_iou_reward(
     completions: list,
     completion_ids: list | None = None,
     *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float | None]:
@@ -22,18 +20,12 @@ def temporal_iou_reward(
 
     TRL leaves a None out of the reward. An answer without readable spans scores 0.0 (see `spans_of`).
 
-    Args: solution: spans as text, plain or inside answer tags, or as a list; problem_type: "temporal grounding" marks
-        the rows to score; answer_reading: as for `accuracy_reward`.
+    Args: columns: `solution`, spans as text, plain or inside answer tags, or as a list; `problem_type`, where
+        "temporal grounding" marks the rows to score; answer_reading: as for `accuracy_reward`.
     Raises: ValueError where a column is missing, or the solution of a row to score holds no span.
     """
     return scores_of(
-        "temporal_iou_reward",
-        extract_answer,
-        completions,
-        solution,
-        problem_type,
-        answer_reading=answer_reading,
-        only=(TEMPORAL_GROUNDING,),
+        "temporal_iou_reward", extract_answer, completions, columns, answer_reading, only=(TEMPORAL_GROUNDING,)
     )
 
 
@@ -42,8 +34,6 @@ def box_iou_reward(
     completions: list,
     completion_ids: list | None = None,
     *,
-    solution: list | None = None,
-    problem_type: list[str] | None = None,
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float | None]:
@@ -52,16 +42,8 @@ def box_iou_reward(
     TRL leaves a None out of the reward. An answer without one readable box scores 0.0 (see `box_of`). Answer and
     solution have to use one unit: nothing is rescaled.
 
-    Args: solution: a box as text, plain or inside answer tags, or as a list; problem_type: "box grounding" or "spatial
-        grounding" marks the rows to score; answer_reading: as for `accuracy_reward`.
+    Args: columns: `solution`, a box as text, plain or inside answer tags, or as a list; `problem_type`, where
+        "box grounding" or "spatial grounding" marks the rows to score; answer_reading: as for `accuracy_reward`.
     Raises: ValueError where a column is missing, or the solution of a row to score holds no box.
     """
-    return scores_of(
-        "box_iou_reward",
-        extract_answer,
-        completions,
-        solution,
-        problem_type,
-        answer_reading=answer_reading,
-        only=BOX_GROUNDING,
-    )
+    return scores_of("box_iou_reward", extract_answer, completions, columns, answer_reading, only=BOX_GROUNDING)

@@ -42,7 +42,8 @@ def read(expression: str) -> list:
 def numbers_equal(a: Any, b: Any, *_: int) -> bool:
     """Whether two expressions without symbols have one value, for math-verify, which rounds all to 6 decimals.
 
-    |a - b| <= 1e-6 min(1, |a|) where either has a decimal number, else both are equal to 30 digits.
+    |a - b| <= 1e-6 min(1, max(|a|, |b|)) where either has a decimal number; two rational numbers are equal exactly, all
+    others to 30 digits.
     """
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
         return a.shape == b.shape and all(map(numbers_equal, a.flat(), b.flat()))
@@ -56,9 +57,11 @@ def numbers_equal(a: Any, b: Any, *_: int) -> bool:
     if not (getattr(a, "is_number", False) and getattr(b, "is_number", False)) or not (a.is_finite and b.is_finite):
         return False
     exact = [expression.replace(lambda part: isinstance(part, Float), decimal) for expression in (a, b)]
-    size, difference = abs(exact[0].evalf(DIGITS)), abs((exact[0] - exact[1]).evalf(DIGITS))
+    size, difference = max(abs(part.evalf(DIGITS)) for part in exact), abs((exact[0] - exact[1]).evalf(DIGITS))
     if a.has(Float) or b.has(Float):
         return bool(difference <= TOLERANCE * min(1, size))
+    if isinstance(a, Rational) and isinstance(b, Rational):
+        return False
     return bool(difference <= size * Rational(1, 10**30))
 
 

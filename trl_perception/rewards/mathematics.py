@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from trl_perception.rewards.math_process import math_process
 from trl_perception.rewards.numeric import plain_notation, same_unit
-from trl_perception.rewards.reading import without_commands
+from trl_perception.rewards.reading import LOWERED, PLAIN_SCRIPTS, RAISED, without_commands
 from trl_perception.rewards.text import BOXED, extract_boxed
 from trl_perception.rewards.units import PERCENT, split_unit
 from trl_perception.rewards.wording import bare_words
@@ -18,13 +18,13 @@ MAX_NESTED = 8  # brackets; the parser's time doubles with every few more
 _WRITTEN = {"°": "^{\\circ}", "×": "\\times ", "÷": "\\div ", "−": "-", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne "}
 _WRITTEN |= {"∞": "\\infty ", "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ", "⁄": "/", "**": "^", "{,}": ""}
 _WRITTEN |= dict.fromkeys("·⋅∙", "\\cdot ")
-_ROOT = re.compile(r"(?:√|(?<![A-Za-z\\])sqrt) ?([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\([^()]*\))")
-_RAISED, _LOWERED = "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ", "₊₋₀₁₂₃₄₅₆₇₈₉ₙ"
-_PLAIN_SCRIPTS = str.maketrans(_RAISED + _LOWERED, "+-0123456789n" * 2)
+_MIXED = re.compile(r"([+-]?[0-9]+) ([0-9]+)/([0-9]+)")
+_DEGREES = {"∛": "[3]", "∜": "[4]"}
+_ROOT = re.compile(r"([√∛∜]|(?<![A-Za-z\\])sqrt) ?([0-9]+(?:\.[0-9]+)?|[A-Za-z]|\([^()]*\))")
 _FRACTIONS = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 _EXPONENT = re.compile(r"\^ ?([+-]?[0-9]+(?:\.[0-9]+)?|\([^()]*\))")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]([+-]?[0-9]{1,4})(?![\w.])")
-_NAMED = re.compile(r"(?<![A-Za-z\\])(pi|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|log|ln|exp)(?![A-Za-z])")
+_NAMED = re.compile(r"(?<![A-Za-z\\])([Pp]i|PI|(?:arc)?(?:sin|cos|tan|cot|sec|csc)|log|ln|exp)(?![A-Za-z])")
 _SIMPLE = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 _DELIMITED = re.compile(r"\$\$?([^$]*)\$\$?|\\\(([^$]*)\\\)|\\\[([^$]*)\\\]", re.DOTALL)
 _BRACKET = re.compile(r"\\.|[][(){}]", re.DOTALL)
@@ -74,8 +74,9 @@ def _readable(expression: str) -> bool:
 def equal_expressions(found: Expression, wanted: Expression) -> bool:
     """Whether both have the same value, as math-verify sees it: 1/2, 0.5 and 50 % agree, and x = 3 with 3.
 
-    A decimal agrees with a value v to 1e-6 min(1, |v|); without decimals equality is exact. Units are left aside where
-    only one side has one, and never converted; percent are hundredths, or the number itself beside a plain number.
+    A decimal agrees with a value v to 1e-6 min(1, |v|), |v| the larger of both; without decimals equality is exact.
+    Units are left aside where only one side has one, and never converted; percent are hundredths, or the number itself
+    beside a plain number.
 
     math-verify's own time limit is a signal handler: it works in the main thread only, and never while C code raises 9
     to a huge power. Here sympy runs in a process of its own, under 2 seconds of processor time and 4 GiB of memory for
@@ -107,15 +108,18 @@ def _bare(text: str) -> str:
 
 def _in_latex(text: str) -> str:
     """Plain notation as LaTeX."""
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text) if _MIXED.fullmatch(text) else text
     for sign, latex in _WRITTEN.items():
         text = text.replace(sign, latex)
     text = _FRACTIONS.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*_parts(match[0])), text)
-    text = re.sub(f"[{_RAISED}]+", lambda match: f"^{{{match[0].translate(_PLAIN_SCRIPTS)}}}", text)
-    text = re.sub(f"[{_LOWERED}]+", lambda match: f"_{{{match[0].translate(_PLAIN_SCRIPTS)}}}", text)
-    text = plain_notation(_ROOT.sub(lambda match: f"\\sqrt{{{match[1].strip('()')}}}", text))
+    text = re.sub(f"[{RAISED}]+", lambda match: f"^{{{match[0].translate(PLAIN_SCRIPTS)}}}", text)
+    text = re.sub(f"[{LOWERED}]+", lambda match: f"_{{{match[0].translate(PLAIN_SCRIPTS)}}}", text)
+    text = plain_notation(
+        _ROOT.sub(lambda match: f"\\sqrt{_DEGREES.get(match[1], '')}{{{match[2].strip('()')}}}", text)
+    )
     text = _EXPONENT.sub(lambda match: f"^{{{match[1].strip('()')}}}", text)
     text = _SCIENTIFIC.sub(r"(\1 \\times 10^{\2})", text)
-    return _NAMED.sub(r"\\\1 ", text).strip()
+    return _NAMED.sub(lambda match: f"\\{match[1].lower()} ", text).strip()
 
 
 def _parts(fraction: str) -> list[str]:
@@ -131,7 +135,7 @@ def _plausible(text: str) -> bool:
         nested += _NESTING.get(bracket[-1], 0)
         if braces < 0 or nested > MAX_NESTED:
             return False
-    return braces == 0 and not re.search(r"[0-9]\s+[0-9]", text)
+    return braces == 0 and not re.search(r"(?<![_^])[0-9]\s+[0-9]", text)
 
 
 def _only_words(text: str) -> str | None:

@@ -4,13 +4,14 @@ import math
 import re
 from dataclasses import dataclass
 
+from trl_perception.rewards.reading import PLAIN_SCRIPTS
 from trl_perception.rewards.units import split_unit
 
 _NUMBER = re.compile(r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_POWER = r" ?(?:\\times|\\cdot|[×·*xX]) ?10 ?(?:\^ ?\{? ?([+-]?[0-9]{1,3}) ?\}?|([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
-_SCIENTIFIC = re.compile(rf"(?<=[0-9.]){_POWER}(?![0-9])")
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?: |\\[ ,;!]|~|\{,\}|_)[0-9]{3})+(?![0-9])")
-_RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_POWER = r"10 ?(?:\^ ?\{? ?([+-]?[0-9]{1,3}) ?\}?|([⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+_SCIENTIFIC = re.compile(rf"(?<=[0-9.]) ?(?:\\times|\\cdot|[×·*xX]) ?{_POWER}(?![0-9])")
+_POWER_OF_TEN = re.compile(rf"^([+-]?)(?={_POWER}$)")
+_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:[ '_~]|\\[ ,;!]|\{,\})[0-9]{3})+(?![0-9])")
 _MAX_LENGTH = 64
 _MAX_DIGITS = 6  # to which numbers of many decimals are compared
 
@@ -43,7 +44,7 @@ def read_number(text: str) -> float | None:
 def plain_notation(text: str) -> str:
     r"""Numbers of the text in plain notation: "3 \times 10^{5}", "3×10⁵" -> "3e5"; "10\,000", "10 000" -> "10000"."""
     text = _GROUPED.sub(lambda match: re.sub(r"[^0-9]", "", match[0]), text)
-    return _SCIENTIFIC.sub(lambda match: f"e{match[1] or match[2].translate(_RAISED)}", text)
+    return _SCIENTIFIC.sub(lambda match: f"e{match[1] or match[2].translate(PLAIN_SCRIPTS)}", text)
 
 
 def read_plain_quantity(text: str) -> Quantity | None:
@@ -60,7 +61,7 @@ def read_quantity(text: str) -> Quantity | None:
     if len(text) > 2 * _MAX_LENGTH:
         return None
     value, unit = split_unit(text)
-    found = read_plain_quantity(plain_notation(value))
+    found = read_plain_quantity(plain_notation(_POWER_OF_TEN.sub(r"\g<1>1×", value)))
     return found and Quantity(found.value, unit, found.decimals)
 
 

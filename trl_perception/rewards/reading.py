@@ -1,22 +1,28 @@
 """What an answer says, without the dress that it stands in: one reading for all problem types."""
 
 import re
+import unicodedata
 
 ANSWER_READINGS = ("lenient", "exact")
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff\u00ad"), None)
 _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+# Letters and digits in a circle or in a mathematical style: U+24B6 to U+24E9, U+1D400 to U+1D7FF.
+_STYLED = {c: unicodedata.normalize("NFKC", chr(c)) for c in (*range(0x24B6, 0x24EA), *range(0x1D400, 0x1D800))}
+_STYLED = {code: plain for code, plain in _STYLED.items() if plain.isascii()}
 _SIGNS = {
     **dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"),  # minus, small hyphen, hyphen, hyphen that does not break
     **dict.fromkeys("。｡．۔।።։។᙮", "."),
     **dict.fromkeys("、､،﹐", ","),
-    **dict.fromkeys("“”„‟«»「」『』〝〞", '"'),
+    **dict.fromkeys("“”„‟«»「」『』〝〞《》〈〉", '"'),
     **dict.fromkeys("‘’‚‛‹›", "'"),
     **dict.fromkeys("【〔〖", "["),
     **dict.fromkeys("】〕〗", "]"),
     **dict.fromkeys("\u3000\u00a0\u2007\u2009\u200a\u202f", " "),
 }
-_PLAIN = str.maketrans({**_FULL_WIDTH, **{ord(sign): plain for sign, plain in _SIGNS.items()}, **_INVISIBLE})
+RAISED, LOWERED = "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ", "₊₋₀₁₂₃₄₅₆₇₈₉ₙ"
+PLAIN_SCRIPTS = str.maketrans(RAISED + LOWERED, "+-0123456789n" * 2)
+_PLAIN = str.maketrans({**_FULL_WIDTH, **_STYLED, **{ord(sign): plain for sign, plain in _SIGNS.items()}, **_INVISIBLE})
 
 _PAIRS = [
     ("**", "**"),
@@ -34,16 +40,20 @@ _FENCE = re.compile(r"```(?:[\w+-]*[ \t]*\n)?((?:(?!```).)*)```", re.DOTALL)
 _COMMANDS = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|mbox|emph)\s*\{")
 _EMPHASIS = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,200})(?<=[^\s*])\*\*(?![\w*])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is no brace
+_HTML = re.compile(r"<(b|strong|i|em|u|code|mark)>((?:(?!</?\1>).)*)</\1>", re.DOTALL | re.IGNORECASE)
+_DASHED_MINUS = re.compile(r"^[–—](?=[0-9.])")
 _HEADING = re.compile(r"#{1,6} ")
 _MAX_LAYERS = 8  # of dress
 
-_NAMES = r"answer|option|choice|result|solution"
+_NAMES = r"answer|ans\b\.?|option|choice|result|solution"
 _PHRASE = re.compile(
     rf"(?:(?:so|thus|hence|therefore|and|then)\b,? ?)?"
     rf"(?:(?:the|my|your|a)\s+)?(?:(?:final|correct|right|best|most likely)\s+){{0,2}}(?:{_NAMES})"
-    rf"(?:\s+(?:is|would be|should be|must be|will be)\b\s*(?::|=)?|\s*(?::|=))"
-    r"|(?:(?:la|le|il|die|das|a|o|the)\s+)?(?:r[ée]ponse|respuesta|resposta|risposta|antwort|l[öo]sung|ответ|विकल्प|उत्तर)"
-    r"(?:\s+(?:finale?|correcta?|correta))?(?:\s+(?:est|es|é|è|ist|lautet|है)\b\s*:?|\s*:|\s+[-–—](?=\s))"
+    rf"(?:\s+(?:is|would be|should be|must be|will be)\b\s*(?::|=)?|\s*(?::|=)|\s+[-–—](?=\s)|(?<=ans\.)(?=\s))"
+    r"|(?:(?:la|le|il|die|das|a|o|the)\s+)?(?:(?:bonne|richtige|korrekte|правильный|верный)\s+)?"
+    r"(?:r[ée]ponse|respuesta|resposta|risposta|antwort|l[öo]sung|ответ|विकल्प|उत्तर)"
+    r"(?:\s+(?:finale?|correcta?|correcte|correta|corretta|exacte))?(?:\s+(?:est|es|é|è|ist|lautet|है)\b\s*:?|\s*:|\s+[-–—](?=\s))"
+    r"|\[(?:答案|解答|正解)\]"
     r"|(?:所以|因此)?,?(?:最终|正确|最終|正確|正解)?的?(?:答案|选项|選項|结果|答え|回答|解答|正解)(?:应该|應該)?(?:是|为|為|は)?\s*[::]?"
     r"|(?:정답|답)(?:은|:)\s*:?"
     r"|(?:الجواب|الإجابة|الاجابة)(?:\s+(?:هو|هي))?\s*:?"
@@ -63,15 +73,16 @@ def undress(text: str) -> str:
 
     Signs of full width and their like become ASCII ("（B）", "３", "−"), invisible characters go. Then, in layers from
     outside: white space, code fences and backticks, bold and italics, quotes of all scripts, `$..$`, `\(..\)`,
-    `\boxed{}`, `\text{}`, phrases such as "The answer is" and "答案：", a final full stop of any script, and commas,
-    colons and semicolons at either end. Digits and letters of other scripts stay what they are. Linear time.
+    `\boxed{}`, `\text{}`, `<b>` of HTML and its like, phrases such as "The answer is" and "答案：", a final full stop of any
+    script, and commas, colons and semicolons at either end. A dash before a number is its minus. Digits and letters of
+    other scripts stay what they are. Linear time.
     """
     text = _EMPHASIS.sub(r"\1", text.translate(_PLAIN))
     for _ in range(_MAX_LAYERS):
         before, text = text, _without_layer(text.strip().strip(",;:").strip())
         if text == before:
             break
-    return text
+    return _DASHED_MINUS.sub("-", text)
 
 
 def without_commands(text: str) -> str:
@@ -85,16 +96,26 @@ def _without_layer(text: str) -> str:
     for opening, closing in _PAIRS:
         inner = text[len(opening) : -len(closing)]
         if text.startswith(opening) and text.endswith(closing) and inner and len(text) >= len(opening + closing):
-            if (opening if opening[0] == "\\" else opening[-1]) not in inner and closing not in inner:
+            bare = inner.replace("\\$", "")
+            if (opening if opening[0] == "\\" else opening[-1]) not in bare and closing not in bare:
                 return inner
             break
-    if command := _COMMANDS.match(text):
-        end = closing_brace(text, command.end())
-        if end == len(text) - 1:
-            return text[command.end() : end]
-    if phrase := _PHRASE.match(text) or _HEADING.match(text):
-        return text[phrase.end() :]
+    if html := _HTML.fullmatch(text):
+        return html[2]
+    if (inner := inside_command(text)) is not None:
+        return inner
+    phrase = _PHRASE.match(text) or _HEADING.match(text)
+    if phrase and (said := text[phrase.end() :].strip()):
+        return said
     return text[:-1] if text.endswith(".") and not text.endswith("...") else text
+
+
+def inside_command(text: str) -> str | None:
+    r"""What a text that is one `\boxed{..}`, `\text{..}` or the like throughout holds; None for other text."""
+    command = _COMMANDS.match(text)
+    if command and closing_brace(text, command.end()) == len(text) - 1:
+        return text[command.end() : -1]
+    return None
 
 
 def closing_brace(text: str, start: int) -> int | None:

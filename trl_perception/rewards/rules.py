@@ -1,6 +1,6 @@
 """How answers of each problem type are read and scored, and whether a solution suits its type."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
@@ -92,23 +92,23 @@ def scores_of(
     reward: str,
     extract: Callable[[str], str | None],
     completions: list,
-    solution: list | None,
-    problem_type: list[str] | None,
-    options: list | None = None,
-    *,
-    answer_reading: str = "lenient",
+    columns: Mapping[str, list],
+    answer_reading: str,
     only: Iterable[str] | None = None,
 ) -> list[float | None]:
     """The score of each completion by its row's rule; None for rows of other problem types than `only`.
 
-    Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None where it has none.
+    Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None where it has none;
+        columns: those of the dataset, of which `solution` and `problem_type` are needed and `options` may be absent.
     Raises: ValueError for a missing column, or naming the row whose values `check_solution` refuses.
     """
     require_answer_reading(answer_reading)
-    solution = require_column("solution", solution, completions, reward)
-    problem_type = require_column("problem_type", problem_type, completions, reward)
-    options = [None] * len(completions) if options is None else options
-    options = require_column("options", options, completions, reward)
+    given = {"options": [None] * len(completions)} | {
+        key: column for key, column in columns.items() if column is not None
+    }
+    solution, problem_type, options = (
+        require_column(key, given.get(key), completions, reward) for key in ("solution", "problem_type", "options")
+    )
     scores: list[float | None] = []
     for row, (completion, *values) in enumerate(zip(completions, problem_type, solution, options, strict=True)):
         if only is not None and values[0] not in only:
@@ -135,7 +135,7 @@ def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str)
     rule, texts = RULES[problem_type], _texts(options)
     unsuitable = ValueError(
         f"solution {solution!r} does not suit problem_type {problem_type!r}, which wants {rule.wants}. "
-        "Mend or drop the row in the dataset."
+        "Correct or drop the row in the dataset."
     )
     try:
         value = plain_value(solution)
@@ -152,7 +152,7 @@ def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str)
         raise unsuitable
     if problem_type == MULTIPLE_CHOICE and texts and not set(wanted) <= set(ascii_uppercase[: len(texts)]):
         raise ValueError(
-            f"solution {solution!r} is none of the {len(texts)} options {list(texts)!r}. Mend or drop the row in the dataset."
+            f"solution {solution!r} is none of the {len(texts)} options {list(texts)!r}. Correct or drop the row in the dataset."
         )
     return wanted
 

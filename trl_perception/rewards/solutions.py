@@ -30,8 +30,8 @@ def plain_value(value: Any) -> Any:
         return [plain_value(item) for item in value]
     if isinstance(value, np.ndarray):
         return [plain_value(item) for item in value] if value.ndim else plain_value(value[()])
-    if hasattr(value, "detach") and hasattr(value, "tolist"):  # a tensor; PyTorch is not imported for it
-        return plain_value(np.array(value.tolist(), _numpy_type(str(value.dtype))))
+    if hasattr(value, "detach"):  # a tensor; PyTorch is not imported for it
+        return [plain_value(item) for item in value] if value.ndim else plain_value(_number(value))
     if isinstance(value, Integral | Fraction):
         return str(value)
     if isinstance(value, Real | Decimal):
@@ -46,9 +46,11 @@ def without_tags(text: str) -> str:
     return (extract_answer(text) or "") if ANSWER_OPEN in text else text
 
 
-def _numpy_type(name: str) -> str:
-    """Of a tensor's type, the one in which NumPy writes its values shortest."""
-    return {"torch.bfloat16": "float64"}.get(name, name.removeprefix("torch."))
+def _number(scalar: Any) -> Any:
+    """A tensor's number: of floats the shortest decimal that the tensor's type rounds to the same value."""
+    number = scalar.item()
+    decimals = (Decimal(f"{number:.{digits}g}") for digits in range(1, 18) if scalar.is_floating_point())
+    return next((decimal for decimal in decimals if scalar.new_tensor(float(decimal)) == scalar), number)
 
 
 def _written(number: Decimal) -> str:

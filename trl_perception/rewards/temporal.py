@@ -23,7 +23,10 @@ _FOREIGN = re.compile(r"\d|%|\b(?:ms|m|mins?|minutes?|h|hrs?|hours?|frames?)\b")
 
 # Forms that models write besides: a time with its units ("1 min 5 s", "0m12s", "12.0 seconds", "1分5秒"), or a clock time.
 _AMOUNT = r"[0-9]{1,7}(?:\.[0-9]{1,20})?"
-_SECONDS = r"(?:s|secs?|seconds?|秒钟?|초|segundos?|secondes?|sekunden?)(?![a-z])(?:\.(?![0-9]))?"
+_SECONDS = r"(?:s|secs?|seconds?(?: marks?)?|segundos?|secondes?|sekunden?|секунд[аы]?)(?![a-zа-я])(?:\.(?![0-9]))?"
+_SYLLABLES = re.compile(r"秒钟?|초")  # seconds, whatever letters follow
+_AROUND_ONE = re.compile(rf"[\[(] ?({_TIME}{_UNIT}) ?[\])]")  # brackets
+_ABOUT = re.compile(r"(^|\bto |\band |[-–—] )[~〜～≈](?= ?[0-9])")
 _WORDED = (
     rf"(?:({_AMOUNT}) ?(?:h|hrs?|hours?|小时|時間)(?![a-z]) ?(?:and |, ?)?)?"
     rf"(?:({_AMOUNT}) ?(?:m|mins?|minutes?|分钟?|分)(?![a-z]) ?(?:and |, ?)?)?"
@@ -32,37 +35,19 @@ _WORDED = (
 _CLOCK = r"[0-9]{1,3}:[0-5]?[0-9]:[0-5]?[0-9](?:[.,][0-9]{1,20})?|[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,20})?"
 _ANY_TIME = re.compile(rf"(?<![\w.:])(?<!\W-)(?<!^-)(?:({_CLOCK})|{_WORDED})(?: ?{_SECONDS})?(?![\w%:]|[.,]?[0-9])")
 _ARROWS = re.compile(
-    r" ?(?:-{1,3}>|={1,2}>|[→⟶⇒➔➜]|…|\.{2,3}|\b(?:through|till|til|hasta|bis|à)\b|[到至]|から|부터|[~〜～]) ?"
+    r" ?(?:-{1,3}>|={1,2}>|[→⟶⇒➔➜]|…|\.{2,3}|\b(?:through|till|til|hasta|bis|à|до)\b|(?<=[0-9s]) a (?=[0-9])|"
+    r"[到至]|から|부터|[~〜～]) ?"
 )
 _LEFT_OUT = str.maketrans(dict.fromkeys("第从從在约", " ") | {";": ", "})
+_BETWEEN = re.compile(rf"(?<![\w.])({_TIME}{_UNIT}) (?:and|et|und|y) ({_TIME}{_UNIT})(?![\w.:])")
 _TAGS = re.compile(r"</?[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>|[<>]")
-_LABELS = re.compile(
-    r"[\"']?\b(?:start|begin|from|end|stop|finish)(?:s|es|ing)?(?:[ _-]?(?:time|sec|seconds|timestamp|point)s?)?\b[\"']?"
-    r"(?: ?(?:[:=]|is|at)(?= ?[0-9\"']))? ?"
-)
-_START_KEYS = (
-    "start",
-    "start_time",
-    "starttime",
-    "begin",
-    "begin_time",
-    "from",
-    "start_sec",
-    "start_seconds",
-    "start_timestamp",
-)
-_END_KEYS = (
-    "end",
-    "end_time",
-    "endtime",
-    "stop",
-    "finish",
-    "to",
-    "end_sec",
-    "end_seconds",
-    "end_timestamp",
-    "stop_time",
-)
+_LABEL = r"(?:s|es|ing)?(?:[ _-]?(?:time|sec|seconds|timestamp|point)s?)?\b[\"']?(?: ?(?:[:=]|is|at)(?= ?[0-9\"']))? ?"
+_START_LABEL = re.compile(rf"[\"']?\b(?:start|begin|from){_LABEL}")
+_END_LABEL = re.compile(rf"(?: ?(?:[,;]|\bto\b|\band\b) ?| )?[\"']?\b(?:end|stop|finish){_LABEL}(?=[\"']?[0-9])")
+# Keys of mappings, their letters alone: "start_time", "startTime", "end (s)".
+_START_KEY = re.compile(r"from|t?(?:start|begin)(?:time|timestamp|s|secs?|seconds?)?|(?:time|t)start")
+_END_KEY = re.compile(r"to|t?(?:end|stop|finish)(?:time|timestamp|s|secs?|seconds?)?|(?:time|t)end")
+_SPAN_KEY = re.compile(r"time|span|segment|range|interval|moment")  # over a text
 
 
 def parse_spans(text: str) -> list[Span]:
@@ -95,14 +80,11 @@ def spans_of(value: Any) -> list[Span]:
 
 
 def _spans_of_text(text: str) -> list[Span]:
-    text = " ".join(_TAGS.sub(" ", _ARROWS.sub(" to ", text.casefold().translate(_LEFT_OUT))).split())
-    text = _LABELS.sub("", text) if _LABELS.search(text) else text
-    text = _in_seconds(text.replace('"', " ").replace("'", " "))
-    if not parse_spans(text):
-        text = re.sub(
-            rf"(?<![\w.])({_TIME}{_UNIT}) and ({_TIME}{_UNIT})(?![\w.:])", r"\1 to \2", " ".join(text.split())
-        )
-    return parse_spans(text)
+    text = _ABOUT.sub(r"\1", _SYLLABLES.sub(" s ", " ".join(text.casefold().translate(_LEFT_OUT).split())))
+    text = " ".join(_TAGS.sub(" ", _ARROWS.sub(" to ", text)).split())
+    text = _AROUND_ONE.sub(r"\1", _END_LABEL.sub(" to ", _START_LABEL.sub("", text)))
+    text = " ".join(_in_seconds(text.replace('"', " ").replace("'", " ")).split())
+    return parse_spans(text) or parse_spans(_BETWEEN.sub(r"\1 to \2", text))
 
 
 def _in_seconds(text: str) -> str:
@@ -126,14 +108,16 @@ def _in_seconds(text: str) -> str:
 def _spans_within(value: Any) -> Iterator[Span | None]:
     """Every span of a structure; None for what has the form of one and is none."""
     if isinstance(value, Mapping):
-        keys = {str(key).lower(): item for key, item in value.items()}
-        starts, ends = ([keys[name] for name in names if name in keys] for names in (_START_KEYS, _END_KEYS))
+        keys = {re.sub(r"[^a-z]", "", str(key).lower()): item for key, item in value.items()}
+        starts, ends = ([keys[key] for key in keys if form.fullmatch(key)] for form in (_START_KEY, _END_KEY))
         if len(starts) == len(ends) == 1:
             yield _span(starts[0], ends[0])
         else:
-            for item in keys.values():
+            for key, item in keys.items():
                 if isinstance(item, list | tuple | Mapping):
                     yield from _spans_within(item)
+                elif isinstance(item, str) and _SPAN_KEY.search(key) and re.search("[0-9]", item):
+                    yield from _spans_of_text(item) or [None]
     elif isinstance(value, list | tuple):
         nested = [isinstance(item, list | tuple | Mapping) for item in value]
         if len(value) == 2 and not any(nested) and None not in (span := _times(value)):

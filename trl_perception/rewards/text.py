@@ -1,14 +1,13 @@
 """From a TRL completion to its text, and from the text to the answer."""
 
-import re
 from typing import Any
+
+from trl_perception.rewards.reading import closing_brace, inside_command
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 BOXED = "\\boxed"
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is no brace
-_STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -51,7 +50,7 @@ def extract_answer(text: str) -> str | None:
 def extract_boxed(text: str) -> str | None:
     r"""The stripped content of the one `\boxed{...}` that follows the last `</think>`, or stands in a text without one.
 
-    A content that is `\text{...}`, `\textbf`, `\mathrm` or `\mathbf` throughout loses that command. None where there
+    A content that is `\text{...}` (or `\textbf`, `\mathrm` and the like) throughout loses that command. None where there
     is no answer to score: no box, several or nested boxes, a brace that is never closed, an empty content.
     """
     after_thinking = text.rpartition(THINK_CLOSE)[2]
@@ -60,11 +59,7 @@ def extract_boxed(text: str) -> str | None:
     boxed = after_thinking.partition(BOXED)[2]
     if not boxed.startswith("{"):
         return None
-    depth = 0
-    for brace in _BRACE.finditer(boxed):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0 and brace[0] == "}":
-            content = boxed[1 : brace.start()].strip()
-            styled = _STYLED.fullmatch(content)
-            return (styled[1].strip() if styled else content) or None
-    return None
+    end = closing_brace(boxed, 1)
+    content = "" if end is None else boxed[1:end].strip()
+    inner = inside_command(content)
+    return (content if inner is None else inner.strip()) or None

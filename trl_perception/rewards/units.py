@@ -8,22 +8,17 @@ PERCENT = "%"
 # One line a unit, its spellings; of SI units, with prefixes, the symbols and words are made below.
 _SPELLINGS = """
 % percent per-cent pct
-° deg degs degree degrees \\degree ^\\circ ^{\\circ} ^\\degree
+° º ˚ deg degs degree degrees 度 \\degree ^\\circ ^{\\circ} ^\\degree
 °C ℃ °-C degC degrees-C degree-C deg-C celsius degrees-celsius degree-celsius ^\\circ-C ^{\\circ}-C ^\\circC ^{\\circ}C
 °F ℉ °-F degF degrees-F degree-F deg-F fahrenheit degrees-fahrenheit degree-fahrenheit ^\\circ-F ^{\\circ}-F ^\\circF ^{\\circ}F
 rad radian radians
-$ usd dollar dollars us$ us-dollars 美元
 ¢ cent cents
-€ eur euro euros 欧元
-£ gbp pound-sterling pounds-sterling
-¥ cny rmb jpy yen yuan 元 円
-₹ inr rupee rupees rs rs.
 min mins minute minutes 分钟
 h hr hrs hour hours 小时 時間
-day days 天
-week weeks
-month months
-year years yr yrs
+day days 天 日
+week weeks 周
+month months 月
+year years yr yrs years-old year-old 岁 年
 inch inches in
 ft foot feet
 yd yard yards
@@ -38,8 +33,11 @@ ton tons tonne tonnes
 gal gallon gallons
 kcal kilocalorie kilocalories
 cal calorie calories
+N·m Nm newton-meter newton-meters
 kWh kilowatt-hour kilowatt-hours
 dB decibel decibels
+psi
+ppm
 rpm
 bpm
 atm atmosphere atmospheres
@@ -47,29 +45,63 @@ bar bars
 fps frames/s
 px pixel pixels
 frame frames 帧
-people person persons
-item items
-time times 次
+people person persons 人 位 名 명
+item items 个 個 只 件 条 张 本 块 辆 개
+time times 次 回 회
 unit units
+"""
+# Currencies; signs and codes in capitals may stand before a number too.
+_MONEY = """
+$ US$ USD dollar dollars US-dollars 美元
+€ EUR euro euros 欧元
+£ GBP pound-sterling pounds-sterling
+¥ CNY RMB JPY yen yuan 元 円
+₹ INR Rs Rs. rupee rupees
+₩ KRW won 원
+₽ RUB ruble rubles руб
+₺ TRY
+₫ VND dong
+₱ PHP
+฿ THB baht
+₪ ILS shekel shekels
+₦ NGN naira
+CHF franc francs
+kr SEK NOK DKK krona kronor krone kroner
+A$ AUD
+C$ CA$ CAD
+HK$ HKD
+NT$ TWD
+NZ$ NZD
+S$ SGD
+R$ BRL reais
 """
 _SI = {"m": "meter metre", "g": "gram", "s": "second", "L": "liter litre", "N": "newton", "J": "joule", "W": "watt"}
 _SI |= {"V": "volt", "A": "ampere amp", "Hz": "hertz", "Pa": "pascal", "Ω": "ohm", "C": "coulomb", "F": "farad"}
 _SI |= {"K": "kelvin", "mol": "mole", "T": "tesla", "eV": "electronvolt", "B": "byte", "bit": "bit", "lm": "lumen"}
 _PREFIXES = {"": "", "k": "kilo", "c": "centi", "d": "deci", "m": "milli", "μ": "micro", "n": "nano", "M": "mega"}
 _PREFIXES |= {"G": "giga", "T": "tera"}
-_ALSO = {"L": ["l"], "s": ["sec", "secs", "秒"], "Ω": ["\\Omega"], "m": ["米"], "cm": ["厘米"], "km": ["公里"]}
-_ALSO |= {"kg": ["kgs", "公斤", "千克"], "mL": ["ml"], "μm": ["um"], "μs": ["us"], "h": ["hr"], "mm": ["毫米"]}
+_ALSO = {"L": ["l"], "s": ["sec", "secs", "秒"], "Ω": ["\\Omega"], "m": ["米"], "cm": ["厘米"], "km": ["公里", "千米"]}
+_ALSO |= {
+    "kg": ["kgs", "公斤", "千克"],
+    "mL": ["ml"],
+    "μm": ["um", "micron", "microns"],
+    "μs": ["us"],
+    "h": ["hr"],
+    "mm": ["毫米"],
+}
 _LETTERS = frozenset("msghNLlJWVAKCFT")  # units of one letter; others are symbols where there may be any
 
 
 _POWER = r"(?:\^?\{?([+-]?[1-4])\}?|([²³]))"
 _FACTOR = re.compile(rf"([^\d\s^²³{{}}/·⋅*+-]+){_POWER}?")
-_CURRENCY = re.compile(r"(-?)\s*((?:US)?\\?\$|[€£¥₹]|Rs\.?|USD|EUR|GBP|CNY|RMB|JPY|INR)\s*(?=[-\d.])")
+_SIGNS = sorted(set(re.findall(r"\S*[^\w\s-]|[A-Z]{3}\b|\bRs\b|\bkr\b", _MONEY)), key=len, reverse=True)
+_CURRENCY = re.compile(rf"(-?)\s*\\?({'|'.join(map(re.escape, _SIGNS))})\s*(?=[-\d.])")
 _STYLED = re.compile(r"\\(?:text|textrm|mathrm|rm|mbox|unit|operatorname)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"(?:\s|\\[ ,;:!]|~)+")
-_TAIL = re.compile(r"(?:(?<=[\d.)}½⅓⅔¼¾π])|(?<=\\pi))(?=[^\W\d]|[°%℃℉$€£¥₹¢\\~^\s])")
+_TAIL = re.compile(r"(?:(?<=[\d.)}½⅓⅔¼¾π])|(?<=\\pi))(?=[^\W\d]|[°˚%℃℉$€£¥₹₩₽₺₫₱฿₪₦¢\\~^\s])")
 _ASSIGNED, _SYMBOL = re.compile(r"^[A-Za-z] ?="), re.compile(r"[A-Za-z]")
 _COMMAND = re.compile(r"\\[A-Za-z]+|pi|sqrt|(?<=\d)[eE](?=[+-]?\d)")
+_MATH = re.compile(r"\$([^$]+)\$\s*([^$]+)")
 _MAX_TAIL = 60  # characters of a unit
 _COMPOUND = {"h^-1·km": "km/h", "h^-1·mi": "mph"}
 
@@ -82,9 +114,11 @@ def split_unit(text: str, algebra: bool = False) -> tuple[str, str | None]:
     Args: algebra: whether letters may be symbols. Then one letter is a unit only behind a space or in `\text{}`.
     """
     text = text.strip()
+    if (math := _MATH.fullmatch(text)) and (unit := _name(math[2])):
+        return math[1].strip(), unit
     if money := _CURRENCY.match(text):
         rest = text[money.end() :].strip()
-        unit = _names()[money[2].lower().removeprefix("\\")]
+        unit = _names()[money[2]]
         return money[1] + split_unit(rest)[0] if split_unit(rest)[1] == unit else money[1] + rest, unit
     for tail in _TAIL.finditer(text, max(0, len(text) - _MAX_TAIL)):
         written = text[tail.start() :]
@@ -134,8 +168,9 @@ def _named(word: str) -> str | None:
 def _names() -> dict[str, str]:
     """spelling -> name of the unit."""
     names = {}
-    for line in _SPELLINGS.strip().split("\n"):
+    for line in (_SPELLINGS + _MONEY.strip()).strip().split("\n"):
         spellings = line.split()
+        spellings += [spelling.lower() for spelling in spellings if spelling != "TRY"]
         names |= {spelling.replace("-", " "): spellings[0] for spelling in spellings}
         names |= dict.fromkeys(spellings, spellings[0])
     for symbol, words in _SI.items():

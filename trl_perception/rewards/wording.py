@@ -6,9 +6,19 @@ from functools import cache
 from typing import Any
 
 from trl_perception.rewards.packages import needed
+from trl_perception.rewards.reading import PLAIN_SCRIPTS, RAISED
 
 _WORD = re.compile(r"[^\W_]+")
-_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+_PLAIN = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-") | {"’": "'"})
+_RAISED = re.compile(f"[{RAISED}]+")
+# Where punctuation carries a value: "-x", "10-30", "A-"; "3.5", "10:30"; "3%"; "5!", "n!"; "C#"; primes.
+_VALUED = re.compile(
+    r"(?<![^\W_])-(?=[^\W_]|\.)|(?<=[0-9])-(?=[0-9])|(?<![^\W_]{3})(?<=[^\W_])-(?![^\W_])|[.,:/](?=\d)"
+    r"|(?:(?<=[^\W_])|(?<=\s)|^)[%‰]|(?:(?<=\d)|(?<![^\W_]{2})(?<=[a-z]))!|(?<=[^\W\d_])#|[′″]"
+)
+# The same of signs that stand in pairs otherwise: "A*", "f'", "5'".
+_UNPAIRED = re.compile(r"(?<=[^\W_])\*|(?:(?<=\d)|(?<![^\W_]{2})(?<=[a-z]))'(?![^\W_])|(?<=\d)\"")
+_HALF_OPEN = re.compile(r"\[[^][()]{1,40},[^][()]{1,40}\)|\([^][()]{1,40},[^][()]{1,40}\]")
 _BETWEEN = re.compile(r"(?<=[0-9]) ?([-:/]) ?(?=[0-9])")  # spaces around a sign between digits
 _STEMMED_LENGTHS = range(4, 41)  # nltk's stemmer recurses along a run of "y"
 MAX_ROUGE_WORDS = 2000
@@ -17,35 +27,27 @@ MAX_ROUGE_WORDS = 2000
 def bare_words(text: str) -> str | None:
     """Case-folded words and the signs that carry a value, with single spaces; None without any letter or digit.
 
-    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" behind a digit, "#" and a
-    single "*" behind a letter ("C#", "A*"), primes, a minus ("-x", "-3"), and "-", ".", ",", ":", "/" between digits
-    ("10-30", "3.5") or before the first ("-.5"). All other punctuation is gone, so is a hyphen between words.
+    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" and primes behind a digit or a
+    single letter ("5!", "f'"), "#" and a single "*" behind a letter ("C#", "A*"), brackets of half-open intervals
+    ("[0, 1)"), a minus ("-x", "-3", "A-"), and "-", ".", ",", ":", "/" between digits ("10-30", "3.5") or before the first
+    ("-.5"). Raised digits are a power ("x²", "x^2"). All other punctuation is gone, so is a hyphen between words.
     """
-    text = unicodedata.normalize("NFC", text.casefold()).translate(_DASHES)
+    text = unicodedata.normalize("NFC", text.casefold()).translate(_PLAIN)
+    text = _RAISED.sub(lambda match: "^" + match[0].translate(PLAIN_SCRIPTS), text).translate(PLAIN_SCRIPTS)
     text = _BETWEEN.sub(r"\1", " ".join(text.split()))
-    words, stars = [], text.count("*")
-    for before, char, after in zip(" " + text, text, text[1:] + " ", strict=False):
-        category = unicodedata.category(char)
-        if category[0] == "S" and char != "`":
-            words.append(f" {char} ")
-        elif category[0] == "P" and not _counts(before, char, after, stars):
+    single = {sign for sign in "*'\"" if text.count(sign) == 1}
+    valued = {match.start() for match in _VALUED.finditer(text)}
+    valued |= {match.start() for match in _UNPAIRED.finditer(text) if match[0] in single}
+    valued |= {place for match in _HALF_OPEN.finditer(text) for place in (match.start(), match.end() - 1)}
+    words = []
+    for place, char in enumerate(text):
+        category = unicodedata.category(char)[0]
+        if (category == "P" and place not in valued) or char == "`":
             words.append(" ")
         else:
-            words.append(f" {char} " if category[0] == "P" and char not in ".,:/" else char)
+            words.append(char if category not in "PS" or char in ".,:/" else f" {char} ")
     said = " ".join("".join(words).split())
     return said if any(char.isalnum() for char in said) else None
-
-
-def _counts(before: str, char: str, after: str, stars: int) -> bool:
-    """Whether a punctuation mark carries a value where it stands."""
-    if char == "-":
-        joins = before.isalpha() or (before.isdigit() and not after.isdigit())
-        return not joins and (after.isalnum() or after == ".")
-    if char in ".,:/":
-        return after.isdigit()
-    if char in "%‰!":
-        return before.isdigit() if char == "!" else before.isalnum() or before == " "
-    return char in "′″" or (char == "#" and before.isalpha()) or (char == "*" and stars == 1 and before.isalnum())
 
 
 def spaced_words(text: str) -> str | None:

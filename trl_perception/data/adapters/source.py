@@ -107,7 +107,7 @@ def read_jsonl(file: Path) -> Records:
             try:
                 values.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise RecordError(f"{file}, line {number} is not JSON: {error}. Mend or remove the line.") from error
+                raise RecordError(f"{file}, line {number} is not JSON: {error}. Correct or remove the line.") from error
     return _listed(values, file)
 
 
@@ -116,7 +116,7 @@ def read_csv(file: Path) -> Records:
     values = list(csv.DictReader(io.StringIO(_text(file), newline=""), restkey="", restval=None))
     for number, row in enumerate(values, 1):
         if "" in row or None in row.values():
-            raise RecordError(f"{file}, record {number} has more or fewer cells than the header. Mend or remove it.")
+            raise RecordError(f"{file}, record {number} has more or fewer cells than the header. Correct or remove it.")
     return _listed(values, file)
 
 

@@ -23,7 +23,7 @@ class RowFilter:
         self._seen = set(seen)
 
     def reason(self, row: dict[str, Any]) -> str:
-        """What the row itself tells. A row that stays gets its `pass_rate`."""
+        """The reason that lies in the row itself. A row that stays gets its `pass_rate`."""
         options = self.options
         if options.problem_types is not None and row["problem_type"] not in options.problem_types:
             return "other problem type"
@@ -45,14 +45,14 @@ class RowFilter:
         return new
 
     def reason_of_duration(self, row: dict[str, Any]) -> str:
-        """What the seconds of video tell. Errors: ValueError where a bound is set and they are not known."""
+        """The reason that lies in the seconds of video. Errors: ValueError where a bound is set and they are not known."""
         low, high, seconds = self.options.min_duration, self.options.max_duration, row.get("duration")
         if (low is None and high is None) or not row["videos"]:
             return ""
         if seconds is None:
             raise ValueError(
                 f"row {row['id']}: the length of its video is not known, and min_duration or max_duration asks for it. "
-                f"Set check to 'exists' or 'decode' (found {self.options.check!r}); of a URL only 'decode' tells."
+                f"Set check to 'exists' or 'decode' (found {self.options.check!r}); the length of a URL's video is known to 'decode' only."
             )
         if low is not None and seconds < low:
             return "video too short"

@@ -1,4 +1,4 @@
-"""The output folder: drafts while a run goes on, shards and a card when it is done.
+"""The output folder: drafts during a run, shards and a card when it is done.
 
 OUT/README.md                        data card
 OUT/data/train-00000-of-00003.parquet
@@ -64,7 +64,7 @@ class SplitFolder:
     # Options and the end
 
     def open(self, spec: dict[str, Any], restart: bool = False) -> dict[str, Any] | None:
-        """Make or go on with a run of these options; the summary of one that is finished, else None.
+        """Start or resume a run of these options; the summary of one that is finished, else None.
 
         Errors: ValueError for a folder that holds something else, or a run with other options
             that has rows to lose.
@@ -81,7 +81,7 @@ class SplitFolder:
             if changes and ((self.state / "finished.json").exists() or self.chunks_done()):
                 raise ValueError(
                     f"{self.root} holds split {self.split!r} with other options: {'; '.join(changes)}. Take the old "
-                    "ones to go on, another output folder, or --restart to make it anew."
+                    "ones to resume, another output folder, or --restart to make it again."
                 )
         self.state.mkdir(parents=True, exist_ok=True)
         write_atomically(options, json.dumps(spec, indent=2))
@@ -172,7 +172,9 @@ def prepared_shards(folder: Path, split: str) -> list[str]:
             "dataset_train_split or dataset_test_split."
         )
     if not known[split]:
-        raise ValueError(f"{folder}: split {split!r} is not finished. Run its `trl-perception prepare` again to go on.")
+        raise ValueError(
+            f"{folder}: split {split!r} is not finished. Run its `trl-perception prepare` again to resume."
+        )
     return [str(path) for path in shards]
 
 

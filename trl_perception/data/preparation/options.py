@@ -1,4 +1,4 @@
-"""What `trl-perception prepare` can be told, and what of it must stay the same when a run goes on."""
+"""Options of `trl-perception prepare`, and which of them must stay the same when a run resumes."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -31,7 +31,7 @@ class PrepareOptions:
         media_limits: what one medium may cost to read.
         sizes: of the processor that training has, which hold where nothing else is set.
         relative_media: write every path relative to the output folder, so that it can be moved with the media.
-        shard_size: records that are worked on between two points from which an interrupted run goes on.
+        shard_size: records that are worked on between two points from which an interrupted run resumes.
     """
 
     check: str = "exists"

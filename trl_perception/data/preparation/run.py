@@ -34,7 +34,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Write one split of a data set as rows of ours, and return what was kept and dropped (see `as_text`).
 
-    An interrupted run goes on at the last finished chunk of `shard_size` records when it is called again.
+    An interrupted run resumes at the last finished chunk of `shard_size` records when it is called again.
 
     Args:
         name: key of `ADAPTERS`.
