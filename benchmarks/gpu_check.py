@@ -60,14 +60,12 @@ SIZES = {
 REORDERING = 1.5  # times the error of plain bfloat16 rows
 FLOAT32_LIMITS = {"logps": 1e-4, "gradient": 1e-3}  # nats; relative
 LORA = LoraConfig(r=8, target_modules=r".*language_model.*(q_proj|v_proj)", task_type="CAUSAL_LM")
-METHODS = {
-    "grpo": {},
+OPTIONS = {
     "appo": {"accuracy_reward": "variety", "tokens_per_frame": 8},
-    "pgpo": {},
-    "ktr": {},
     "ral": {"num_iterations": 2},
     "attn_distill": {"peft_config": LORA},  # without another teacher: the base model teaches
 }
+METHODS = {name: OPTIONS.get(name, {}) for name in TRAINERS}
 
 
 def kernels(device: str) -> list[str]:

@@ -20,9 +20,10 @@ from transformers import TrainerCallback
 
 from benchmarks.measure import machine
 from benchmarks.performance_table import with_table
+from trl_perception.recipe import shipped_recipes
 from trl_perception.train import build, parse
 
-METHODS = ("grpo", "appo", "pgpo", "ktr", "ral", "ral_zero", "attn_distill")
+METHODS = tuple(name.removesuffix("/tiny") for name in shipped_recipes() if name.endswith("/tiny"))
 SETTLED = 200
 GROWTH = 0.02
 WINDOW = 50  # steps whose median is taken at both ends: a rollout is longer or shorter by chance

@@ -5,6 +5,8 @@ import socket
 import torch
 from PIL import Image
 
+from trl_perception.trainers import TRAINERS
+
 
 def message(text, *kinds):
     return [{"role": "user", "content": [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]}]
@@ -13,6 +15,11 @@ def message(text, *kinds):
 def letter_variety(completions, **columns):
     """The number of different letters in each completion."""
     return [float(len(set(completion[0]["content"]))) for completion in completions]
+
+
+def every_method(**options):
+    """Options of each trainer of the table by its name, none where none are given: a new method is in every test that asks."""
+    return {name: options.get(name, {}) for name in TRAINERS}
 
 
 def history(trainer, *keys):

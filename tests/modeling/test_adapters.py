@@ -11,7 +11,7 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 from trl import ModelConfig
 
-from tests.helpers import history
+from tests.helpers import every_method, history
 from tests.trainers.reference import build, default_path, shaken, spread_reward, trained
 from trl_perception import train
 from trl_perception.assets import from_pretrained, model_path
@@ -27,14 +27,12 @@ from trl_perception.trainers import TRAINERS, GRPOVideoTrainer, RALTrainer
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
 
-OPTIONS = {
-    "grpo": {},
-    "appo": {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
-    "pgpo": {"dependency_threshold": 0.2},
-    "ktr": {},
-    "ral": {"num_iterations": 2},
-    "attn_distill": {"gkd_weight": 0.5},  # without a teacher: the base of the adapter teaches
-}
+OPTIONS = every_method(
+    appo={"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
+    pgpo={"dependency_threshold": 0.2},
+    ral={"num_iterations": 2},
+    attn_distill={"gkd_weight": 0.5},  # without a teacher: the base of the adapter teaches
+)
 LAYERS = {
     "language": r".*language_model.*(q_proj|v_proj|down_proj)",
     "tower": r".*visual\.blocks.*(qkv|down_proj)",

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import every_method
 from tests.processes import runs
 from tests.processes.launch import LaunchError, launch
 
-METHODS = {
-    "grpo": ("grpo", {}),
-    "appo": ("appo", {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"}),
-    "pgpo": ("pgpo", {}),
-    "ktr": ("ktr", {}),
-    "ral": ("ral", {"num_iterations": 2}),
-    "attn_distill": ("attn_distill", {"teacher_model_name_or_path": "tiny_teacher", "grpo_weight": 1.0}),
-}
+OPTIONS = every_method(
+    appo={"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
+    ral={"num_iterations": 2},
+    attn_distill={"teacher_model_name_or_path": "tiny_teacher", "grpo_weight": 1.0},
+)
+METHODS = {name: (name, options) for name, options in OPTIONS.items()}
 MORE = {
     **METHODS,
     "attn_distill": ("attn_distill", {**METHODS["attn_distill"][1], "gkd_weight": 0.5}),

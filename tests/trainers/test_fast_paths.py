@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from tests.helpers import every_method
 from tests.trainers.reference import build, trained
 from trl_perception.modeling import View
 from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
@@ -15,14 +16,11 @@ from trl_perception.trainers.policy_reader import CachedForward
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
 
-OPTIONS = {
-    "grpo": {},
-    "appo": {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
-    "pgpo": {},
-    "ktr": {},
-    "ral": {"num_iterations": 2},
-    "attn_distill": {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
-}
+OPTIONS = every_method(
+    appo={"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
+    ral={"num_iterations": 2},
+    attn_distill={"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
+)
 # Completions are cut to unequal lengths (see `Recorder`); "mixed" prompts have videos, images, both and neither.
 SCENARIOS = {
     "aligned": ("mixed", {"num_generations": 4, "per_device_train_batch_size": 8}),

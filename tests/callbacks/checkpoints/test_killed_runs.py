@@ -14,28 +14,23 @@ from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.callbacks.checkpoints.resuming import build, log_of, started
-from tests.helpers import free_port
+from tests.helpers import every_method, free_port
 from trl_perception.callbacks.checkpoints.folder import UNFINISHED
 from trl_perception.reports.rollouts import read_groups
 
 OPEN = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2}  # 4 steps a rollout
 # Every method, and between them everything that a checkpoint must hold. Saved every third step, so that the checkpoint falls
 # into the middle of a rollout of 4 steps; 8 steps are an epoch of 4 rows.
-METHODS = {
-    "grpo": (
-        "grpo",
-        {**OPEN, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "max_steps": 10, "report_every": 5},
-    ),
-    "appo": ("appo", {**OPEN, "accuracy_reward": "letter_variety", "reward_threshold": 6.0, "logging_steps": 2}),
-    "pgpo": ("pgpo", {**OPEN, "dynamic_sampling": True, "dynamic_sampling_rounds": 1}),
+OWN = {
+    "grpo": {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "max_steps": 10, "report_every": 5},
+    "appo": {"accuracy_reward": "letter_variety", "reward_threshold": 6.0, "logging_steps": 2},
+    "pgpo": {"dynamic_sampling": True, "dynamic_sampling_rounds": 1},
     # One update a rollout, which serves the credit: nothing is open at a checkpoint, and an epoch has 2 steps.
-    "ktr": ("ktr", {"gradient_accumulation_steps": 2, "steps_per_generation": 2, "max_steps": 7}),
-    "ral": ("ral", {**OPEN, "beta": 0.1, "attn_reference": "old"}),
-    "attn_distill": (
-        "attn_distill",
-        {**OPEN, "teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
-    ),
+    "ktr": {"gradient_accumulation_steps": 2, "num_iterations": 1, "max_steps": 7},
+    "ral": {"beta": 0.1, "attn_reference": "old"},
+    "attn_distill": {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
 }
+METHODS = {name: (name, {**OPEN, **options}) for name, options in every_method(**OWN).items()}
 # Others die in a random step. RAL while the record of its first rollout is open, which a checkpoint must then hold; GRPO before
 # a rollout that is not recorded, as the steps of the last record, which are before the checkpoint, decide.
 DIES_IN_STEP = {"grpo": 5, "ral": 4}

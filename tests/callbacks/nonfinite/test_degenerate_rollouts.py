@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import history
+from tests.helpers import every_method, history
 from trl_perception.trainers import TRAINERS
 from trl_perception.trainers.rollout import RolloutBuilder
 
@@ -28,18 +28,11 @@ CASES = {
     "left out": ([[A, B, C], [B], [C, A], [A, A, B]], True, [math.nan] * 4),
 }
 
-METHODS = {
-    "grpo": ("grpo", {}),
-    "appo": ("appo", {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "scripted"}),
-    "pgpo": ("pgpo", {}),
-    "ktr": ("ktr", {}),
-    "ral": ("ral", {}),
-    "ral_zero": ("ral", {"loss_type": "grpo"}),
-    "attn_distill": (
-        "attn_distill",
-        {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
-    ),
-}
+OPTIONS = every_method(
+    appo={"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "scripted"},
+    attn_distill={"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
+)
+METHODS = {name: (name, options) for name, options in OPTIONS.items()} | {"ral_zero": ("ral", {"loss_type": "grpo"})}
 
 
 class Scripted:
