@@ -13,7 +13,7 @@ from .pgpo_trainer import PGPOConfig, PGPOTrainer  # isort: skip
 from .ral_trainer import RALConfig, RALTrainer  # isort: skip
 
 _classes = {name: value for name, value in globals().items() if isinstance(value, type)}
-# The name of a method, as recipes give it in `trainer` -> its trainer.
 TRAINERS = {cls.method: cls for cls in _classes.values() if issubclass(cls, GRPOVideoTrainer)}
+"""The name of each method, as recipes give it in `trainer`, and its trainer."""
 
 __all__ = ["TRAINERS", "replay", *_classes]

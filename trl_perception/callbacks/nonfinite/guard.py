@@ -105,7 +105,7 @@ class NonFiniteGuard:
             problem = self._dump_on_all(model, at_fault, folder, context, message, with_weights=stops)
         if stops:
             limit = f" after {self.skipped_in_a_row} steps in a row that were left out" if self._skips else ""
-            where = problem or f"{folder} holds it for trl_perception.trainers.replay (see docs/faults.md)"
+            where = problem or f"{folder} holds it for trl_perception.trainers.replay (see docs/faq.md)"
             raise NonFiniteError(
                 f"{message}{limit}. {where}; on_nonfinite='skip' leaves such steps out, at most max_nonfinite_skips in a row.",
                 folder,
