@@ -1,4 +1,4 @@
-"""A finished run on the Hub: which files go there, adapters merged before, failures told in one message."""
+"""A finished run on the Hub: which files go there, adapters merged before, failures reported in one message."""
 
 import glob
 from pathlib import Path

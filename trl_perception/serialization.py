@@ -44,7 +44,7 @@ def restore(stored: Mapping[str, Any], tensors: Mapping[str, Tensor], device: to
 
 
 def readable(value: Any) -> Any:
-    """The value as JSON has it; numbers that are not finite, and whatever else has no place there, in words."""
+    """The value as JSON; numbers that are not finite, and objects that JSON does not know, become text."""
     if isinstance(value, Mapping):
         return {str(key): readable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trl_perception.assets import model_path
 from trl_perception.modeling.attention import AttentionTap, attention_rows, pooled_rows
@@ -196,6 +197,22 @@ def test_results_come_one_for_each_forward_and_are_forgotten():
         model(**{key: value[:1] for key, value in inputs.items()})
         assert [len(rows) for rows in tap.take()] == [2, 1]
         assert tap.take() == []
+
+
+@pytest.mark.parametrize("first_to_close", [0, 1])
+def test_taps_may_close_in_any_order(first_to_close):
+    model, inputs = tiny("eager"), batch()
+    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    taps = [AttentionTap(model, lambda layers, mask: len(layers), layers=count) for count in (1, 2)]
+    for tap in taps:
+        tap.__enter__()
+    closed, still_open = taps[first_to_close], taps[1 - first_to_close]
+    closed.__exit__()
+    model(**inputs)
+    assert closed.take() == []
+    assert still_open.take() == [2 - first_to_close]
+    still_open.__exit__()
+    assert before == ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
 def test_what_cannot_be_tapped_is_refused_by_name():

@@ -1,4 +1,4 @@
-"""The streamed comparison: the same numbers whatever the chunks, and rows let go in time."""
+"""The comparison in chunks: the same numbers whatever their size, and rows let go in time."""
 
 import weakref
 
@@ -33,7 +33,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, divergence, rows):
 
     found = rank_divergences(perception, rank, log_probs_at, divergence)
     torch.testing.assert_close(found, whole)
-    assert sorted(calls) == sorted({(i, j) for _, i, j in perception.nonzero().tolist()})
+    assert {*calls} == {(i, j) for _, i, j in perception.nonzero().tolist()}
 
 
 def test_frames_that_hold_the_same_tokens_cost_nothing_more():
@@ -75,7 +75,7 @@ def test_rows_are_let_go(monkeypatch):
     assert most <= 2
 
 
-def test_held_rows_follow_the_spread_of_ranks_not_the_number_of_tokens(monkeypatch):
+def test_a_few_distributions_are_held_whatever_the_number_of_tokens(monkeypatch):
     # four frames which rank every token alike but for one step: tokens 0..39 and 1..40
     held = []
     cat = torch.cat

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import history
+from tests.helpers import history, message
 from tests.trainers.reference import (
     OBJECTIVES,
     RUNS,
@@ -98,6 +98,31 @@ def test_the_mean_over_kept_tokens_and_its_kl(rows, make_trainer, mask_kl):
         assert size_of(terms) > 0.01
         update.assert_losses(terms)
     assert empty > 0
+
+
+def test_kept_tokens_do_not_bring_a_sample_back_that_is_left_out(rows, make_trainer):
+    """With mask_kl tokens leave the loss, KL term included: those outside the mask, and all of a sample that was left out."""
+
+    class Batches(KTRTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            seen.append(inputs)
+            return loss
+
+    seen = []
+    gone = {"prompt": message("Gone?", "video"), "videos": ["/nowhere.mp4"], "images": []}
+    options = {"key_token_normalizer": "kept", "mask_kl": True, "loss_type": "grpo", "beta": 0.3}
+    options |= {"on_bad_media": "skip", "per_device_train_batch_size": 8, "max_steps": 1}
+    trainer = make_trainer([rows["video"][0], gone], cls=Batches, **options)
+    with pytest.warns(UserWarning, match="Left out"):
+        trainer.train()
+    (batch,) = seen
+    left_out = torch.tensor([bool(sample["left_out"]) for sample in batch["sample"]])
+    assert left_out.sum() == 4
+    assert not batch.loss_mask[left_out].any()
+    kept = (batch["token_weights"] > 0) & batch["completion_mask"].bool()
+    assert torch.equal(batch.loss_mask[~left_out], kept[~left_out])
+    assert 0 < batch.loss_mask.sum() < batch["completion_mask"][~left_out].sum()
 
 
 RATIOS = ("visual_keep_ratio", "temporal_keep_ratio", "entropy_keep_ratio")

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             restart=given.restart,
         )
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. The same command goes on from the last finished shard.\n")
+        sys.stderr.write("\nInterrupted. The same command resumes after the last finished shard.\n")
         raise SystemExit(130) from None
     print(f"{as_text(summary)}\n  {given.output}")
 
@@ -78,7 +78,7 @@ def build_parser() -> Parser:
     parser.add_argument("--workers", type=int, default=4, help="threads that look at media (default: %(default)s)")
 
     parser.add_argument(
-        "--shard-size", type=int, default=2000, help="records between two points from which a run can go on"
+        "--shard-size", type=int, default=2000, help="records between two points from which a run can resume"
     )
 
     rows = parser.add_argument_group("rows")

@@ -43,7 +43,7 @@ class PredictionStore:
         self.folder, self.batches, self.columns = Path(folder), batches, columns
 
     def claim(self, made_with: Mapping[str, Any]) -> None:
-        """Make the folder this evaluation's, or go on in it; called by one process.
+        """Claim the folder for this evaluation, or resume in it; called by one process.
 
         Args: made_with: everything that predictions depend on, as JSON holds it.
         Errors: ValueError for a folder that holds another evaluation, naming what differs, or anything else.

@@ -1,6 +1,6 @@
 """Forwards, attention rows, log-probabilities and counterfactual views of a model, as tensors."""
 
-from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, paused, pooled_rows
+from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, pooled_rows
 from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio
 from .head import Head, base_model, divergence, gather_lm_head, head_is_sharded, head_of, log_probs
 from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
@@ -47,7 +47,6 @@ __all__ = [
     "media_masked",
     "media_masked_recomputed",
     "packing_unsupported_reason",
-    "paused",
     "pixels_of",
     "pooled_rows",
     "position_rule_of",

@@ -80,7 +80,7 @@ def check_adapter(config: Any) -> None:
 
 
 def check_adapters_of(model: nn.Module, *, tower: bool, merger: bool) -> None:
-    """Hold a model that came with an adapter to what a `peft_config` is held to.
+    """Check a model that came with an adapter as a `peft_config` is checked.
 
     Errors: ValueError where the adapter has layers in a frozen part (see [`outside_frozen_parts`]), or is of another kind.
     """
@@ -97,8 +97,8 @@ def check_adapters_of(model: nn.Module, *, tower: bool, merger: bool) -> None:
 
 
 @contextmanager
-def telling_of_missing_layers(config: PeftConfig | None, *, tower: bool, merger: bool) -> Iterator[None]:
-    """Within it, an adapter without a layer is told which setting kept it out, or that none names any."""
+def explain_missing_layers(config: PeftConfig | None, *, tower: bool, merger: bool) -> Iterator[None]:
+    """Context manager whose error for an adapter without layers names the setting that excludes them, or says that none names any."""
     try:
         yield
     except NoMatchingPeftModuleError as error:
@@ -177,7 +177,7 @@ def drops_out(model: nn.Module) -> bool:
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Within it, nothing in the model is dropped.
+    """Context manager under which nothing in the model is dropped.
 
     All else stays in the mode it is in: quantised layers change their weights' layout, and their numbers, with the mode.
     """

@@ -1,8 +1,8 @@
 """Attention rows without attention maps: tap queries and keys of a few layers while the model runs its own attention."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,7 +117,6 @@ class AttentionTap:
         self.default = getattr(sys.modules[type(attentions[layers[0]]).__module__], "eager_attention_forward", None)
         self.reduce = reduce
         self.results: list[Any] = []
-        self.paused = False
         self._caught: dict[int, LayerAttention] = {}
         self._stack: ExitStack | None = None
 
@@ -129,14 +128,14 @@ class AttentionTap:
         running = ALL_ATTENTION_FUNCTIONS.get(self.implementation, self.default)
 
         def tapped(module, query, key, value, attention_mask, **kwargs):
-            if id(module) in self.layer_of and not self.paused:
+            if id(module) in self.layer_of:
                 self._catch(module, query, key, kwargs)
-            return running(module, query, key, value, attention_mask, **kwargs)
+            return tapped.running(module, query, key, value, attention_mask, **kwargs)
 
-        tapped.follows_packings = getattr(running, "follows_packings", False)
-        had_own = self.implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
+        tapped.running, tapped.follows_packings = running, getattr(running, "follows_packings", False)
+        tapped.replaces = self.implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
         ALL_ATTENTION_FUNCTIONS[self.implementation] = tapped
-        self._stack.callback(self._restore, running, had_own)
+        self._stack.callback(self._remove, tapped)
         self._stack.enter_context(_hook(self.decoder, self._finish))
         return self
 
@@ -149,9 +148,15 @@ class AttentionTap:
         results, self.results = self.results, []
         return results
 
-    def _restore(self, running: Callable, had_own: bool) -> None:
-        if had_own:
-            ALL_ATTENTION_FUNCTIONS[self.implementation] = running
+    def _remove(self, tapped: Callable) -> None:
+        """Take the tap out of the chain of taps, in which a later one may still be open."""
+        outer = ALL_ATTENTION_FUNCTIONS[self.implementation]
+        if outer is not tapped:
+            while outer.running is not tapped:
+                outer = outer.running
+            outer.running, outer.replaces = tapped.running, tapped.replaces
+        elif tapped.replaces:
+            ALL_ATTENTION_FUNCTIONS[self.implementation] = tapped.running
         else:
             del ALL_ATTENTION_FUNCTIONS[self.implementation]
 
@@ -174,8 +179,6 @@ class AttentionTap:
         )
 
     def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
-        if self.paused:
-            return
         caught, self._caught = self._caught, {}
         if len(caught) != len(self.layer_of):
             raise RuntimeError(f"Layers {sorted(caught)} of {sorted(self.layer_of.values())} called their attention.")
@@ -199,7 +202,6 @@ class HiddenTap:
 
     def __init__(self, model: nn.Module, reduce: Callable[[TokenStates], Any]):
         self.decoder, self.reduce, self.results = decoder_of(model), reduce, []
-        self.paused = False
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> "HiddenTap":
@@ -209,8 +211,6 @@ class HiddenTap:
         return self
 
     def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
-        if self.paused:
-            return
         packing = packing_of(kwargs.get("attention_mask"))
         self.results.append(self.reduce(TokenStates(output.last_hidden_state, packing)))
 
@@ -221,20 +221,6 @@ class HiddenTap:
         """The results since the last call, which are then forgotten."""
         results, self.results = self.results, []
         return results
-
-
-@contextmanager
-def paused(taps: Iterable[AttentionTap | HiddenTap]) -> Iterator[None]:
-    """Within it, these taps take nothing of forwards that are not meant for them."""
-    taps = list(taps)
-    before = [tap.paused for tap in taps]
-    for tap in taps:
-        tap.paused = True
-    try:
-        yield
-    finally:
-        for tap, was in zip(taps, before, strict=True):
-            tap.paused = was
 
 
 def attention_rows(layer: LayerAttention, rows: slice, allowed: Tensor | None, pool: Tensor | None = None) -> Tensor:
@@ -332,7 +318,7 @@ def _head_mean(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap
 
 
 class _hook:  # noqa: N801 (a context manager in the manner of contextlib)
-    """Within it, `call(kwargs, output)` after every forward of the module."""
+    """Context manager under which `call(kwargs, output)` follows every forward of the module."""
 
     def __init__(self, module: nn.Module, call: Callable[[dict[str, Any], Any], None]):
         self.handle = None

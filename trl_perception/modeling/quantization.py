@@ -91,7 +91,7 @@ def require_quantised_training(model: nn.Module, args: Any) -> None:
 
 
 def describe_quantised(model: nn.Module) -> str | None:
-    """What of a model is quantised, in words; None where nothing is."""
+    """Returns what of a model is quantised, or None."""
     if find_spec("bitsandbytes") is None:
         return None
     from bitsandbytes.nn import Linear4bit, Linear8bitLt

@@ -25,7 +25,7 @@ def visual_dependency(
     Args:
         sighted_logps: (B,T) log-probability of each sampled token with the image, nats, anything on padding.
         blind_logps: (B,T) the same with the prompt's visual tokens masked; same code path, dtype and temperature.
-        clamp: bounds of S in nats; ln r is then held to +-20 as well. None is the literal paper: no bound on either.
+        clamp: bounds of S in nats; ln r is then clamped to +-20 as well. None is the literal paper: no bound on either.
     Returns: (B,T) nats, >= 0, detached; meaningless on padding (NaN in, NaN out).
     Errors: ValueError for wrong shapes or bounds.
     Source: arXiv:2604.01840, Eq. 1, Appendix A.1. Differs: clamped by default, because one outlier would dominate

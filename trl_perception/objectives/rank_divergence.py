@@ -1,4 +1,4 @@
-"""APPO's comparison of a group's next-token distributions, each asked for once and none kept longer than needed."""
+"""APPO's comparison of a group's next-token distributions, a few at a time."""
 
 import math
 from collections.abc import Callable
@@ -42,53 +42,34 @@ def rank_divergences(
     tokens[rank[k, i, j], k, i] = i * length + j
     compared = (tokens >= 0).sum(-1) >= (2 if missing_ranks == "skip" else 1)
     disagreement = torch.zeros(compared.shape, device=perception.device)
-    if compared.any():
-        # Frames that hold the same tokens are compared once. Rank by rank, a token's uses lie close together.
-        sets = [tuple(row) for row in tokens[compared].tolist()]
-        place = {row: index for index, row in enumerate(dict.fromkeys(sets))}
-        values = _stream_divergences(list(place), length, log_probs_at, divergence, missing_ranks, perception.device)
+    if compared.any():  # frames that hold the same tokens are compared once
+        sets, place = tokens[compared].unique(dim=0, return_inverse=True)
+        values = _divergences(sets, length, log_probs_at, divergence, missing_ranks)
         disagreement = disagreement.to(values.dtype)
-        disagreement[compared] = values[[place[row] for row in sets]]
+        disagreement[compared] = values[place]
     return disagreement.T, compared.T
 
 
-def _stream_divergences(
-    sets: list[tuple[int, ...]],
-    length: int,
-    log_probs_at: Callable[[Tensor, Tensor], Tensor],
-    divergence: str,
-    missing_ranks: str,
-    device: torch.device,
+def _divergences(
+    sets: Tensor, length: int, log_probs_at: Callable[[Tensor, Tensor], Tensor], divergence: str, missing_ranks: str
 ) -> Tensor:
-    """D of each set of tokens i * length + j (-1 absent), asking for each distribution once.
+    """D (M,) of M sets (M,G) of tokens i * length + j, -1 where a completion has no such rank.
 
-    A distribution is let go after the last set that compares it, so what is held follows how far apart the frames rank
-    the same token, not how many tokens there are.
+    The distributions of a few sets are asked for at a time, and again where later sets hold the same token.
     """
-    compare = mean_kl_to_mixture if divergence == "kl" else _release_divergence
-    last_use = {token: index for index, members in enumerate(sets) for token in members}
-    step = max(1, ROWS_AT_ONCE // len(sets[0]))
-    held: Tensor | None = None  # one distribution a row
-    row_of: dict[int, int] = {-1: 0}
+    compare, uniform = mean_kl_to_mixture if divergence == "kl" else _release_divergence, missing_ranks == "uniform"
     values = []
-    for start in range(0, len(sets), step):
-        batch = sets[start : start + step]
-        kept = [token for token in row_of if token >= 0 and last_use[token] >= start]
-        new = list(dict.fromkeys(token for members in batch for token in members if token not in row_of))
-        blocks = [held[[row_of[token] for token in kept]]] if kept else []
-        for chunk in torch.tensor(new, dtype=torch.long, device=device).split(ROWS_AT_ONCE) if new else ():
+    for tokens in sets.split(max(1, ROWS_AT_ONCE // sets.size(1))):
+        present = tokens >= 0
+        blocks = []
+        for chunk in tokens[present].split(ROWS_AT_ONCE):
             block = log_probs_at(chunk // length, chunk % length)
             check_float("what log_probs_at returned", block, "MN", like=(len(chunk), block.shape[-1]))
-            blocks.append(block)
-        held = torch.cat(blocks)
-        row_of = {-1: 0} | {token: row for row, token in enumerate(kept + new)}
-        tokens = torch.tensor(batch, device=device)
-        rows = held[torch.tensor([[row_of[token] for token in members] for members in batch], device=device)]
-        rows, present = rows.to(working_dtype(rows)), tokens >= 0
-        if missing_ranks == "uniform":
-            rows = torch.where(present.unsqueeze(-1), rows, -math.log(rows.shape[-1]))
-            present = torch.ones_like(present)
-        values.append(compare(rows, present))
+            blocks.append(block.to(working_dtype(block)))
+        asked = torch.cat(blocks)
+        rows = asked.new_full((*tokens.shape, asked.size(-1)), -math.log(asked.size(-1)))
+        rows[present] = asked
+        values.append(compare(rows, torch.ones_like(present) if uniform else present))
     result = torch.cat(values)
     if not torch.isfinite(result).all():
         raise ValueError(

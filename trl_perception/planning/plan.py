@@ -49,10 +49,10 @@ class RunPlan:
         """One line a fact; `formulas` adds one line for each part of the memory."""
         parts = [part for part in self.memory if part.size]
         largest = sorted(parts, key=lambda part: -part.size)[:3]
-        told = ", ".join(f"{part.name} {readable(part.size)}" for part in largest)
+        shown = ", ".join(f"{part.name} {readable(part.size)}" for part in largest)
         lines = {
             **self.lines,
-            "memory": f"about {readable(self.peak)} a process at its peak ({told}, ...)",
+            "memory": f"about {readable(self.peak)} a process at its peak ({shown}, ...)",
             "checkpoint": readable(self.checkpoint),
         }
         text = [f"{name:>10}  {line}" for name, line in lines.items()]

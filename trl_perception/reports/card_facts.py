@@ -115,7 +115,7 @@ def parts_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def hardware(accelerator: Accelerator) -> str:
-    """The kind of device and how many processes used one, in words."""
+    """The kind of device and the number of processes, as text."""
     device, processes = accelerator.device, accelerator.num_processes
     kind = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()} ({platform.machine()})"

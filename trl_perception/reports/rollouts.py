@@ -3,7 +3,7 @@
     RUN/rollouts/001-from-000000/step-000011-process-00.parquet      one table a recorded step and process
 
 Each call of `train()` is an attempt with a folder of its own, numbered, which says after which step it began. An attempt
-that began after step s replaces what earlier attempts recorded beyond s: a resumed run goes on, a new one starts afresh.
+that began after step s replaces what earlier attempts recorded beyond s: a resumed run continues, a new one starts from the beginning.
 """
 
 import json

@@ -17,7 +17,7 @@ ID_COLUMNS = ("id", "problem_id", "question_id")
 
 
 class Caught:
-    """Within it, an error of somebody else's code ends the block and is kept in `error`, for the caller to report.
+    """Context manager that catches an error of user code and keeps it in `error`, for the caller to report.
 
     Args: kinds: the classes that are kept; others (Ctrl-C, an exit) pass.
     """

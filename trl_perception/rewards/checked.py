@@ -97,11 +97,11 @@ def _is_finite(value: Real) -> bool:
 
 def distinct(names: Sequence[str]) -> list[str]:
     """The same names, where one comes again with a number behind it: metrics, groups and records go by them."""
-    told: list[str] = []
+    names_so_far: list[str] = []
     for name in names:
         number, own = 1, name
-        while own in told:
+        while own in names_so_far:
             number += 1
             own = f"{name}_{number}"
-        told.append(own)
-    return told
+        names_so_far.append(own)
+    return names_so_far

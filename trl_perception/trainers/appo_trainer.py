@@ -26,7 +26,7 @@ class APPOTrainer(GRPOVideoTrainer):
     Source: arXiv:2602.23823; release GeWu-Lab/APPO 9225180 behind `preset="release"`. Differs from the release: it reads
         attention while it samples, and of a prompt's media the cells of its first video alone are frames; here every cell of
         every video and every image is one. Its weights carry gradient, see [`appo_token_weights`].
-    Errors: ValueError where the accuracy reward cannot be told from the others, or does not apply to a row with media.
+    Errors: ValueError where it is not clear which reward is the accuracy, or does not apply to a row with media.
     """
 
     _tag_names = ["trl", "appo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)

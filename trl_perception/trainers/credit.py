@@ -1,4 +1,4 @@
-"""Credit: from what a forward told of each group to the advantages of its tokens."""
+"""Credit: token weights and signals of each group become part of the batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,8 +32,8 @@ def validate_token_weights(group: Group, credit: TokenWeights | None) -> TokenWe
         )
     if (credit.weights < 0).any():
         raise ValueError(
-            f"token_weights returned {credit.weights.min().item():g}; weights of at least 0 are wanted. What shall be "
-            "penalised is a term of penalty()."
+            f"token_weights returned {credit.weights.min().item():g}; weights of at least 0 are wanted. A term that "
+            "penalises belongs into penalty()."
         )
     return credit
 

@@ -74,7 +74,7 @@ class GRPOVideoConfig(GRPOConfig):
             Most rounds of sampling again; groups that still lack a spread of rewards then stay.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             When a run that is pushed to the Hub is: `"end"`, or as in transformers, which then uploads whatever lies in
-            the output folder while training goes on.
+            the output folder during training.
         report_every (`int`, *optional*):
             Every how many optimisation steps a few groups are kept with their signals under `OUTPUT_DIR/rollouts`, for
             `trl-perception report`. `None` keeps none.

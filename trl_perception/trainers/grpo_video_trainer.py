@@ -62,10 +62,10 @@ from ..modeling.activation_checkpointing import unify_checkpointing_names, witho
 from ..modeling.adapters import (
     check_adapters_of,
     drops_out,
+    explain_missing_layers,
     keeping_types,
     outside_frozen_parts,
     require_untouched_base,
-    telling_of_missing_layers,
     without_dropout,
 )
 from ..modeling.forward_selector import ForwardSelector
@@ -173,7 +173,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._reward_checks = RewardChecks(timeout=args.reward_timeout, skips=args.on_nonfinite == "skip")
         self._step_begin = 0
         self._sampled_at_step = -1  # the optimisation step at which the rollout in hand was sampled
-        with telling_of_missing_layers(peft_config, **frozen):
+        with explain_missing_layers(peft_config, **frozen):
             super().__init__(
                 model=model,
                 reward_funcs=self._reward_checks.wrap(reward_funcs),
@@ -606,7 +606,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return means_per_micro_batch(batches, self.accelerator.num_processes)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Forward, then credit from what it told, then TRL's loss of the same scores, then the method's penalty."""
+        """The forward, the credit that is read from it, TRL's loss of the same scores, and the method's penalty."""
         batch = MicroBatch.of(inputs)
         groups = batch.take_groups(self.num_generations) if self.model.training else []
         credit_taps = self.policy_reads.taps(self.model) if groups else {}

@@ -19,7 +19,7 @@ class PGPOConfig(GRPOVideoConfig):
             How much a token depends on the media: `"k3"`, estimated from the sampled token, or `"kl"`, exact over the
             vocabulary.
         dependency_clamp (`float`, *optional*, defaults to `10.0`):
-            Largest k3 value, in nats; the log-ratio is then held to +-20. `None` is the literal paper.
+            Largest k3 value, in nats; the log-ratio is then clamped to +-20. `None` is the literal paper.
         dependency_threshold (`float`, *optional*, defaults to `0.4`):
             tau, normalised dependency from which a token is amplified.
         threshold_mode (`str`, *optional*, defaults to `"absolute"`):

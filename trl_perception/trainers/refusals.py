@@ -29,9 +29,10 @@ def refuse_vllm(processor: Any) -> None:
 
 
 def averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> str | None:
-    """What is to be said where a completion has one ratio: the gradient of each of its tokens is the mean over their credit,
-    so that weights of mean 1 do nothing, and no token is told from another. Losses of log-probabilities weigh tokens beside
-    that ratio.
+    """Returns a warning where a completion has one importance ratio, or None.
+
+    The gradient of each of its tokens then has the mean of their weights, so that weights of mean 1 do nothing. Losses of
+    log-probabilities (cispo, vespo) weigh tokens beside that ratio.
     """
     if importance_sampling_level != "sequence" or loss_type in ("cispo", "vespo"):
         return None

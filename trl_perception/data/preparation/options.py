@@ -19,7 +19,7 @@ class PrepareOptions:
         check: of media: "none"; "exists", where each file's header is read too; "decode", where the frames that
             training will sample are decoded.
         malformed: what to do with a record that does not follow the layout: "error" stops and names it,
-            "drop" counts it. A run that stopped may go on with the other.
+            "drop" counts it. A run that stopped may resume with the other.
         limit: most rows that are kept.
         problem_types: types that are kept, None for all.
         min_duration, max_duration: bounds on a row's seconds of video; rows without video stay.
