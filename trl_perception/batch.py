@@ -5,11 +5,13 @@ Shapes: B rows (completions) of a process, G completions of a prompt, P prompt t
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .data.training_checks import refuse_media_lost
 from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs, media_columns
 
 REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
@@ -64,6 +66,24 @@ class Rollout:
     def row_scale(self) -> Tensor:
         """All rows / rows that count: turns a mean over all rows into one over those that are not left out."""
         return len(self.left_out) / (1 - self.left_out).sum().clamp(min=1)
+
+
+class PromptsOfTRL:
+    """Stands where a `PromptPreparer` does, for prompts that TRL tokenizes itself (tools, environments, other processors).
+
+    Args:
+        processor: the trainer's, for the errors.
+    """
+
+    placeholder_ids: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], *, on_unusable: str = "error") -> list[PreparedPrompt]:
+        """Errors: ValueError for media that TRL would lose."""
+        refuse_media_lost(rows, self.processor)
+        return [unprepared(row) for row in rows]
 
 
 def unprepared(row: Mapping[str, Any]) -> PreparedPrompt:

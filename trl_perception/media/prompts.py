@@ -46,7 +46,7 @@ class PreparedPrompt:
 
     def to(self, device: torch.device | str) -> "PreparedPrompt":
         """The same prompt with its visual inputs on `device`."""
-        return replace(self, visual=self.visual.to(device))
+        return replace(self, visual=self.visual and self.visual.to(device))
 
 
 class UnusableSampleError(ValueError):

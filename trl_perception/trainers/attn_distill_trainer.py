@@ -79,7 +79,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         peft_config: PeftConfig | None = None,
         teacher_model: PreTrainedModel | None = None,
     ):
-        self.teacher = teacher_model
+        self._teacher_model = teacher_model
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -98,22 +98,22 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         refuse_reentrant(self)
         options, policy = self.args, self.accelerator.unwrap_model(self.model)
         self.policy_loss_weight = options.grpo_weight
-        if self.teacher is None and options.teacher_model_name_or_path:
-            self.teacher = load_teacher(options, policy, self._tokenizer)
-        if self.teacher is not None:
-            check_teacher(self.teacher, policy, self._tokenizer)
-            add_fused_lm_head(self.teacher, temperature=self.temperature)
-            teacher = freeze_teacher(self.teacher, options.position_rule)
-            self.teacher = self._sharding.place_frozen(teacher, "the teacher")
-            self.share_model(self.teacher)
-            self.keeps_pixels = True
-        elif not hasattr(policy, "peft_config"):
+        self._base_teaches = self._teacher_model is None and not options.teacher_model_name_or_path
+        if self._base_teaches and not hasattr(policy, "peft_config"):
             raise ValueError(
                 "No teacher. Set teacher_model_name_or_path, pass teacher_model, or train an adapter (peft_config), whose "
                 "base model then teaches."
             )
-        else:
+        if self._base_teaches:
             require_untouched_base(policy, "The distillation, without another teacher,")
+            self.teacher = self.model  # with its adapter off
+        else:
+            teacher = self._teacher_model or load_teacher(options, policy, self._tokenizer)
+            check_teacher(teacher, policy, self._tokenizer)
+            add_fused_lm_head(teacher, temperature=self.temperature)
+            self.teacher = self._sharding.place_frozen(freeze_teacher(teacher, options.position_rule), "the teacher")
+            self.share_model(self.teacher)
+            self.keeps_pixels = True
         if options.attn_distill_weight > 0:
             self.taps += (AttentionTap(self.model, lambda *caught: caught, layers=options.attn_layers),)
         if options.gkd_weight > 0:
@@ -124,13 +124,14 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         if not self.taps:
             return {}
         width, options = group.completion_ids.size(1), self.args
-        teacher = self.model if self.teacher is None else self.teacher
         reads = options.attn_distill_weight > 0, options.gkd_weight > 0
         to_policy = (
             group_policy(group.visual, width, query=options.attn_query, keys=options.attn_keys) if reads[0] else None
         )
         with self._teaching():
-            reading = self.read(group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=teacher)
+            reading = self.read(
+                group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=self.teacher
+            )
         signals = {"teacher_policy": reading.attention, "teacher_states": reading.states}
         return {name: values for name, values in signals.items() if values is not None}
 
@@ -176,12 +177,11 @@ class AttnDistillTrainer(GRPOVideoTrainer):
     def _gkd(self, states: TokenStates, inputs: MicroBatch, counted: Tensor) -> Penalty:
         width, options = counted.size(1), self.args
         predictors = states.at(slice(-width - 1, -1))
-        model = self.model if self.teacher is None else self.teacher
         with self._teaching():
-            teacher = gather_lm_head(model) if head_is_sharded(model) else head_of(model)
+            teacher = gather_lm_head(self.teacher) if head_is_sharded(self.teacher) else head_of(self.teacher)
         # Rows that the teacher did not read are not counted. They are run all the same, for with sharded parameters the
         # heads are asked for by all processes.
-        unread = predictors.new_zeros(width, base_model(model).config.get_text_config().hidden_size)
+        unread = predictors.new_zeros(width, base_model(self.teacher).config.get_text_config().hidden_size)
         read = inputs.signal("teacher_states")
         values = divergence(
             head_of(self.model),
@@ -197,6 +197,6 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     def _teaching(self) -> AbstractContextManager:
         """Context manager in which the policy is the base model that teaches, where no other model does."""
-        if self.teacher is not None:
+        if not self._base_teaches:
             return nullcontext()
         return use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None)

@@ -31,7 +31,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from ..assets import model_path
-from ..batch import REPEATED, Group, MicroBatch, Rollout, Scores, complete_groups, means_per_micro_batch, whole_groups
+from ..batch import (
+    REPEATED,
+    Group,
+    MicroBatch,
+    PromptsOfTRL,
+    Rollout,
+    Scores,
+    complete_groups,
+    means_per_micro_batch,
+    whole_groups,
+)
 from ..callbacks.checkpoints import Checkpoints, run_state
 from ..callbacks.checkpoints.run_facts import facts_of, identity_of
 from ..callbacks.nonfinite import NonFiniteGuard, samples
@@ -195,8 +205,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         own_prompts = self.tools or self.rollout_func or self.environment_factories
         self._prepares_prompts = has_visual_grids(self.processing_class) and not own_prompts
+        prepare = args.prompt_preparer if self._prepares_prompts else PromptsOfTRL
+        self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
-            self._prompt_preparer = args.prompt_preparer(self.processing_class)
             self._suppress_placeholders()
         self._setup_fast_paths()
         self._setup_distributed()
@@ -371,15 +382,15 @@ class GRPOVideoTrainer(GRPOTrainer):
             self.share_model(self.ref_model)
 
     def _setup_components(self) -> None:
-        options, preparer = self.args, self.prompt_preparer
+        options, preparer = self.args, self._prompt_preparer
         self._build_rollout = RolloutBuilder(
-            preparer, self.processing_class, self.accelerator, self._with_features, on_unusable=options.on_bad_media
+            preparer, self.accelerator, self._with_features, on_unusable=options.on_bad_media
         )
         self._reader = PolicyReader(
             partial(GRPOTrainer._get_per_token_logps_and_entropies, self),
             self._forwards,
             self._collectives,
-            placeholder_ids=preparer and preparer.placeholder_ids,
+            placeholder_ids=preparer.placeholder_ids,
             rows_a_forward=options.per_device_train_batch_size,
         )
         if options.dynamic_sampling:

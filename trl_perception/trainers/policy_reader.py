@@ -100,7 +100,7 @@ class PolicyReader:
     Args:
         score: TRL's `_get_per_token_logps_and_entropies`.
         forwards: how rows are forwarded. collectives: when, among processes that share parameters.
-        placeholder_ids: the placeholders that are compared with a prompt's visual features, by kind; None where TRL
+        placeholder_ids: the placeholders that are compared with a prompt's visual features, by kind; empty where TRL
             prepares the prompts.
         rows_a_forward: rows of a forward of a group that is not packed.
     """
@@ -111,7 +111,7 @@ class PolicyReader:
         forwards: ForwardSelector,
         collectives: CollectiveScheduler,
         *,
-        placeholder_ids: dict[str, int] | None,
+        placeholder_ids: Mapping[str, int],
         rows_a_forward: int,
     ):
         self.score, self.forwards, self.collectives = score, forwards, collectives
@@ -144,9 +144,9 @@ class PolicyReader:
             visuals: the visual inputs of B rows; None where TRL prepares the prompts, whose media are in `options`.
             options: of TRL's method.
         """
-        if self.placeholder_ids is None and not self.forwards.packs_for(model):
+        if not self.placeholder_ids and not self.forwards.packs_for(model):
             return Scores(*self.score(model, input_ids, attention_mask, completion_width, batch_size, **options))
-        self._check_placeholders(input_ids, attention_mask, visuals)
+        check_placeholders(input_ids, attention_mask, self.placeholder_ids, visuals)
         size = batch_size or len(input_ids)
         chunks = []
         for start in range(0, len(input_ids), size):
@@ -178,7 +178,7 @@ class PolicyReader:
         input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
         attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
         visuals = [view.visual] * count
-        self._check_placeholders(input_ids, attention_mask, visuals)
+        check_placeholders(input_ids, attention_mask, self.placeholder_ids, visuals)
         taps: Taps = {}
         if attention is not None:
             taps["attention"] = AttentionTap(model, attention, layers=layers)
@@ -203,11 +203,7 @@ class PolicyReader:
         )
 
     def _of(self, visuals: Sequence[VisualInputs] | None, rows: slice) -> Sequence[VisualInputs] | None:
-        return None if self.placeholder_ids is None or visuals is None else visuals[rows]
-
-    def _check_placeholders(self, input_ids: Tensor, attention_mask: Tensor, visuals: Sequence | None) -> None:
-        if self.placeholder_ids is not None:
-            check_placeholders(input_ids, attention_mask, self.placeholder_ids, visuals)
+        return visuals[rows] if self.placeholder_ids and visuals is not None else None
 
 
 def _detached(layers: Sequence[LayerAttention], mask: Any) -> tuple[list[LayerAttention], Any]:

@@ -8,8 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..batch import REPEATED, MicroBatch, Rollout, unprepared
-from ..data.training_checks import refuse_media_lost
+from ..batch import REPEATED, MicroBatch, PromptsOfTRL, Rollout
 from ..media import MEDIA_COLUMNS, PreparedPrompt, PromptPreparer, VisualInputs
 from .distributed import over_processes
 
@@ -18,22 +17,20 @@ class RolloutBuilder:
     """Makes a [`Rollout`] of dataset rows; the rows of a group share their prepared prompt.
 
     Args:
-        preparer: makes prompts of rows; None where TRL does.
-        processor: the model's, for the errors where TRL prepares the prompts.
+        preparer: makes prompts of rows.
         encode: visual inputs -> the same with what is known of them, such as a frozen tower's features.
         on_unusable: "error", or "skip" to leave rows out whose media cannot be used.
     """
 
     def __init__(
         self,
-        preparer: PromptPreparer | None,
-        processor: Any,
+        preparer: PromptPreparer | PromptsOfTRL,
         accelerator: Accelerator,
         encode: Callable[[VisualInputs], VisualInputs],
         *,
         on_unusable: str,
     ):
-        self.preparer, self.processor, self.accelerator = preparer, processor, accelerator
+        self.preparer, self.accelerator = preparer, accelerator
         self.encode, self.on_unusable = encode, on_unusable
         # Prompts that training drew, those of them that were left out, over all processes, and why on this one.
         self.drawn = self.left_out = 0
@@ -44,12 +41,9 @@ class RolloutBuilder:
 
         Errors: MediaError for a row that cannot be used, ValueError for media that TRL would lose.
         """
-        device = self.accelerator.device
-        if self.preparer is None:
-            refuse_media_lost(rows, self.processor)
-            return self._with_left_out(rows, [unprepared(row) for row in rows])
         step = repeats if len(rows) % repeats == 0 else 1
-        prompts = [prompt.to(device) for prompt in self.preparer(rows[::step], on_unusable=self.on_unusable)]
+        prompts = self.preparer(rows[::step], on_unusable=self.on_unusable)
+        prompts = [prompt.to(self.accelerator.device) for prompt in prompts]
         prompts = [replace(prompt, visual=self.encode(prompt.visual)) for prompt in prompts]
         for prompt in prompts:
             if prompt.left_out:
