@@ -1,6 +1,7 @@
 """The pages of docs/ and the README: their code runs, what they link to exists, and the errors they quote are the package's."""
 
 import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VideoSettings
 from trl_perception.media.probe import QWEN_PIXELS, MediaFacts, visual_tokens
 from trl_perception.media.sampling import frame_size, sample_indices
+from trl_perception.trainers import TRAINERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -145,6 +147,19 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
             done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
             assert done.returncode == 0, (command, done.stderr[-2000:])
     assert (tmp_path / "runs" / "own" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_table_of_methods_has_every_trainer(name):
+    """Its row links the trainer's file, its paper and its recipes; docs/methods.md has a section about each method."""
+    trainer = TRAINERS[name]
+    file = Path(inspect.getfile(trainer)).relative_to(ROOT).as_posix()
+    text = (ROOT / "README.md").read_text()
+    (row,) = re.findall(rf"^\|.*\[`{trainer.__name__}`\]\({file}\).*$", text, re.MULTILINE)
+    assert f"https://arxiv.org/abs/{trainer._paper['id']}" in row
+    assert f"[{name}](recipes/{name})" in row
+    sections = re.findall(r"^## (.+)$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
+    assert name == "grpo" or any(trainer._name in section for section in sections)
 
 
 def test_the_table_of_tokens_is_what_the_sampling_rules_give():
