@@ -18,7 +18,7 @@ REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
 
 
 class Scores(NamedTuple):
-    """What a forward tells of each completion token: log-probs (B,T), entropies (B,T), the experts' balancing loss."""
+    """Output of a scoring forward: log-probs (B,T), entropies (B,T) and the load-balancing loss of experts, or None."""
 
     logps: Tensor
     entropies: Tensor | None = None
@@ -54,7 +54,7 @@ class Rollout:
         ]
 
     def local(self, values: Tensor, process: int) -> Tensor:
-        """The part of this process, whose index is given, of values (B of all processes,...)."""
+        """Returns the part of one process of values (B of all processes,...)."""
         return values[process * len(self.rows) : (process + 1) * len(self.rows)]
 
     @property
@@ -64,12 +64,12 @@ class Rollout:
 
     @property
     def row_scale(self) -> Tensor:
-        """All rows / rows that count: turns a mean over all rows into one over those that are not left out."""
+        """Number of rows / number of rows that are not left out; converts a mean over the former into one over the latter."""
         return len(self.left_out) / (1 - self.left_out).sum().clamp(min=1)
 
 
 class PromptsOfTRL:
-    """Stands where a `PromptPreparer` does, for prompts that TRL tokenizes itself (tools, environments, other processors).
+    """Takes the place of a `PromptPreparer` where TRL tokenizes the prompts (tools, environments, other processors).
 
     Args:
         processor: the trainer's, for the errors.
@@ -87,7 +87,7 @@ class PromptsOfTRL:
 
 
 def unprepared(row: Mapping[str, Any]) -> PreparedPrompt:
-    """A prompt that TRL tokenizes itself. Its visual inputs are known only where it has no media: they are empty."""
+    """A prompt that TRL tokenizes. Its visual inputs are empty if it has no media, and None if it has."""
     pure_text = not any(media_columns(row).values())
     text_only = VisualInputs(sample="text", token_types=torch.zeros(0, dtype=torch.long))
     prompt = row.get("prompt")
@@ -133,7 +133,7 @@ class Group:
 def complete_groups(
     rollout: Rollout, output: "MicroBatch", num_generations: int, reward_names: Sequence[str]
 ) -> Iterator[tuple[slice, Group]]:
-    """The groups of a rollout with their rows in its batch, those that are left out excepted."""
+    """Yields the groups of a rollout and their rows in its batch, without the groups that are left out."""
     for start in range(0, len(rollout.prompts), num_generations):
         rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
         if prompt.left_out:
@@ -162,7 +162,7 @@ class MicroBatch(dict[str, Any]):
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> "MicroBatch":
-        """The same object where it is one already."""
+        """Wraps a dictionary; returns a `MicroBatch` unchanged."""
         return inputs if isinstance(inputs, cls) else cls(inputs)
 
     @property
@@ -177,8 +177,8 @@ class MicroBatch(dict[str, Any]):
 
     @property
     def loss_mask(self) -> Tensor:
-        """(B,T) bool: the tokens that the policy is trained on. Padding, truncated completions that are masked, tokens of
-        tools and samples that are left out are not among them.
+        """(B,T) bool: the tokens that the policy is trained on. It excludes padding, masked truncated completions, tokens of
+        tools, and samples that are left out.
         """
         return (self["completion_mask"] * self.get("tool_mask", 1)).bool()
 
@@ -189,18 +189,18 @@ class MicroBatch(dict[str, Any]):
         return torch.stack([per_completion.sum(), (per_completion > 0).sum()])
 
     def keep_in_loss(self, mask: Tensor) -> None:
-        """Take every token out of the loss that is not in `mask` (B,T), with its KL term and its part of the denominator."""
+        """Restricts [`loss_mask`] to `mask` (B,T). Other tokens lose their KL term and their part of the denominator as well."""
         self["tool_mask"] = self.get("tool_mask", 1) * mask.long()
 
     def take_groups(self, num_generations: int) -> list[tuple[slice, Group]]:
-        """The groups that wait for their credit, with their rows; a micro-batch that comes again has none."""
+        """Removes and returns the groups that wait for their credit, with their rows."""
         of_rows = self.pop("group", [])
         starts = range(0, len(of_rows), num_generations)
         groups = [(slice(start, start + num_generations), of_rows[start]) for start in starts]
         return [(rows, group) for rows, group in groups if group is not None]
 
     def signal(self, name: str) -> list[Tensor | None]:
-        """A rollout's signal for each row; None for rows, or for all of them, whose groups are left out."""
+        """Returns a signal of the rollout for each row; None for rows whose groups are left out."""
         return self.get(name) or [None] * len(self["completion_ids"])
 
 
@@ -223,7 +223,7 @@ def means_per_micro_batch(batches: Sequence[MicroBatch], processes: int) -> dict
 
 
 def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> list[MicroBatch]:
-    """The same micro-batches with the rows of each group side by side again.
+    """Returns the same micro-batches with the rows of each group side by side.
 
     TRL shuffles the rows of a rollout before it cuts them into micro-batches. Here the groups keep the random order in
     which their first rows came out of that shuffle, so that the random state stays TRL's, and rows keep their order

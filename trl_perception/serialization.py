@@ -1,4 +1,4 @@
-"""Nested values of a rollout as JSON and tensors, and back: nothing is pickled, and nothing is run when it is read."""
+"""Nested values of a rollout as JSON and tensors, and back. Nothing is pickled, so that reading runs no code."""
 
 import json
 import math

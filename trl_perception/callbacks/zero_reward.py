@@ -1,4 +1,4 @@
-"""Whether a run earned anything: one whose reward stays 0 learns nothing."""
+"""Warning about a run whose reward stays 0."""
 
 from typing import Any
 

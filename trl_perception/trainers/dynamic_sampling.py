@@ -74,7 +74,7 @@ class DynamicSampling:
 
 
 def refuse_dynamic_sampling(dataset: Any, *, trl_prepares: bool) -> None:
-    """Errors: ValueError where other prompts cannot be drawn, or their media cannot be put beside the first ones."""
+    """Errors: ValueError if other prompts cannot be drawn, or TRL prepares their media."""
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"dynamic_sampling draws further prompts by their number, and the training data are a {type(dataset).__name__}. "
@@ -121,7 +121,7 @@ def replaced(
     num_generations: int,
     padding: Mapping[str, int],
 ) -> Sampled:
-    """A rollout some groups of which are another's: prompts are padded on the left, everything else on the right.
+    """Replaces groups of a rollout by groups of another one; pads prompts on the left, everything else on the right.
 
     Args:
         kept, fresh: two rollouts with TRL's outputs.

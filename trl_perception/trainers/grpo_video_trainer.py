@@ -244,7 +244,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return None
 
     def rollout_signals(self, group: Group) -> dict[str, Tensor]:
-        """What the updates on a group need of the policy that sampled it: name -> (G,...), travelling with its rows.
+        """Tensors of the sampling policy that the updates on a group need: name -> (G,...), passed on with its rows.
 
         Called once a rollout for each complete group, in training, without gradient; `inputs[name]` in [`penalty`].
         """
@@ -279,7 +279,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         states: bool = False,
         model: nn.Module | None = None,
     ) -> ForwardOutput:
-        """Everything that one forward of a group tells (see [`score`]).
+        """Runs one forward of a group and returns everything that is asked for (see [`score`]).
 
         Runs as one packed row, or in micro-batches of `per_device_train_batch_size`. The policy on the prompt as it is
         may be read from a forward that is made anyway (see `policy_reads`).
@@ -300,17 +300,17 @@ class GRPOVideoTrainer(GRPOTrainer):
             return self._reader.read(group, view, policy, **asked)
 
     def head_of(self, model: nn.Module) -> Head:
-        """The language-model head of the policy or another model of the run, as it is now, for [`token_weights`]."""
+        """Returns the current language-model head of the policy or of another model of the run, for [`token_weights`]."""
         return self._collectives.head_of(model)
 
     def share_model(self, model: nn.Module) -> None:
-        """Name a model that is placed as the policy is: every process runs its forwards together with the others."""
+        """Registers a model that is placed as the policy is: all processes then run its forwards together."""
         self._collectives.share(model)
         self._tower_runs += self._sharding.tower_runs(model)
 
     @property
     def prompt_preparer(self) -> PromptPreparer | None:
-        """What makes prompts of rows; None where TRL does."""
+        """The component that prepares prompts from rows; None if TRL prepares them."""
         return self._prompt_preparer if self._prepares_prompts else None
 
     def policy_is_the_one_that_sampled(self) -> bool:
@@ -335,13 +335,13 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._drops_out = drops_out(self.model)
 
     def _suppress_placeholders(self) -> None:
-        """A sampled placeholder would have no feature: take those ids out of generation, beside what the user did."""
+        """Suppresses placeholder ids in generation: a sampled placeholder would have no feature."""
         ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
 
     def _setup_fast_paths(self) -> None:
-        """What completions share is paid for once: their prompt in forwards and generation, their media in the tower."""
+        """Selects what is computed once per prompt: its packed forward, its prefill, the features of its media."""
         options, trl_prepares = self.args, self._is_vlm and not self._prepares_prompts
         refusal = None
         if trl_prepares:
@@ -409,7 +409,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._setup_reporting()
 
     def _with_features(self, visual: VisualInputs) -> VisualInputs:
-        """The same media with a frozen tower's features, where they are reused."""
+        """Adds the features of a frozen tower if they are reused."""
         if not self._reuses_features:
             return visual
         with self.accelerator.autocast():
@@ -422,7 +422,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, "video", "videos"]))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """A stream's prompts come once for each completion, as in evaluations; transformers hands them on one by one."""
+        """Repeats the prompts of a stream once for each completion, as in evaluations; transformers does not."""
         if isinstance(test_dataset, IterableDataset):
             return self.get_eval_dataloader(test_dataset)
         return super().get_test_dataloader(undecoded_videos(test_dataset))
@@ -533,7 +533,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     # Credit
 
     def _credit_rollout(self, rollout: Rollout, output: MicroBatch) -> None:
-        """Credit of the whole rollout, or the groups with it that get theirs in the forward of their update."""
+        """Assigns credit to the whole rollout, or attaches the groups if the forward of their update serves it."""
         groups = list(complete_groups(rollout, output, self.num_generations, self.reward_func_names))
         self._records.open(groups, self.state)
         if self._update_serves_credit(output):
@@ -546,7 +546,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             attach_signals(output, groups, self.rollout_signals)
 
     def _update_serves_credit(self, output: MicroBatch) -> bool:
-        """Whether the forward of the update is the rollout policy's and sees whole groups, so that credit can wait for it.
+        """Whether the forward of the update is that of the sampling policy on whole groups, so that credit can wait for it.
 
         Tokens that leave the loss altogether do so before it begins. With dropout its values are not those of any view.
         """
@@ -560,13 +560,13 @@ class GRPOVideoTrainer(GRPOTrainer):
         )
 
     def _old_policy_forward(self, groups: Groups, rollout: Rollout, output: MicroBatch) -> CachedForward:
-        """The forward in which TRL scored the policy that sampled; an empty one where it made none."""
+        """The forward in which TRL scored the sampling policy; an empty one if there was none."""
         if not rollout.scores or self._drops_out or "old_per_token_logps" not in output:
             return CachedForward()
         return CachedForward.of(groups, rollout.scores[0])
 
     def _give_credit(self, groups: Groups, output: MicroBatch, forward: CachedForward) -> None:
-        """Give the groups' tokens their weights; `token_weights` reads the policy from `forward` where it holds it."""
+        """Multiplies the advantages of the groups by their token weights. `forward` serves what it holds to `read`."""
         with torch.no_grad(), self._reader.reusing(forward), self._collectives.section():
             credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
         weigh_tokens(output, groups, credits, drops_unweighted=self.loss_counts_weighted_tokens_only)
@@ -591,7 +591,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return inputs
 
     def _in_groups(self, batches: list[dict[str, Any]]) -> list[MicroBatch]:
-        """A rollout's micro-batches with the rows of each group side by side, and how much of each is in the loss."""
+        """The micro-batches of a rollout with the rows of each group side by side and their counts of the loss."""
         batches = [MicroBatch.of(batch) for batch in batches]
         # TRL's own image inputs are packed over the rows and cannot be put back in order; they serve no group.
         if "pixel_values" not in batches[0]:
@@ -606,9 +606,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def _means_of_step(self) -> dict[str, float]:
-        """Tokens and completions in the loss, means over the micro-batches of the optimisation step on all processes.
+        """Means of tokens and completions in the loss over the micro-batches of the optimisation step on all processes.
 
-        Of a step that spans several rollouts, over those that belong to the rollout in hand: the next is not sampled yet.
+        For a step that spans several rollouts only the micro-batches of the current one count: the next is not sampled yet.
         """
         spread = self.args.steps_per_generation
         rollout = spread * self.num_iterations
@@ -617,7 +617,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return means_per_micro_batch(batches, self.accelerator.num_processes)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The forward, the credit that is read from it, TRL's loss of the same scores, and the method's penalty."""
+        """Runs the forward, assigns credit from it, and adds TRL's loss of its scores and the penalty of the method."""
         batch = MicroBatch.of(inputs)
         groups = batch.take_groups(self.num_generations) if self.model.training else []
         credit_taps = self.policy_reads.taps(self.model) if groups else {}
@@ -635,7 +635,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return loss + penalty.loss / (self.current_gradient_accumulation_steps if self.model.training else 1)
 
     def _scores_of_update(self, model: nn.Module, batch: MicroBatch, credit_taps: Taps) -> Scores:
-        """The forward of an update, as TRL's loss would make it, under the taps of penalty and credit."""
+        """Runs the forward of an update as TRL's loss does, with the taps of penalty and credit."""
         with ExitStack() as taps:
             for tap in (*self.taps, *credit_taps.values()):
                 taps.enter_context(tap)
@@ -653,9 +653,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         return scores
 
     def _policy_loss(self, scores: Scores, batch: MicroBatch) -> Tensor:
-        """TRL's loss of scores that are known, its policy term scaled, and not its entropy bonus and its experts' loss.
+        """Computes TRL's loss from scores. Only its policy term is scaled, not the entropy bonus and the experts' loss.
 
-        That term is linear in the advantages and, beside them, in the KL coefficient, for every loss type.
+        For every loss type the policy term is linear in the advantages and the KL coefficient.
         """
         row_scale = float(batch.get("row_scale", 1.0)) if self.loss_type in ROW_MEAN_LOSSES else 1.0
         scale = self.policy_loss_weight * row_scale
@@ -692,7 +692,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple:
-        """TRL's, with the loss of the batch on all processes: which part has the rows that count differs."""
+        """TRL's, with the loss averaged over processes: the rows that count are on some of them only."""
         loss, *others = super().prediction_step(*args, **kwargs)
         return self.accelerator.gather(loss).mean(), *others
 
@@ -747,7 +747,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             super()._run_epoch(**arguments)
 
     def _resume_state(self) -> dict[str, Any]:
-        """What this process resumes with: JSON, and the micro-batches of a rollout that updates are still to be made on."""
+        """State that this process resumes from: JSON values, and the micro-batches of a rollout with updates left."""
         is_open = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         return {
             "micro_steps": self._step,
@@ -763,7 +763,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         }
 
     def _set_resume_state(self, state: dict[str, Any]) -> None:
-        """Put back what [`_resume_state`] returned, but for the records, which resume before."""
+        """Restores what [`_resume_state`] returned. Records resume earlier, in [`train`]."""
         if self.args.ignore_data_skip:
             done = self.state.global_step * self.args.gradient_accumulation_steps
             every = self.args.steps_per_generation * self.num_iterations
@@ -793,7 +793,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return self._checkpoints.run_folder(super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: transformers calls it before the checkpoint is complete; [`_save_checkpoint`] pushes."""
+        """Does nothing: transformers calls it before the checkpoint is complete, and [`_save_checkpoint`] pushes."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with keeping_types(self.model if model is None else model):
@@ -809,7 +809,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             super()._load_best_model()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """A new one for each evaluation: one that is kept continues its order, which a resumed run would begin again."""
+        """Creates a new loader for each evaluation: a persistent one would continue its order, which a resumed run cannot."""
         if isinstance(eval_dataset, Dataset | IterableDataset):
             eval_dataset = undecoded_videos(eval_dataset)
         kept, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
@@ -839,7 +839,7 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     @property
     def _loss_context(self) -> dict[str, Any]:
-        """What a loss depends on beside its micro-batch and the weights; [`replay`] sets it again."""
+        """Everything a loss depends on besides its micro-batch and the weights; [`replay`] restores it."""
         return {
             "class": type(self).__name__,
             "step": self.state.global_step,
@@ -881,7 +881,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def log_signal(
         self, of: Group | dict[str, Any], name: str, values: Tensor | Sequence[Tensor] | Callable, axes: str = "GT"
     ) -> None:
-        """Keep a signal for the report, where the rollout it belongs to is recorded (`report_every`); else do nothing.
+        """Adds a signal to the record of its rollout for the report; does nothing if the rollout is not recorded (`report_every`).
 
         Args:
             of: the group, or in [`penalty`] the micro-batch (G then stands for its rows).
@@ -896,7 +896,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """TRL's card, completed with what was done and what came of it; `README.md` in the output folder."""
+        """Writes TRL's card, completed with settings and results, to `README.md` in the output folder."""
         if dataset_name is None and self.origin is not None and self.origin.on_hub:
             dataset_name = self.origin.dataset
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)

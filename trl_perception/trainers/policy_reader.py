@@ -1,4 +1,4 @@
-"""What a forward tells of rows and groups: log-probs, entropies, attention, hidden states."""
+"""Forwards of rows and groups: log-probs, entropies, attention, hidden states."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +33,7 @@ class PolicyReads:
     states: bool = False
 
     def taps(self, model: nn.Module) -> Taps:
-        """Taps for the forward of an update, of what is read beside log-probs and entropies; what they catch has no graph."""
+        """Taps for the forward of an update that catch attention and states, without graph."""
         taps: Taps = {}
         if self.attention_layers:
             taps["attention"] = AttentionTap(model, _detached, layers=self.attention_layers)
@@ -43,7 +43,7 @@ class PolicyReads:
 
 
 class ForwardOutput(NamedTuple):
-    """Of one group: per-token log-probs and entropies (G,T), reduced attention, and the predictors' states (G,T,D)."""
+    """Output of a forward of one group: log-probs and entropies (G,T), reduced attention, hidden states (G,T,D)."""
 
     logps: Tensor
     entropies: Tensor | None = None
@@ -69,7 +69,7 @@ class CachedForward:
 
     @classmethod
     def of(cls, groups: Sequence[tuple[slice, Group]], scores: Scores, taps: Taps | None = None) -> "CachedForward":
-        """Of scores with gradient, and of taps that were active in their forward."""
+        """Detaches the scores of a forward and takes what the taps caught in it."""
         caught = {name: tap.take()[-1] for name, tap in (taps or {}).items()}
         detached = Scores(*(None if value is None else value.detach() for value in scores))
         return cls({id(group): rows for rows, group in groups}, detached, **caught)

@@ -110,7 +110,7 @@ class RALTrainer(GRPOVideoTrainer):
 
 
 def refuse_reentrant(trainer: GRPOVideoTrainer) -> None:
-    """Tapped queries and keys lose their gradient under reentrant checkpointing, without a word."""
+    """Refuses reentrant checkpointing, under which tapped queries and keys silently lose their gradient."""
     options = trainer.args
     if options.gradient_checkpointing and (options.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(

@@ -94,7 +94,7 @@ class RolloutBuilder:
 
 
 def leave_out(rollout: Rollout, output: MicroBatch, accelerator: Accelerator) -> None:
-    """Take the rows that are left out of the loss, and the others' number into it."""
+    """Takes rows that are left out of the loss, and counts the remaining tokens again."""
     if not rollout.left_out.any():
         return
     keeps = 1 - rollout.local(rollout.left_out, accelerator.process_index)
@@ -103,7 +103,7 @@ def leave_out(rollout: Rollout, output: MicroBatch, accelerator: Accelerator) ->
 
 
 def are_groups(prompt_ids: Sequence[Sequence[int]], size: int) -> bool:
-    """Whether every `size` neighbours are one prompt; an environment may write another for each of them."""
+    """Whether every `size` neighbours have one prompt; an environment may write a different one for each."""
     firsts = [prompt_ids[index - index % size] for index in range(len(prompt_ids))]
     return len(prompt_ids) % size == 0 and prompt_ids == firsts
 
