@@ -46,29 +46,29 @@ class Probe(GRPOVideoTrainer):
         rewards = group.rewards["accuracy_reward"]
         if not group.visual.visual_tokens:
             return None
-        sighted_logps, _ = self.score(group)
-        self._pgpo(group, row, sighted_logps, width)
-        self._ktr(group, row, sighted_logps)
+        logps, _ = self.score(group)
+        self._pgpo(group, row, logps, width)
+        self._ktr(group, row, logps)
         evidence = evidence_cells(group.prompt, row["evidence"])
         cells = int(group.visual.video_grid_thw[0, 0])
         if 0 < len(evidence) < cells:
             self._attention(group, row, rewards, evidence, cells, width)
         return None
 
-    def _pgpo(self, group, row, sighted_logps, width):
+    def _pgpo(self, group, row, logps, width):
         view = media_masked(self.model, group.prompt_ids, group.visual, width)
-        dependency = visual_dependency(sighted_logps, self.score(group, view)[0])
+        dependency = visual_dependency(logps, self.score(group, view)[0])
         for ids, values, mask in zip(group.completion_ids, dependency, group.completion_mask, strict=True):
             kinds = token_kinds(self.processing_class.tokenizer, ids[mask].tolist())
             for kind, value in zip(kinds, values[mask].tolist(), strict=True):
                 question = "text-only question" if row["family"] == "text_only" else "visual question"
                 self.found[f"pgpo/{question}/{kind} tokens"].append(value)
 
-    def _ktr(self, group, row, sighted_logps):
+    def _ktr(self, group, row, logps):
         view = shuffled(group.prompt_ids, group.visual, seeded(0, self.state.global_step, group.prompt_ids))
         if view is None:
             return
-        delta = (sighted_logps - self.score(group, view)[0]).abs()
+        delta = (logps - self.score(group, view)[0]).abs()
         kind = "temporal" if row["family"] in TEMPORAL else "static" if row["family"] in STATIC else row["family"]
         self.found[f"ktr/{kind} question"] += delta[group.completion_mask].tolist()
 

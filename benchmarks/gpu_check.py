@@ -221,10 +221,10 @@ def steps(plan: dict) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Rows as aligned columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    told = [
+    texts = [
         [f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(row.get, names)] for row in rows
     ]
-    cells = [names, *([" " if text == "None" else text for text in row] for row in told)]
+    cells = [names, *([" " if text == "None" else text for text in row] for row in texts)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
 

@@ -207,7 +207,7 @@ def pgpo(example, path: Path) -> None:
     top = max(weights[number].max().item() for number in example.shown)
     norm = Normalize(0, top)
     for number in example.shown:
-        drop = example.values["sighted"][number] - example.values["blind"][number]
+        drop = example.values["with_media"][number] - example.values["media_masked"][number]
         page.tokens(number, lambda t, d=drop: ("white", signed(float(d[t]), 1)), note="Δ log p, nats")
         page.tokens(number, shade(weights[number], norm, SEQUENTIAL, lambda v: f"{v:.2f}"), note="weight", head=False)
     ticks = [(0, "0"), (1, "1"), (top, f"{top:.1f}")]

@@ -152,17 +152,17 @@ def of_appo(trainer, group) -> dict[str, Tensor]:
 
 
 def of_pgpo(trainer, group) -> dict[str, Tensor]:
-    sighted, without = (reading.logps for reading in trainer.readings)
-    return {"weights": trainer.credit.weights, "sighted": sighted, "blind": without}
+    with_media, masked = (reading.logps for reading in trainer.readings)
+    return {"weights": trainer.credit.weights, "with_media": with_media, "media_masked": masked}
 
 
 def of_ktr(trainer, group) -> dict[str, Tensor]:
-    sighted, without, shuffled = trainer.readings
+    with_media, masked, shuffled = trainer.readings
     valid, options = group.completion_mask, trainer.args
     scores = {
-        "visual": ((sighted.logps - without.logps).abs(), options.visual_keep_ratio),
-        "temporal": ((sighted.logps - shuffled.logps).abs(), options.temporal_keep_ratio),
-        "entropy": (sighted.entropies, options.entropy_keep_ratio),
+        "visual": ((with_media.logps - masked.logps).abs(), options.visual_keep_ratio),
+        "temporal": ((with_media.logps - shuffled.logps).abs(), options.temporal_keep_ratio),
+        "entropy": (with_media.entropies, options.entropy_keep_ratio),
     }
     keys = {name: key_token_mask(score, valid, ratio) for name, (score, ratio) in scores.items()}
     generator = seeded(options.seed, 0, group.prompt_ids)

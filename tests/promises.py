@@ -11,11 +11,11 @@ PROMISES = {
         "tests/processes/test_equality.py::test_sharded_processes_give_what_one_gives",
     ],
     "The same run does not finish properly without the scheduling of collectives (*slow*).": [
-        "tests/processes/test_equality.py::test_turns_are_what_lets_it_end",
+        "tests/processes/test_equality.py::test_scheduled_collectives_prevent_a_hang",
     ],
     "Every process runs the same series of forwards; without sharding there is no cost.": [
         "tests/trainers/test_distributed.py::test_fewer_forwards_are_filled_up_with_empty_ones",
-        "tests/trainers/test_distributed.py::test_where_nothing_is_sharded_nothing_is_said",
+        "tests/trainers/test_distributed.py::test_without_sharding_nothing_is_communicated",
         "tests/modeling/test_tower.py::test_every_forward_runs_the_tower_once_at_the_same_numbers",
     ],
     "Settings that would hang are refused before sampling (*slow*).": [
@@ -26,7 +26,7 @@ PROMISES = {
         "tests/processes/test_watchdog.py::test_a_process_that_waits_is_found_by_the_others",
     ],
     "A run under FSDP2, ZeRO-2 or ZeRO-3 resumes from its checkpoint (tested with RAL); an error in one process stops all (tested with GRPO) (*slow*).": [
-        "tests/processes/test_equality.py::test_a_sharded_run_goes_on_from_its_checkpoint",
+        "tests/processes/test_equality.py::test_a_sharded_run_resumes_from_its_checkpoint",
         "tests/processes/test_equality.py::test_a_fault_of_one_process_stops_all_that_share_a_model",
     ],
     "Dynamic sampling: processes that lack different numbers of groups run the same rounds (*slow*).": [
@@ -138,14 +138,14 @@ PROMISES = {
     ],
     "Adapters and quantisations that are not supported are refused with a reason.": [
         "tests/modeling/test_adapters.py::test_what_does_not_go_with_media_is_refused",
-        "tests/modeling/test_quantization.py::test_quantised_settings_are_refused_in_words",
+        "tests/modeling/test_quantization.py::test_quantised_settings_are_refused_with_a_reason",
     ],
     "Each of some 170 broken or odd inputs is decoded correctly or refused with one error, within its limits of time and memory, and never replaced.": [
         "tests/media/test_corpus.py::test_each_input_is_decoded_right_or_refused",
         "tests/media/test_corpus.py::test_memory_of_the_reading_process_is_bounded",
     ],
     "Settings of a recipe limit pixels, frames and seconds per medium.": [
-        "tests/media/test_limits.py::test_prompts_hold_their_media_to_the_limits",
+        "tests/media/test_limits.py::test_prompts_check_their_media_against_the_limits",
         "tests/media/test_limits.py::test_configs_carry_the_limits",
     ],
     "A run reports the prompts that an epoch leaves out because rollouts are complete, and refuses fewer rows than a rollout needs.": [

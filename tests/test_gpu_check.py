@@ -41,8 +41,8 @@ def test_the_small_size_agrees_and_steps_every_method(run, capsys):
     for row in (*found["agreement"], *found["steps"]):
         assert min(row["seconds"], row["tokens_s"]) > 0
         assert "peak_mib" in row
-    told = capsys.readouterr().out
-    assert all(name in told for name in ("packed sdpa bfloat16", "attn_distill", "tokens_s", "peak_mib"))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("packed sdpa bfloat16", "attn_distill", "tokens_s", "peak_mib"))
 
 
 def test_a_path_that_does_not_agree_fails(run, monkeypatch, capsys):

@@ -150,7 +150,7 @@ def test_only_what_others_need_leaves(run, hub):
     assert not hub.private
 
 
-def test_an_adapter_at_the_top_makes_room_for_merged_weights(run, hub):
+def test_an_adapter_at_the_top_is_replaced_by_merged_weights(run, hub):
     hub.repos["somebody/run"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "LICENSE": b"mine"}
     (run / "adapter").mkdir()
     (run / "adapter" / "adapter_config.json").write_text("{}")

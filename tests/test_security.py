@@ -218,7 +218,7 @@ def test_weights_are_safetensors_and_nothing_else_is_pickled(saved):
         assert path.name in PICKLED_BY_TRANSFORMERS or not path.read_bytes().startswith((b"\x80", b"PK\x03\x04")), path
 
 
-def list_anew(checkpoint):
+def rewrite_listing(checkpoint):
     """Whoever plants a file can write its size into the list of files too, which is no seal."""
     listed = checkpoint / "complete.json"
     listed.unlink()
@@ -231,7 +231,7 @@ def test_a_pickle_planted_in_a_checkpoint_is_not_run(name, saved, trace, tmp_pat
     torch.save({"state": Pickled(trace)}, checkpoint / name)
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    list_anew(checkpoint)
+    rewrite_listing(checkpoint)
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         trainer_in(tmp_path / "run", num_iterations=2).train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()
@@ -240,6 +240,6 @@ def test_a_pickle_planted_in_a_checkpoint_is_not_run(name, saved, trace, tmp_pat
 def test_the_settings_in_a_checkpoint_are_not_unpickled(saved, trace, tmp_path):
     checkpoint = Path(shutil.copytree(saved / "checkpoint-1", tmp_path / "run" / "checkpoint-1"))
     torch.save(Pickled(trace), checkpoint / "training_args.bin")
-    list_anew(checkpoint)
+    rewrite_listing(checkpoint)
     trainer_in(tmp_path / "run", num_iterations=2).train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()

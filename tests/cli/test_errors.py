@@ -49,9 +49,9 @@ def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch, capsys):
     argv, said = MISTAKES[mistake]
     with pytest.raises(SystemExit) as stop:
         main(list(argv))
-    told = capsys.readouterr().err.strip() if isinstance(stop.value.code, int) else stop.value.code
-    assert said in told
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip() if isinstance(stop.value.code, int) else stop.value.code
+    assert said in message
+    assert "\n" not in message
     assert stop.value.code != 0
     assert not any(tmp_path.iterdir())
 

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, more, words):
         main(command(exported, tmp_path, *more))
 
 
-def test_a_malformed_record_names_the_way_on(exported, tmp_path):
+def test_a_malformed_record_names_the_option_that_drops_it(exported, tmp_path):
     file = tmp_path / "export" / "Video-R1-260k.json"
     records = json.loads(file.read_text())
     del records[3]["problem"]
@@ -114,7 +114,7 @@ def test_a_malformed_record_names_the_way_on(exported, tmp_path):
     assert len(load_rows(str(tmp_path / "rows"), "train")) == 9
 
 
-def test_a_file_that_is_none_has_no_such_way_on(exported, tmp_path):
+def test_a_file_that_is_not_json_names_no_such_option(exported, tmp_path):
     (tmp_path / "export" / "Video-R1-260k.json").write_text("{")
     for more in ([], ["--malformed", "drop"]):
         with pytest.raises(SystemExit, match=r"is not JSON.* Fetch the file again\.$"):
@@ -126,7 +126,7 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path):
         main(["prepare", "nextgqa", "--source", str(tmp_path), "--output", str(tmp_path / "rows")])
 
 
-def test_an_interruption_says_how_to_go_on(exported, tmp_path, monkeypatch, capsys):
+def test_an_interruption_says_how_to_resume(exported, tmp_path, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 

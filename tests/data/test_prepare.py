@@ -373,7 +373,7 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])
 @pytest.mark.parametrize("moment", ["before its rows", "before its tally", "before its end"])
-def test_an_interrupted_run_goes_on_and_gives_the_same(prepared, monkeypatch, chunk, moment):
+def test_an_interrupted_run_resumes_and_gives_the_same(prepared, monkeypatch, chunk, moment):
     rows = flashes(6)
     rows[1]["video"] = "nowhere.mp4"
     rows[4]["id"] = "row0"
@@ -418,7 +418,7 @@ def test_a_finished_run_is_not_done_again(prepared, monkeypatch):
     assert prepared(records=flashes(2)) == first
 
 
-def test_changed_options_are_refused_or_start_anew(prepared):
+def test_changed_options_are_refused_or_start_again(prepared):
     prepared(records=flashes(3))
     with pytest.raises(ValueError, match=r"options\.limit was None and is 1; options\.template was"):
         prepared(limit=1, template="boxed", records=flashes(3))
@@ -440,7 +440,7 @@ def test_options_may_change_while_there_is_nothing_to_lose(prepared, monkeypatch
     assert ids(prepared.out) == ["row0"]
 
 
-def test_a_run_that_met_a_malformed_record_goes_on_without_it(prepared, monkeypatch):
+def test_a_run_that_stopped_at_a_malformed_record_resumes_without_it(prepared, monkeypatch):
     rows = flashes(4)
     rows[2]["answer"] = "many"
     with pytest.raises(RecordError, match="record 3"):

@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import Any
 
-ROOM = 1 << 30  # bytes of address space beyond what the started process has
+HEADROOM = 1 << 30  # bytes of address space beyond what the started process has
 
 
 class Reader:
@@ -56,7 +56,7 @@ def serve(connection) -> None:
     from trl_perception.media import MediaLoader  # with torch and FFmpeg, before memory is bounded
 
     with open("/proc/self/statm") as file:
-        bound = int(file.read().split()[0]) * resource.getpagesize() + ROOM
+        bound = int(file.read().split()[0]) * resource.getpagesize() + HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     connection.send("ready")
     while True:

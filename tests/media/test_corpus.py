@@ -88,7 +88,7 @@ def dying(connection) -> None:
     connection.recv()
 
 
-def test_a_reading_that_hangs_or_dies_is_told(monkeypatch):
+def test_a_reading_that_hangs_or_dies_is_reported(monkeypatch):
     from tests.media import reader
 
     read = Reader()

@@ -112,7 +112,7 @@ def test_a_recipe_reaches_the_model_and_says_what_is_quantised(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_quantised_settings_are_refused_in_words(tmp_path, monkeypatch, bits):
+def test_quantised_settings_are_refused_with_a_reason(tmp_path, monkeypatch, bits):
     base = [*RECIPE, f"--{bits}", "true", "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match=f"{bits} is set without an adapter.* Set use_peft: true, or unset {bits}"):
         build(*parse(base))

@@ -105,7 +105,7 @@ def test_pixels_that_were_let_go_are_not_read(prompts):
         logits(model, prompt, known)
 
 
-def test_pixels_and_features_may_meet_in_a_batch(prompts):
+def test_pixels_and_features_may_be_mixed_in_a_batch(prompts):
     model, prompt = model_with(False), prompts["video"]
     ids = torch.tensor([prompt.input_ids] * 2)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -34,7 +34,7 @@ def test_dependency_is_lopsided_and_clamped():
     assert visual_dependency(blind, blind, clamp=(0.5, 2.0)).item() == 0.5
 
 
-def test_log_ratio_is_held_to_twenty_unless_literal():
+def test_log_ratio_is_clamped_to_twenty_unless_literal():
     sighted, blind = torch.tensor([[-30.0]], dtype=torch.float64), torch.tensor([[-1.0]], dtype=torch.float64)
     # ln r = 29 -> 20: e^20 - 21; the literal paper: e^29 - 30
     held = visual_dependency(sighted, blind, clamp=(0.0, 1e15)).item()
@@ -92,7 +92,7 @@ def test_quantile_threshold_by_hand():
     torch.testing.assert_close(found, torch.tensor([[0.0, 2 / 3, 1.4, 3.0, 0.0]]), atol=1e-5, rtol=0)
 
 
-def test_completions_that_tell_nothing_apart_get_ones():
+def test_completions_with_equal_dependency_get_ones():
     dependency = torch.tensor([[0.3, 0.3, 0.3], [2.0, NAN, NAN], [NAN, NAN, NAN], [0.0, 0.0, NAN]])
     mask = torch.tensor([[True] * 3, [True, False, False], [False] * 3, [True, True, False]])
     for options in ({}, {"conserve_mass": False}, {"max_weight": 1.5}, {"threshold_mode": "quantile"}):

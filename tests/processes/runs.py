@@ -139,7 +139,7 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         eval_dataset=Dataset.from_list(run["eval_rows"]) if "eval_rows" in run else None,
         **kwargs,
     )
-    if run.get("turns") is False:  # the control: each process makes its own forwards, whatever the others do
+    if run.get("scheduled") is False:  # the control: each process makes its own forwards, whatever the others do
         trainer._collectives.active = False
     gc.freeze()  # the trainer's full collections need not walk through all that was imported
     trainer.train(resume_from_checkpoint=run.get("resume"))

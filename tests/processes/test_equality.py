@@ -158,23 +158,23 @@ def test_sharded_processes_give_what_one_gives(kinds, one_process, tmp_path, sha
 
 
 @pytest.mark.slow
-def test_turns_are_what_lets_it_end(kinds, tmp_path):
+def test_scheduled_collectives_prevent_a_hang(kinds, tmp_path):
     """A text and a video at once, which Video-KTR reads twice more.
 
-    Without turns one process gathers parameters while the other is elsewhere. Chance decides what comes of it:
+    Without scheduled collectives one process gathers parameters while the other is elsewhere. Chance decides what comes of it:
     both wait, or gloo ends a process that was sent more than it asked for.
     """
     (run,) = job([kinds["video"], kinds["text"]], 2, {"ktr": METHODS["ktr"]}, gradient_accumulation_steps=1)
     work = {"runs": [run], "sharding": "fsdp2"}
-    assert len(launch(work, tmp_path / "turns", 2, seconds=500, config=SHARDED["fsdp2"])) == 2
-    work = {"runs": [{**run, "turns": False}], "sharding": "fsdp2"}
+    assert len(launch(work, tmp_path / "scheduled", 2, seconds=500, config=SHARDED["fsdp2"])) == 2
+    work = {"runs": [{**run, "scheduled": False}], "sharding": "fsdp2"}
     with pytest.raises(LaunchError, match=r"all_gather|reduce_scatter"):
         launch(work, tmp_path / "none", 2, seconds=500, config=SHARDED["fsdp2"], patience=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDED)
-def test_a_sharded_run_goes_on_from_its_checkpoint(kinds, tmp_path, sharding):
+def test_a_sharded_run_resumes_from_its_checkpoint(kinds, tmp_path, sharding):
     """In the middle of a rollout: after the first of two updates on it."""
     if sharding != "fsdp2":
         pytest.importorskip("deepspeed")

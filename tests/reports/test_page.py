@@ -91,7 +91,7 @@ def test_what_a_group_shows(clips, write_run):
     assert {"Reward", "Entropy", "Largest weight"} <= set(page.texts["b"])
 
 
-def test_media_that_are_gone_leave_room_and_a_reason(tmp_path, clips, write_run):
+def test_missing_media_are_replaced_by_a_reason(tmp_path, clips, write_run):
     gone = make_group(str(tmp_path / "gone.mp4"))
     content = make_group(clips[0], media=[{"kind": "video", "source": None, "name": "bytes (12 B)"}])
     page = Page(write_report(write_run([gone, content])))

@@ -231,11 +231,11 @@ class Eager:
         self.model = eager_model(path, len(weights["lm_head.weight"]))
         self.model.load_state_dict(weights)
 
-    def read(self, row, ids, *, grad=False, blind=None, cells=None, frames=None) -> Reading:
+    def read(self, row, ids, *, grad=False, media_masking=None, cells=None, frames=None) -> Reading:
         """One completion under one view of its prompt.
 
         Args:
-            blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
+            media_masking: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
                 "zero" makes zeros of what the vision tower gives.
             cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
         """
@@ -251,15 +251,15 @@ class Eager:
         of_token = _frames(kinds, inputs, self.processor.image_processor.merge_size)
         if cells:
             inputs["pixel_values_videos"] = _permute_cells(inputs, cells)
-        if blind == "mask":
+        if media_masking == "mask":
             inputs = self._masked(inputs, kinds)
-        elif blind == "delete":
+        elif media_masking == "delete":
             kept = torch.tensor([kind == "text" for kind in kinds] + [True] * length)
             inputs = {
                 "input_ids": inputs["input_ids"][:, kept],
                 "attention_mask": torch.ones(1, int(kept.sum())).long(),
             }  # and positions as of any text
-        zeros = zeroed_tower(self.model) if blind == "zero" else nullcontext()
+        zeros = zeroed_tower(self.model) if media_masking == "zero" else nullcontext()
         with torch.set_grad_enabled(grad), zeros:
             out = self.model(**inputs, output_attentions=True)
         maps = [layer[0] for layer in out.attentions]
@@ -605,8 +605,8 @@ def _disagreement(log_p, divergence):
 
 
 def pgpo_weights(
-    sighted,
-    blind,
+    with_media,
+    media_masked,
     temperature,
     *,
     dependency="k3",
@@ -619,15 +619,15 @@ def pgpo_weights(
     max_weight=None,
     eps=1e-8,
 ):
-    """w~ of one completion; `blind` None for a prompt without media."""
-    count = len(sighted.ids)
-    if blind is None or count == 1:
+    """w~ of one completion; `media_masked` None for a prompt without media."""
+    count = len(with_media.ids)
+    if media_masked is None or count == 1:
         return [1.0] * count
     if dependency == "kl":
-        pairs = zip(sighted.log_probs(temperature), blind.log_probs(temperature), strict=True)
+        pairs = zip(with_media.log_probs(temperature), media_masked.log_probs(temperature), strict=True)
         scores = [(p.exp() * (p - q)).sum().item() for p, q in pairs]
     else:
-        pairs = zip(sighted.logps(temperature), blind.logps(temperature), strict=True)
+        pairs = zip(with_media.logps(temperature), media_masked.logps(temperature), strict=True)
         logs = [(without - seen).item() for seen, without in pairs]  # ln r
         if dependency_clamp is not None:
             logs = [min(20.0, max(-20.0, log)) for log in logs]
@@ -688,8 +688,8 @@ def ktr_signals(
         view = {"cells" if shuffle == "grid" else "frames": orders}
     found = []
     for completion in pairs:
-        sighted = eager.read(*completion)
-        seen = sighted.logps(temperature)
+        with_media = eager.read(*completion)
+        seen = with_media.logps(temperature)
 
         def differences(other, seen=seen):
             return [(a - b).item() for a, b in zip(seen, other.logps(temperature), strict=True)]
@@ -697,10 +697,10 @@ def ktr_signals(
         visual = temporal = None
         if row["videos"] or row["images"]:
             way = "zero" if visual_view == "zeroed" else "mask" if masked_view_positions == "original" else "delete"
-            visual = differences(eager.read(*completion, blind=way))
+            visual = differences(eager.read(*completion, media_masking=way))
         if view:
             temporal = differences(eager.read(*completion, **view))
-        found.append((visual, temporal, [entropy.item() for entropy in sighted.entropies(temperature)]))
+        found.append((visual, temporal, [entropy.item() for entropy in with_media.entropies(temperature)]))
     return found
 
 

@@ -120,7 +120,7 @@ def test_the_accuracy_reward_alone_decides_and_can_be_named(rows, make_trainer):
         ([accuracy_reward], "precision", "none is 'precision'"),
     ],
 )
-def test_an_accuracy_reward_that_cannot_be_told_is_refused(rows, make_trainer, rewards, named, words):
+def test_an_ambiguous_accuracy_reward_is_refused(rows, make_trainer, rewards, named, words):
     with pytest.raises(ValueError, match=f"{words}.*Set accuracy_reward"):
         make_trainer(rows["video"], cls=APPOTrainer, reward=rewards, accuracy_reward=named)
 

@@ -13,7 +13,7 @@ from trl_perception.trainers.distributed import CollectiveScheduler
 PATIENCE = 60  # waited for in vain only where a test fails
 
 
-class Meeting:
+class Rendezvous:
     """What the threads share: every gather ends when all have come to it."""
 
     def __init__(self, count):
@@ -26,14 +26,14 @@ class Accelerator:
 
     device = torch.device("cpu")
 
-    def __init__(self, meeting, rank):
-        self.meeting, self.rank, self.num_processes = meeting, rank, len(meeting.values)
+    def __init__(self, rendezvous, rank):
+        self.rendezvous, self.rank, self.num_processes = rendezvous, rank, len(rendezvous.values)
 
     def gather(self, tensor):
-        self.meeting.values[self.rank] = tensor
-        self.meeting.barrier.wait()
-        everyone = torch.cat(self.meeting.values)
-        self.meeting.barrier.wait()
+        self.rendezvous.values[self.rank] = tensor
+        self.rendezvous.barrier.wait()
+        everyone = torch.cat(self.rendezvous.values)
+        self.rendezvous.barrier.wait()
         return everyone
 
 
@@ -43,12 +43,12 @@ def models(count):
 
 def together(*works, shared):
     """What each process forwarded, in order, where each does its own work inside one section."""
-    meeting, seen = Meeting(len(works)), [[] for _ in works]
+    rendezvous, seen = Rendezvous(len(works)), [[] for _ in works]
     failures = []
 
     def process(rank):
         steps = CollectiveScheduler(
-            Accelerator(meeting, rank), True, lambda model: seen[rank].append((shared.index(model), "empty"))
+            Accelerator(rendezvous, rank), True, lambda model: seen[rank].append((shared.index(model), "empty"))
         )
         for model in shared:
             steps.share(model)
@@ -79,7 +79,7 @@ def test_fewer_forwards_are_filled_up_with_empty_ones():
         lambda read, steps: [read(0), read(0)],
         shared=models(1),
     )
-    # three meetings: all three are the first's own, none the second's, two the third's
+    # three collectives: all three are the first's own, none the second's, two the third's
     assert seen[0] == [(0, "own")] * 3
     assert seen[1] == [(0, "empty")] * 3
     assert seen[2] == [(0, "own")] * 2 + [(0, "empty")]
@@ -112,11 +112,11 @@ def test_a_head_is_gathered_once_by_all(monkeypatch):
     assert seen[1] == [(0, "own")]
 
 
-def test_where_nothing_is_sharded_nothing_is_said():
+def test_without_sharding_nothing_is_communicated():
     def gather(tensor):
         raise AssertionError("a process asked the others")
 
-    accelerator = Accelerator(Meeting(2), 0)
+    accelerator = Accelerator(Rendezvous(2), 0)
     accelerator.gather = gather
     model = nn.Linear(1, 1)
     steps = CollectiveScheduler(accelerator, False, empty_forward=gather)
@@ -126,7 +126,7 @@ def test_where_nothing_is_sharded_nothing_is_said():
 
 
 def test_after_an_error_the_section_is_closed():
-    accelerator = Accelerator(Meeting(1), 0)
+    accelerator = Accelerator(Rendezvous(1), 0)
     accelerator.num_processes = 2
     steps = CollectiveScheduler(accelerator, True, empty_forward=lambda model: None)
     with pytest.raises(ValueError, match="mine"), steps.section():

@@ -78,7 +78,7 @@ def texts(*words):
     return [{"prompt": message(f"Say {word}."), "videos": [], "images": []} for word in words]
 
 
-def test_training_goes_on_with_groups_that_teach(make_trainer, rows):
+def test_training_continues_with_refilled_groups(make_trainer, rows):
     dataset = [*texts("red", "red", "red"), *rows["video"][:3]]
     config = {"num_generations": 2, "per_device_train_batch_size": 4, "max_steps": 3, "reward": flat_on_red}
     plain = make_trainer(dataset, **config)

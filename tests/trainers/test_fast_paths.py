@@ -151,7 +151,7 @@ def test_the_old_policys_pass_serves_the_credit_of_stale_updates(rows, make_trai
     served = build(make_trainer, rows["video"], PGPOTrainer, **config)
     counts.append(count_forwards(monkeypatch, served))
     trained(served)
-    # the old policy, sighted, blind, the update; and without the sighted one
+    # the old policy, with media, media-masked, the update; then without the pass with media
     assert (len(counts[0]), len(counts[1])) == (4, 3)
     assert served.seen[0].loss == pytest.approx(apart.seen[0].loss, rel=1e-5)
     torch.testing.assert_close(served.seen[0].inputs["token_weights"], apart.seen[0].inputs["token_weights"])

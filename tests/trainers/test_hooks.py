@@ -174,7 +174,7 @@ def test_hooks_work_on_plain_text_models(rows, make_trainer):
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "cispo"])
-def test_weights_that_a_sequence_ratio_averages_away_are_told(rows, make_trainer, caplog, loss_type):
+def test_weights_that_a_sequence_ratio_averages_away_are_reported(rows, make_trainer, caplog, loss_type):
     # s = exp(mean_t (log p_t - log q_t)): the gradient of sum_t A w_t s is A (sum_t w_t) grad s, whatever single weights are;
     # for cispo s itself has no gradient: sum_t A w_t s log p_t
     settings = {"importance_sampling_level": "sequence", "loss_type": loss_type, "max_steps": 1}
@@ -183,7 +183,7 @@ def test_weights_that_a_sequence_ratio_averages_away_are_told(rows, make_trainer
     assert len(said) == (loss_type == "grpo")
 
 
-class SightedFirstTokens(FirstTokens):
+class FirstTokensWithReads(FirstTokens):
     policy_reads = PolicyReads()  # so that credit waits for the update
 
 
@@ -191,7 +191,7 @@ class SightedFirstTokens(FirstTokens):
 def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_trainer, slices):
     # two passes over `slices` micro-batches make one step: no optimisation lies between, and the update serves the credit
     outcomes = []
-    for cls in (FirstTokens, SightedFirstTokens):
+    for cls in (FirstTokens, FirstTokensWithReads):
         schedule = {
             "steps_per_generation": slices,
             "num_iterations": 2,

@@ -69,7 +69,7 @@ def test_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
     assert trainer.views == []  # the first forward gave the rollout policy's rows
 
 
-def test_a_first_visit_after_a_step_meets_the_rollout_policys_rows(rows, make_trainer):
+def test_a_first_visit_after_a_step_uses_the_rollout_policys_rows(rows, make_trainer):
     """Two micro-batches a rollout and a step after each: the second is stale when it is first seen."""
     settings = {**LIVELY, **STALE, "attn_weight": WEIGHT}
     trainer = trained(build(make_trainer, rows["mixed"], RALTrainer, **settings, num_generations=2))

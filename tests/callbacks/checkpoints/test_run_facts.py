@@ -42,7 +42,7 @@ def test_a_run_resumes_with_other_rows_deliberately(saved, four, tmp_path, caplo
     assert "reward" in new[0]  # of a rollout of its own, not of the one that was open
 
 
-def test_a_digest_tells_rows_apart_and_does_not_decode():
+def test_a_digest_distinguishes_rows_and_does_not_decode():
     rows = [{"prompt": f"{n}", "videos": [f"/nowhere/{n}.mp4"]} for n in range(3000)]
     one = digest_of(Dataset.from_list(rows))
     assert one == digest_of(Dataset.from_list(rows))

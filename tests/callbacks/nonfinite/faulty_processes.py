@@ -49,9 +49,9 @@ class FullOnLast(BadOnLast):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._guard._dump, self.dump = self.dump_without_room, self._guard._dump
+        self._guard._dump, self.dump = self.dump_to_full_disk, self._guard._dump
 
-    def dump_without_room(self, *args, **options):
+    def dump_to_full_disk(self, *args, **options):
         if RANK != LAST:
             return self.dump(*args, **options)
         with patch("trl_perception.callbacks.nonfinite.loss_record.write_dump", side_effect=OSError("no room")):

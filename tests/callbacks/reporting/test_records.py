@@ -185,7 +185,7 @@ def test_a_record_changes_nothing_and_none_leaves_no_trace(rows, make_trainer, t
     assert len(read_groups(tmp_path / "1")[0]) == 3
 
 
-def test_groups_that_teach_come_first_and_types_take_turns(rows, make_trainer):
+def test_groups_with_a_spread_come_first_and_types_alternate(rows, make_trainer):
     types = ["a", "a", "b", "b"]
     data = [{**row, "problem_type": kind} for row, kind in zip(rows["text"], types, strict=True)]
 
@@ -221,7 +221,7 @@ class Notes(GRPOVideoTrainer):
         return Penalty(0.0 * self.model.lm_head.weight.sum(), {})
 
 
-def test_a_subclass_notes_what_it_likes(watched, make_trainer):
+def test_a_subclass_logs_its_own_signals(watched, make_trainer):
     trainer = make_trainer(
         watched, cls=Notes, report_every=1, max_steps=1, per_device_train_batch_size=8, report_groups=1
     )
@@ -375,7 +375,7 @@ def test_a_text_model_is_recorded_too(cls, make_trainer):
             assert "frame_attention" not in found
 
 
-def test_rewards_of_one_name_are_told_apart(watched, make_trainer):
+def test_rewards_of_one_name_are_distinguished(watched, make_trainer):
     def scaled(completions, factor, **columns):
         return [factor * row for row in range(len(completions))]
 

@@ -100,7 +100,7 @@ def test_a_text_for_tensorboard_names_the_weights_that_are_not_one(group):
     assert "*2.00*" not in weights_markdown(weighted_group(group, None, Letters()))
 
 
-def test_a_prompt_in_words():
+def test_a_prompt_as_text():
     assert prompt_text("plain") == "plain"
     assert prompt_text([{"role": "system", "content": "Think."}, {"role": "user", "content": "Now?"}]) == "Think. Now?"
 
