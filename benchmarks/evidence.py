@@ -1,13 +1,13 @@
 """Do the methods' signals find the evidence? `python -m benchmarks.evidence [--json FILE]`.
 
-The synthetic clips say which seconds hold the answer. On rollouts of a model this compares, without any training:
+The synthetic clips say which seconds hold the answer. This compares the signals on rollouts of a model, without any training:
 
 - APPO: whether the selected frames hold evidence frames, against as many frames drawn at random;
 - PGPO: visual dependency of answer tokens and of template tokens, and of questions that text alone answers;
 - Video-KTR: |log p in order - log p shuffled| on questions of order or time and on static ones;
 - RAL: the share of attention to the video that falls on evidence frames, in right and in wrong completions.
 
-Numbers are reported as they come out, with the count behind each.
+Every number is reported, with its sample count.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 class Probe(GRPOVideoTrainer):
-    """Samples, reads every signal of each group, and learns nothing (learning rate 0)."""
+    """Samples and reads every signal of each group without learning (learning rate 0)."""
 
     def __init__(self, *args, **kwargs):
         self.found = defaultdict(list)

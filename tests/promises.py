@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, and the tests of each promise."""
+"""The promises of docs/reliability.md, and the tests of each."""
 
 PROMISES = {
     "Two DDP processes give the losses, gradient norms, rewards and metrics of one at the same global batch (1e-4), for every trainer, on all kinds of prompts, with an evaluation whose rows do not divide evenly.": [

@@ -1,4 +1,4 @@
-"""The page on reliability promises only what a test checks, and shows the figures that the soak wrote."""
+"""The reliability page promises only what a test checks, and shows the figures of the soak."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What comes from elsewhere, a model, a recipe, a checkpoint, a data set, is read and never run."""
+"""External input (a model, a recipe, a checkpoint, a data set) is read and never executed."""
 
 import builtins
 import json
@@ -35,7 +35,7 @@ CLASSES = {
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A file that appears when foreign code runs. Whoever asks at a prompt is told yes."""
+    """A file that is created when foreign code runs. Prompts are answered with yes."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     return tmp_path / "trace"
 
@@ -65,7 +65,7 @@ def model_with(folder, **changes):
 
 @pytest.fixture
 def brings_code(tmp_path, trace):
-    """A model of a type of its own, whose classes lie beside it."""
+    """A model of a custom type, with its classes in the same folder."""
     model = model_with(tmp_path / "brings_code", model_type="of_its_own", auto_map=CLASSES)
     (tmp_path / "brings_code" / "brought.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     return model
@@ -115,9 +115,7 @@ def test_it_is_off_until_it_is_asked_for():
 
 
 def test_it_is_run_where_it_is_asked_for(brings_code, trace):
-    with pytest.raises(
-        AttributeError, match="brought"
-    ):  # the module holds no class: it was run, and more is not wanted
+    with pytest.raises(AttributeError, match="brought"):  # without a class: running it is enough
         from_pretrained(brings_code, trust_remote_code=True)
     assert trace.exists()
 
@@ -219,7 +217,7 @@ def test_weights_are_safetensors_and_nothing_else_is_pickled(saved):
 
 
 def rewrite_listing(checkpoint):
-    """Whoever plants a file can write its size into the list of files too, which is no seal."""
+    """Whoever plants a file can also write its size into the list of files, which is not a signature."""
     listed = checkpoint / "complete.json"
     listed.unlink()
     listed.write_text(json.dumps({"files": {path.name: path.stat().st_size for path in checkpoint.iterdir()}}))

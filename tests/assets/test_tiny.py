@@ -1,4 +1,4 @@
-"""The embedded model, loaded as a user loads any model."""
+"""The embedded model, loaded like any other model."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mistakes on a command line: one line each, without the seconds that torch takes to import."""
+"""Errors on the command line: one line each, without importing torch."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch, capsys):
 
 
 def test_no_mistake_imports_torch():
-    """All of them in one process, after which neither torch nor what imports it may be loaded."""
+    """All errors in one process, after which neither torch nor a package that imports it may be loaded."""
     tried = [list(argv) for argv, _ in MISTAKES.values()]
     code = f"""
 import sys

@@ -32,7 +32,7 @@ def test_the_command_prints_what_it_kept(exported, tmp_path, capsys):
     assert "visual tokens (estimate): min 32, median 32, 95 % 32, max 32, mean 32; 8 rows" in said
     assert "visual tokens with fps 4, min_frames 4, max_frames 16" in said
     main(command(exported, tmp_path, "--check", "decode", "--recipe", "grpo/tiny", "--limit", "8"))
-    assert capsys.readouterr().out == said  # finished: read, not done again
+    assert capsys.readouterr().out == said  # finished: read, not repeated
 
 
 def test_a_trainer_takes_the_folder_and_the_recipes_template(exported, tmp_path):
@@ -59,7 +59,7 @@ def test_options_come_from_recipe_and_command_line_which_wins():
     given = parser.parse_args(["video-r1", "--source", "a", "--output", "b", "--video-max-frames", "8"])
     options = read_options(given)
     assert options.video == VideoSettings(fps=1.0, max_frames=8, max_pixels=50176)
-    assert options.sizes == ProcessorSizes()  # as published: nothing is downloaded
+    assert options.sizes == ProcessorSizes()  # as published, without a download
 
 
 def test_the_recipes_model_sizes_media_as_in_training(tmp_path, capsys):

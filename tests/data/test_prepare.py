@@ -1,4 +1,4 @@
-"""`prepare`: what is kept and dropped, how an interrupted run goes on, and what `load_rows` makes of the folder."""
+"""`prepare`: what is kept and dropped, how an interrupted run resumes, and what `load_rows` reads from the folder."""
 
 import json
 import shutil
@@ -265,7 +265,7 @@ def test_no_check_keeps_what_it_does_not_see(prepared, faulty):
 def test_only_decoding_sees_a_damaged_body(prepared, clips):
     prepared.source.mkdir()
     whole = bytearray(Path(clips[0]).read_bytes())
-    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4  # pictures; the header behind them stays
+    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4  # image data; the header after it stays
     whole[start:end] = b"\xff" * (end - start)
     (prepared.source / "body.mp4").write_bytes(whole)
     rows = [*flashes(1), *flashes(1, id="body", video="body.mp4")]
@@ -364,11 +364,11 @@ def test_nothing_left_is_an_error(prepared):
     assert not (prepared.out / "data").exists()
 
 
-# Going on
+# Resuming
 
 
 class StopError(Exception):
-    """Stands for a machine that goes down."""
+    """Stands in for a machine that crashes."""
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])
@@ -400,7 +400,7 @@ def test_an_interrupted_run_resumes_and_gives_the_same(prepared, monkeypatch, ch
 
     monkeypatch.setattr(run_module._Worker, "_finished", lambda self, row: done.append(row["id"]) or finish(self, row))
     summary = prepared(records=rows, shard_size=2)
-    # the chunks keep rows 0 | 2, 3 | 5; those before the interruption are not worked on again
+    # the chunks keep rows 0 | 2, 3 | 5; those before the interruption are not processed again
     left = [["row0"], ["row2", "row3"], ["row5"]][chunk:] if moment != "before its end" else []
     assert done == [name for kept in left for name in kept]
     assert ids(prepared.out) == ["row0", "row2", "row3", "row5"]

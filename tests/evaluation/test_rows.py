@@ -1,4 +1,4 @@
-"""Rows before decoding: names, order, what tells them apart."""
+"""Rows before decoding: ids, order and digest."""
 
 import numpy as np
 import pytest

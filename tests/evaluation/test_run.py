@@ -21,7 +21,7 @@ def settings(data, output, **changes):
 
 
 def batches_completed(monkeypatch):
-    """The sizes of the batches that are completed from now on."""
+    """The sizes of the batches completed from now on."""
     from trl_perception.evaluation import predict
 
     sizes, real = [], predict.complete
@@ -185,7 +185,7 @@ def test_rewards_are_called_as_in_training(rows_file, tmp_path):
 
 
 async def seen(prompts, completions, completion_ids, solution, family, log_metric, **columns):
-    """1.0 for each completion whose arguments look as TRL's trainer makes them."""
+    """1.0 for each completion whose arguments match those of TRL's trainer."""
     log_metric("seen", 1.0)
     rows = zip(prompts, completions, completion_ids, solution, family, strict=True)
     return [

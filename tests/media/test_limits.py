@@ -110,7 +110,7 @@ def test_a_connection_that_opens_after_the_end_is_shut(monkeypatch):
 
 
 class Container:
-    """The part of PyAV's container that is charged, over lists of frames a packet."""
+    """The part of PyAV's container that the budget counts, given a list of frames per packet."""
 
     format = streams = duration = seek = None
 

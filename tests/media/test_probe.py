@@ -1,4 +1,4 @@
-"""Headers tell size, length and visual tokens; the estimate is what the processor makes."""
+"""Size, length and visual tokens from headers; the estimate equals the processor's count."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Blind and shuffled views against the same views made the long way."""
+"""Media-masked and shuffled views against explicit references."""
 
 from types import SimpleNamespace
 
@@ -70,11 +70,11 @@ def ids_of(prompt):
 def test_media_masked_equals_masking_every_visual_key(model, prompts, kind):
     prompt = prompts[kind]
     text_alone = logits(model, media_masked(model, ids_of(prompt), prompt.visual, 5))
-    # The long way: the whole prompt at its positions, with a 4D mask that hides visual keys from everybody.
+    # The reference: the whole prompt at its positions, with a 4D mask that hides visual keys from every query.
     width = len(prompt.input_ids) + 5
     hidden = torch.cat([prompt.visual.token_types > 0, torch.zeros(5, dtype=torch.bool)])
     mask = torch.ones(width, width, dtype=torch.bool).tril() & ~hidden[None, :]
-    mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; nobody reads it
+    mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; its output is not used
     kwargs = forward_kwargs([prompt.visual], len(prompt.input_ids), width)
     positions, _ = model.model.get_rope_index(
         torch.cat([ids_of(prompt), COMPLETIONS[0]])[None], **{k: v for k, v in kwargs.items() if "pixel" not in k}
@@ -139,7 +139,7 @@ def test_media_masked_text_is_the_prompt_itself(model, prompts):
 
 
 def test_shuffled_equals_frames_out_of_order_through_the_processor(model, prompts, preparer):
-    """A tower that sees each cell alone: permuting cells of patches is permuting pairs of raw frames."""
+    """A tower without attention between cells: permuting cells of patches equals permuting pairs of raw frames."""
     prompt = prompts["video"]
     view = shuffled(ids_of(prompt), prompt.visual, torch.Generator().manual_seed(3))
     cells = prompt.frames[0].view(4, 2, *prompt.frames[0].shape[1:])

@@ -1,4 +1,4 @@
-"""A hang is a failure that shows where each process stood."""
+"""A hang is a failure that shows where each process was."""
 
 import pytest
 

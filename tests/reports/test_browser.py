@@ -1,4 +1,4 @@
-"""The report in a real browser: no error in the console, toggles that do what they say."""
+"""The report in a real browser: no error in the console, and toggles that work."""
 
 import pytest
 from selenium import webdriver

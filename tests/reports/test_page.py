@@ -1,4 +1,4 @@
-"""The report as a page: one file that loads nothing, in which nothing a model wrote is markup."""
+"""The report as a page: one file that loads nothing and escapes all text of the model."""
 
 import json
 from html.parser import HTMLParser
@@ -13,7 +13,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text inside each kind of tag."""
+    """Collects tags with their attributes, and the text inside each kind of tag."""
 
     def __init__(self, path):
         super().__init__()

@@ -9,7 +9,7 @@ RIGHT, WRONG = "<answer>B</answer>", "<answer>A</answer>"
 
 
 def call(reward, lengths, completions=None):
-    """Scores of completions of these lengths; all are right where nothing else is said."""
+    """Scores of completions of these lengths; all are right by default."""
     return reward(
         prompts=["?"] * len(lengths),
         completions=completions or [RIGHT] * len(lengths),

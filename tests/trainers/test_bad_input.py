@@ -1,4 +1,4 @@
-"""Bad input stops with one clear error; under `on_bad_media: skip` it is left out, counted, and changes nothing else."""
+"""Bad input stops with one clear error; under `on_bad_media: skip` it is skipped, counted, and changes nothing else."""
 
 from pathlib import Path
 
@@ -179,7 +179,7 @@ class Batches(GRPOVideoTrainer):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo", "luspo"])
 def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, clips, broken, loss_type):
-    """One good and one unreadable sample: the loss and gradient are those of the good one alone."""
+    """With one good and one unreadable sample the loss and gradient are those of the good one."""
     trainer = make_trainer(
         [row(clips[0], "good"), row(broken["truncated"])],
         cls=Batches,

@@ -1,4 +1,4 @@
-"""Processes, here threads, that need other forwards than their neighbours make the same series of them."""
+"""Processes (here threads) that need different forwards run the same series of forwards."""
 
 import threading
 
@@ -10,11 +10,11 @@ from trl_perception.modeling import Head
 from trl_perception.trainers import distributed
 from trl_perception.trainers.distributed import CollectiveScheduler
 
-PATIENCE = 60  # waited for in vain only where a test fails
+PATIENCE = 60  # seconds; reached only if a test fails
 
 
 class Rendezvous:
-    """What the threads share: every gather ends when all have come to it."""
+    """State shared by the threads: every gather ends when all threads have joined it."""
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count, timeout=PATIENCE)
@@ -22,7 +22,7 @@ class Rendezvous:
 
 
 class Accelerator:
-    """As much of accelerate's as `CollectiveScheduler` asks for."""
+    """The part of accelerate's Accelerator that `CollectiveScheduler` uses."""
 
     device = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def models(count):
 
 
 def together(*works, shared):
-    """What each process forwarded, in order, where each does its own work inside one section."""
+    """The forwards of each process in order, where each does its own work inside one section."""
     rendezvous, seen = Rendezvous(len(works)), [[] for _ in works]
     failures = []
 
@@ -107,7 +107,7 @@ def test_a_head_is_gathered_once_by_all(monkeypatch):
         lambda read, steps: [read(0)],
         shared=shared,
     )
-    assert len(gathered) == 2  # one a process
+    assert len(gathered) == 2  # one per process
     assert [number for number, _ in seen[0]] == [0]
     assert seen[1] == [(0, "own")]
 
@@ -131,5 +131,5 @@ def test_after_an_error_the_section_is_closed():
     steps = CollectiveScheduler(accelerator, True, empty_forward=lambda model: None)
     with pytest.raises(ValueError, match="mine"), steps.section():
         raise ValueError("mine")
-    steps.before_forward(nn.Linear(1, 1))  # nobody is asked
+    steps.before_forward(nn.Linear(1, 1))  # no communication
     assert not steps._open

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and what does not count as one."""
+"""The checkpoint a run resumes from, and what does not count as a checkpoint."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_a_run_that_is_over_makes_no_further_step(saved, four, tmp_path):
 
 
 def test_a_complete_one_that_was_moved_away_comes_back(saved, tmp_path, caplog):
-    """As a run leaves it that died between the two renames which put a checkpoint into the place of an older one."""
+    """The state left by a run that died between the two renames that replace a checkpoint."""
     folder = shutil.copytree(saved, tmp_path / "run")
     (folder / UNFINISHED).mkdir()
     (folder / "checkpoint-4").rename(folder / UNFINISHED / "replaced-checkpoint-4")
