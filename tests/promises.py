@@ -46,7 +46,7 @@ PROMISES = {
     "`resume_from_checkpoint: true` uses the last complete checkpoint and logs why it skips others; without one it is an error.": [
         "tests/callbacks/checkpoints/test_folder.py::test_the_last_complete_checkpoint_is_taken",
         "tests/callbacks/checkpoints/test_folder.py::test_a_recipe_asks_for_the_last_one",
-        "tests/callbacks/checkpoints/test_folder.py::test_no_checkpoint_is_said",
+        "tests/callbacks/checkpoints/test_folder.py::test_a_missing_checkpoint_is_reported",
     ],
     "A named checkpoint is refused if it is truncated, incomplete, changed in one bit (of a file up to 64 MiB), weights only, or of another format.": [
         "tests/callbacks/checkpoints/test_folder.py::test_one_bit_of_any_file_is_noticed",
@@ -119,7 +119,7 @@ PROMISES = {
         "tests/modeling/test_adapters.py::test_features_are_kept_only_of_a_tower_without_adapter",
     ],
     "Credit is computed without dropout.": [
-        "tests/modeling/test_adapters.py::test_readings_have_no_dropout",
+        "tests/modeling/test_adapters.py::test_scoring_forwards_have_no_dropout",
     ],
     "Both kinds of gradient checkpointing give a vision adapter the same update (*slow*).": [
         "tests/modeling/test_adapters.py::test_checkpointing_moves_an_adapter_alike",
@@ -149,7 +149,7 @@ PROMISES = {
         "tests/media/test_limits.py::test_configs_carry_the_limits",
     ],
     "A run reports the prompts that an epoch leaves out because rollouts are complete, and refuses fewer rows than a rollout needs.": [
-        "tests/trainers/test_bad_input.py::test_what_an_epoch_leaves_out_is_said",
+        "tests/trainers/test_bad_input.py::test_what_an_epoch_leaves_out_is_reported",
         "tests/trainers/test_bad_input.py::test_fewer_rows_than_a_rollout_takes_are_refused",
     ],
     "A sample that is left out does not change the loss of the others.": [

@@ -167,7 +167,7 @@ def test_settings_of_an_adapter_on_the_command_line_need_one_too():
     assert parse(["--config", "grpo/tiny", *ON_CPU, "--lora_r", "8", "--use_peft"])[2].lora_r == 8
 
 
-def test_a_wrong_value_on_the_command_line_is_said_without_every_key(capsys):
+def test_a_wrong_value_on_the_command_line_is_reported_without_every_key(capsys):
     with pytest.raises(SystemExit):
         parse(["--config", "grpo/tiny", "--max_steps", "abc"])
     said = capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_help_names_every_data_set(capsys):
         (["--media", "elsewhere"], "No row is left of 10 records: 10 media missing"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, more, words):
+def test_errors_are_reported_in_one_line(exported, tmp_path, more, words):
     with pytest.raises(SystemExit, match=words):
         main(command(exported, tmp_path, *more))
 

@@ -212,7 +212,7 @@ def test_features_are_kept_only_of_a_tower_without_adapter(layers):
     assert reason is None or "modules of the vision tower" in reason
 
 
-def test_readings_have_no_dropout(rows, make_trainer):
+def test_scoring_forwards_have_no_dropout(rows, make_trainer):
     """With lora_dropout two scoring forwards of a view are equal; the update's forward, which has dropout, is not reused."""
     settings = {"max_steps": 2, "num_generations": 4}
     trainer = run(make_trainer, rows["video"], "pgpo", lora(lora_dropout=0.5), **settings)

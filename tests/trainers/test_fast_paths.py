@@ -245,7 +245,7 @@ def test_auto_packs_where_it_pays(rows, make_trainer):
     assert not trained(build(make_trainer, rows["video"], GRPOVideoTrainer, **alone))._forwards.packs
 
 
-def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplog):
+def test_what_cannot_be_packed_is_reported_once_or_refused(rows, make_trainer, caplog):
     eager = {"model_init_kwargs": {"attn_implementation": "eager", "dtype": "float32"}}
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(rows["video"], **eager)
@@ -263,7 +263,7 @@ def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplo
         make_trainer(rows["video"], group_forward="yes")
 
 
-def test_a_prefill_that_cannot_be_shared_is_said(rows, make_trainer, caplog):
+def test_a_prefill_that_cannot_be_shared_is_reported(rows, make_trainer, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(rows["video"], generation_kwargs={"use_cache": False})
     assert not trainer._prefills

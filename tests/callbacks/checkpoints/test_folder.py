@@ -12,7 +12,7 @@ from trl_perception.recipe import recipe_path
 from trl_perception.train import parse
 
 
-def test_no_checkpoint_is_said(four, tmp_path):
+def test_a_missing_checkpoint_is_reported(four, tmp_path):
     with pytest.raises(
         ValueError, match=r"resume_from_checkpoint is true, and .* has no complete checkpoint. It holds no f"
     ):
