@@ -1,13 +1,13 @@
 """Do the methods' signals find the evidence? `python -m benchmarks.evidence [--json FILE]`.
 
-The synthetic clips say which seconds hold the answer. On rollouts of a model this compares, without any training:
+The synthetic clips say which seconds hold the answer. This compares the signals on rollouts of a model, without any training:
 
 - APPO: whether the selected frames hold evidence frames, against as many frames drawn at random;
 - PGPO: visual dependency of answer tokens and of template tokens, and of questions that text alone answers;
 - Video-KTR: |log p in order - log p shuffled| on questions of order or time and on static ones;
 - RAL: the share of attention to the video that falls on evidence frames, in right and in wrong completions.
 
-Numbers are reported as they come out, with the count behind each.
+Every number is reported, with its sample count.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 class Probe(GRPOVideoTrainer):
-    """Samples, reads every signal of each group, and learns nothing (learning rate 0)."""
+    """Samples and reads every signal of each group without learning (learning rate 0)."""
 
     def __init__(self, *args, **kwargs):
         self.found = defaultdict(list)
@@ -46,29 +46,29 @@ class Probe(GRPOVideoTrainer):
         rewards = group.rewards["accuracy_reward"]
         if not group.visual.visual_tokens:
             return None
-        sighted_logps, _ = self.score(group)
-        self._pgpo(group, row, sighted_logps, width)
-        self._ktr(group, row, sighted_logps)
+        logps, _ = self.score(group)
+        self._pgpo(group, row, logps, width)
+        self._ktr(group, row, logps)
         evidence = evidence_cells(group.prompt, row["evidence"])
         cells = int(group.visual.video_grid_thw[0, 0])
         if 0 < len(evidence) < cells:
             self._attention(group, row, rewards, evidence, cells, width)
         return None
 
-    def _pgpo(self, group, row, sighted_logps, width):
+    def _pgpo(self, group, row, logps, width):
         view = media_masked(self.model, group.prompt_ids, group.visual, width)
-        dependency = visual_dependency(sighted_logps, self.score(group, view)[0])
+        dependency = visual_dependency(logps, self.score(group, view)[0])
         for ids, values, mask in zip(group.completion_ids, dependency, group.completion_mask, strict=True):
             kinds = token_kinds(self.processing_class.tokenizer, ids[mask].tolist())
             for kind, value in zip(kinds, values[mask].tolist(), strict=True):
                 question = "text-only question" if row["family"] == "text_only" else "visual question"
                 self.found[f"pgpo/{question}/{kind} tokens"].append(value)
 
-    def _ktr(self, group, row, sighted_logps):
+    def _ktr(self, group, row, logps):
         view = shuffled(group.prompt_ids, group.visual, seeded(0, self.state.global_step, group.prompt_ids))
         if view is None:
             return
-        delta = (sighted_logps - self.score(group, view)[0]).abs()
+        delta = (logps - self.score(group, view)[0]).abs()
         kind = "temporal" if row["family"] in TEMPORAL else "static" if row["family"] in STATIC else row["family"]
         self.found[f"ktr/{kind} question"] += delta[group.completion_mask].tolist()
 

@@ -4,7 +4,7 @@ On a Qwen2.5-VL-3B with random weights in bfloat16, without a download:
 
 1. Agreement. Log-probs and gradients of a group (P 2k and 8k, G 8, R 256), packed and plain, with each attention kernel that
    is installed, against plain rows in float32 with the same weights. A path agrees if its error is at most 1.5 times that of
-   plain bfloat16 rows with SDPA, for another order of sums costs no more; packed float32 must agree to 1e-4 and 1e-3.
+   plain bfloat16 rows with SDPA, which covers a different summation order; packed float32 must agree to 1e-4 and 1e-3.
 2. Steps. Whole optimisation steps of every method through its trainer, on synthetic clips.
 
 Prints tables with seconds, tokens a second (prompts and completions of a group) and peak memory beyond the weights. Exit
@@ -63,7 +63,7 @@ LORA = LoraConfig(r=8, target_modules=r".*language_model.*(q_proj|v_proj)", task
 OPTIONS = {
     "appo": {"accuracy_reward": "variety", "tokens_per_frame": 8},
     "ral": {"num_iterations": 2},
-    "attn_distill": {"peft_config": LORA},  # without another teacher: the base model teaches
+    "attn_distill": {"peft_config": LORA},  # no separate teacher: the base model is the teacher
 }
 METHODS = {name: OPTIONS.get(name, {}) for name in TRAINERS}
 
@@ -76,7 +76,7 @@ def kernels(device: str) -> list[str]:
 
 
 def use_kernel(model: torch.nn.Module, kernel: str) -> None:
-    """Set the language model's kernel beneath transformers' switch, which refuses FlexAttention for this family."""
+    """Set the language model's kernel directly, as transformers refuses FlexAttention for this model family."""
     model.config.get_text_config()._attn_implementation = kernel
 
 
@@ -112,7 +112,7 @@ def errors(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> di
 
 
 def measured(work: Callable[[], dict], tokens: int, device: str) -> tuple[dict | None, dict]:
-    """What `work` gives, and its seconds, tokens a second and peak MiB; or the error of a kernel that cannot run."""
+    """Return the result of `work`, its seconds, tokens per second and peak MiB; or the error of a kernel that cannot run."""
     kept: dict = {}
 
     def timed() -> None:
@@ -122,13 +122,13 @@ def measured(work: Callable[[], dict], tokens: int, device: str) -> tuple[dict |
 
     try:
         memory = peak_memory(timed, device)
-    except RuntimeError as error:  # a kernel's; the other paths are still worth knowing
+    except RuntimeError as error:  # one kernel failed; the other paths are still measured
         return None, {"failure": str(error).splitlines()[0][:200]}
     return kept["result"], {"seconds": kept["seconds"], "tokens_s": tokens / kept["seconds"], "peak_mib": memory}
 
 
 def agreement(plan: dict) -> list[dict]:
-    """Every path at every length against plain float32 rows."""
+    """Compare every path at every length with plain float32 rows."""
     device = plan["device"]
     torch.backends.cudnn.allow_tf32 = False  # of the patch embedding
     model, _ = random_model(plan["model"], device=device, dtype=torch.bfloat16)
@@ -156,7 +156,7 @@ def agreement(plan: dict) -> list[dict]:
             use_kernel(of_path, kernel)
             found, cost = measured(lambda m=of_path, p=packed, group=group: learn(m, group, p), tokens, device)
             wrong = errors(found, exact) if found else {}
-            # The first path in bfloat16, plain with SDPA, is what the others are compared with.
+            # The first path in bfloat16, plain with SDPA, is the baseline for the others.
             limit = limits.setdefault(of_path.dtype, {name: REORDERING * value for name, value in wrong.items()})
             agrees = bool(wrong) and bool(limit) and all(wrong[name] <= limit[name] for name in wrong)
             name = f"{'packed' if packed else 'plain'} {kernel} {str(of_path.dtype).removeprefix('torch.')}"
@@ -165,7 +165,7 @@ def agreement(plan: dict) -> list[dict]:
 
 
 def steps(plan: dict) -> list[dict]:
-    """A rollout of each method with its updates, behind those that warm up."""
+    """Time a rollout of each method with its updates, after the warm-up rollouts."""
 
     def variety(completions, **columns):
         return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
@@ -219,18 +219,18 @@ def steps(plan: dict) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Rows as aligned columns."""
+    """Format rows as aligned columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    told = [
+    texts = [
         [f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(row.get, names)] for row in rows
     ]
-    cells = [names, *([" " if text == "None" else text for text in row] for row in told)]
+    cells = [names, *([" " if text == "None" else text for text in row] for row in texts)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
 
 
 def check(size: str) -> dict:
-    """Both parts, printed as they come."""
+    """Run both parts and print their results as they arrive."""
     plan = SIZES[size]
     result = {"machine": machine(plan["device"]), "size": size}
     print(result["machine"], flush=True)
@@ -260,5 +260,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    logging.getLogger("trl_perception").setLevel(logging.ERROR)  # weights are bfloat16 on purpose, and are not kept
+    logging.getLogger("trl_perception").setLevel(logging.ERROR)  # weights are bfloat16 on purpose and are discarded
     sys.exit(main())

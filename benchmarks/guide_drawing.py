@@ -10,21 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-WIDTH = 620.0  # points, as all lengths here
+WIDTH = 620.0  # all lengths here are in points
 MARGIN = 14.0
-COLOURS = 256  # of the palette, which keeps the files small
+COLOURS = 256  # colours of the palette; keeps the files small
 LABEL = 92.0  # left column
 INK, FAINT, LINE = "#1b1b2b", "#6b6b7b", "#c9c9d3"
 PURPLE, ORANGE = "#542788", "#b35806"
 SIGNALS = {"visual": ("V", "#0072b2"), "temporal": ("T", "#d55e00"), "entropy": ("H", "#007a5a")}  # Okabe-Ito
 MONO = {"family": "DejaVu Sans Mono"}
 TOKEN_SIZE = 8.2
-CHARACTER = 0.602 * TOKEN_SIZE  # the width of every glyph of the font
+CHARACTER = 0.602 * TOKEN_SIZE  # width of every glyph of the font
 DIVERGING, SEQUENTIAL = matplotlib.colormaps["PuOr"], matplotlib.colormaps["Purples"]
 
 
 class Page:
-    """A figure that grows downwards; coordinates are points from the top left."""
+    """A figure that grows downwards; coordinates are in points from the top left."""
 
     def __init__(self, title: str, says: str, example):
         self.example, self.y = example, MARGIN
@@ -80,7 +80,7 @@ class Page:
         self.y = top + side + 14
 
     def heat(self, label: str, values, norm, colors, form: Callable, chosen=None) -> None:
-        """One bar a cell, shaded by a value that is written into it; chosen cells are framed."""
+        """One bar per cell, shaded by its value and labelled with it; selected cells are framed."""
         self.axes.text(MARGIN, self.y + 10, label, size=8, color=FAINT)
         for number, value in enumerate(values):
             left, width = self.cell(number)
@@ -165,7 +165,7 @@ class Page:
 
 
 def readable(fill) -> str:
-    """Dark or light ink, by the luminance of what is under it."""
+    """Dark or light ink, by the luminance of the background."""
     red, green, blue = matplotlib.colors.to_rgb(fill)
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5 else "white"
 
@@ -207,7 +207,7 @@ def pgpo(example, path: Path) -> None:
     top = max(weights[number].max().item() for number in example.shown)
     norm = Normalize(0, top)
     for number in example.shown:
-        drop = example.values["sighted"][number] - example.values["blind"][number]
+        drop = example.values["with_media"][number] - example.values["media_masked"][number]
         page.tokens(number, lambda t, d=drop: ("white", signed(float(d[t]), 1)), note="Δ log p, nats")
         page.tokens(number, shade(weights[number], norm, SEQUENTIAL, lambda v: f"{v:.2f}"), note="weight", head=False)
     ticks = [(0, "0"), (1, "1"), (top, f"{top:.1f}")]

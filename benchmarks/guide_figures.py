@@ -1,7 +1,7 @@
 """The figures of docs/guide.md: `python -m benchmarks.guide_figures --output docs/figures`.
 
 One synthetic clip, one question, one group of completions that the embedded model samples with a fixed seed. Each method's
-own trainer, with the settings of its `tiny` recipe, then gives its credit to that group; what it read and what it gave is
+own trainer, with the settings of its `tiny` recipe, assigns credit to that group; the signals and the credit are
 drawn. Nothing is computed here that the trainers do not compute.
 """
 
@@ -32,13 +32,13 @@ SAMPLING_SEED = 1
 
 @dataclass
 class Example:
-    """What one method made of the group.
+    """The result of one method on the group.
 
     Args:
         row: the dataset row. frames: (F,3,H,W) uint8, two a temporal cell. times: seconds of each frame.
         tokens: the strings of each completion's tokens. accuracy, advantages: (G,).
-        shown: which completions are drawn, the best and the worst one.
-        values: what the method read and gave, by name.
+        shown: the completions that are drawn, the best and the worst one.
+        values: signals and credit of the method, by name.
     """
 
     row: dict
@@ -52,7 +52,7 @@ class Example:
 
 
 def recording(base: type) -> type:
-    """The trainer, keeping the group it sampled and every reading, credit and penalty of it."""
+    """The trainer, which keeps the group it sampled and every forward output, credit and penalty for it."""
 
     class Recording(base):
         def __init__(self, *args, **kwargs):
@@ -152,17 +152,17 @@ def of_appo(trainer, group) -> dict[str, Tensor]:
 
 
 def of_pgpo(trainer, group) -> dict[str, Tensor]:
-    sighted, without = (reading.logps for reading in trainer.readings)
-    return {"weights": trainer.credit.weights, "sighted": sighted, "blind": without}
+    with_media, masked = (reading.logps for reading in trainer.readings)
+    return {"weights": trainer.credit.weights, "with_media": with_media, "media_masked": masked}
 
 
 def of_ktr(trainer, group) -> dict[str, Tensor]:
-    sighted, without, shuffled = trainer.readings
+    with_media, masked, shuffled = trainer.readings
     valid, options = group.completion_mask, trainer.args
     scores = {
-        "visual": ((sighted.logps - without.logps).abs(), options.visual_keep_ratio),
-        "temporal": ((sighted.logps - shuffled.logps).abs(), options.temporal_keep_ratio),
-        "entropy": (sighted.entropies, options.entropy_keep_ratio),
+        "visual": ((with_media.logps - masked.logps).abs(), options.visual_keep_ratio),
+        "temporal": ((with_media.logps - shuffled.logps).abs(), options.temporal_keep_ratio),
+        "entropy": (with_media.entropies, options.entropy_keep_ratio),
     }
     keys = {name: key_token_mask(score, valid, ratio) for name, (score, ratio) in scores.items()}
     generator = seeded(options.seed, 0, group.prompt_ids)

@@ -1,4 +1,4 @@
-"""Time and memory of one path, so that two paths of one run can be set against each other."""
+"""Measure time and memory of a code path, to compare two paths in one run."""
 
 import ctypes
 import gc
@@ -16,7 +16,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def now(device: str) -> float:
-    """Processor time on the CPU, which other jobs on the machine do not lengthen; wall time on a GPU. In seconds."""
+    """Seconds of processor time on the CPU, which other jobs do not affect; wall time on a GPU."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -30,7 +30,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def ratios(slow: Callable[[], object], fast: Callable[[], object], device: str, repeats: int) -> dict[str, float]:
-    """Time and peak memory of two paths, taken in turns after one run of each that does not count.
+    """Measure time and peak memory of two paths, alternating, after one warm-up run of each.
 
     Returns: `speedup` (slow / fast, medians) with `slow_s`, `fast_s`, and `memory` (fast / slow) with `slow_mb`, `fast_mb`.
     """
@@ -51,10 +51,10 @@ def ratios(slow: Callable[[], object], fast: Callable[[], object], device: str, 
 
 
 def peak_memory(work: Callable[[], object], device: str) -> float:
-    """MiB that `work` needs at most beyond what is held before it.
+    """Peak MiB that `work` needs beyond what was allocated before it.
 
-    On the CPU from the kernel's own high-water mark of resident memory (Linux), which is reset first; NaN elsewhere. Every
-    tensor is then mapped by itself, so that what was freed before is not counted.
+    On the CPU this is the kernel's high-water mark of resident memory (Linux), which is reset first; NaN elsewhere. Every
+    tensor is mapped separately, so that memory freed earlier is not counted.
     """
     gc.collect()
     if device != "cpu":
@@ -78,7 +78,7 @@ def peak_memory(work: Callable[[], object], device: str) -> float:
 
 
 def machine(device: str) -> str:
-    """The machine in words: processor and cores, or the GPU."""
+    """Describe the machine: processor and cores, or the GPU."""
     if device != "cpu":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     names = [

@@ -1,4 +1,4 @@
-"""What it saves to prepare a prompt once for its G completions: `python -m benchmarks.media`.
+"""Savings from preparing a prompt once for its G completions: `python -m benchmarks.media`.
 
 Prints the ratio of two paths in one run, never a time to be compared with another machine's: rows of a rollout prepared
 one by one, as a trainer does that sees G independent rows, against each distinct prompt once.

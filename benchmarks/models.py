@@ -67,7 +67,7 @@ SIZES = {
 def random_model(
     size: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, attention: str = "sdpa", seed: int = 0
 ) -> tuple[Qwen2_5_VLForConditionalGeneration, ProcessorMixin]:
-    """A Qwen2.5-VL with random weights, and the embedded model's processor, whose tokens it speaks."""
+    """A Qwen2.5-VL with random weights, and the embedded model's processor, whose vocabulary it uses."""
     processor = AutoProcessor.from_pretrained(model_path("tiny"))
     ids = {name: processor.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     pad, eos = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id

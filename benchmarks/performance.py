@@ -1,4 +1,4 @@
-"""What is paid once instead of G times: `python -m benchmarks.performance [--json FILE]`.
+"""Savings from doing shared work once instead of G times: `python -m benchmarks.performance [--json FILE]`.
 
 Every figure is the ratio of two paths in one run, on a Qwen2.5-VL with random weights:
 
@@ -118,7 +118,7 @@ def rollout(model, group: Group, device: str, repeats: int) -> dict[str, float]:
 def rows_of_one_layer(
     device: str, repeats: int, *, heads=16, groups=2, dim=128, keys=4096, rows=256
 ) -> dict[str, float]:
-    """APPO's pooled rows of the last `rows` of `keys` positions, against the whole eager map."""
+    """APPO's pooled attention of the last `rows` of `keys` positions, against the full eager map."""
     torch.manual_seed(0)
     query, key = torch.randn(1, heads, keys, dim, device=device), torch.randn(1, groups, keys, dim, device=device)
     layer = LayerAttention(layer=0, query=query, key=key, scaling=dim**-0.5)
@@ -138,7 +138,7 @@ def rows_of_one_layer(
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each optimisation step, its rollout included, and of the hooks within it (their forwards, no backward)."""
+    """Seconds of each optimisation step, its rollout included, and of the hooks in it (their forwards, no backward)."""
 
     HOOKS = ("token_weights", "rollout_signals", "penalty")
 
@@ -168,12 +168,12 @@ class StepTimes(TrainerCallback):
 
     @property
     def typical(self) -> float:
-        """Median, the first step aside."""
+        """Median without the first step."""
         return statistics.median(self.times[1:])
 
     @property
     def in_hooks(self) -> float:
-        """Share of the time that the hooks took, the first step aside."""
+        """Share of the time spent in the hooks, without the first step."""
         return sum(self.of_hooks[1:]) / sum(self.times[1:])
 
 
@@ -216,7 +216,7 @@ def methods(
         trainer.train()
         return times.typical, times.in_hooks
 
-    # Each method takes turns with its baseline, so that a machine which slows down slows both.
+    # Each method alternates with its baseline, so that a slowdown of the machine affects both.
     plans = {"grpo": ("grpo", {}), **{name: (name, options) for name, options in METHODS.items()}}
     twice = {"num_iterations": 2}
     plans |= {"grpo, two iterations": ("grpo", twice), "ral": ("ral", twice)}
@@ -288,7 +288,7 @@ PARTS = ("shared", "attention rows", "methods", "short prompts")
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """The parts that are asked for, beside those that the file holds already."""
+    """Measure the requested parts and keep the others that the file already holds."""
     device, dtype = options.device, getattr(torch, options.dtype)
     result = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     result["machine"] = machine(device)

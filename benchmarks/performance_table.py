@@ -9,7 +9,7 @@ TARGETS = {"appo": 0.03, "pgpo": 0.04, "ktr": 0.20, "ral": 0.04}
 
 
 def as_markdown(result: dict) -> str:
-    """Every line of the design's table of targets, with what was measured."""
+    """Every line of the design's table of targets, with the measurement."""
     lines = [f"{result['machine']}; {result['model']}", ""]
     lines += [
         "| P | G | R | update: speed-up | token ratio | its peak memory | rollout: speed-up | gradients differ by |"

@@ -1,8 +1,8 @@
-"""A thousand steps of every method, watched: `python -m benchmarks.soak [--json FILE] [--only METHOD]`.
+"""Monitor a thousand steps of every method: `python -m benchmarks.soak [--json FILE] [--only METHOD]`.
 
-Each method runs its tiny recipe in a process of its own, with small rollouts (two groups a step), checkpoints, rollout
+Each method runs its tiny recipe in a separate process, with small rollouts (two groups a step), checkpoints, rollout
 records and evaluations. From step 200 on the process must not grow: resident memory by less than 2 %, open files and
-threads not at all. The command fails where one does.
+threads not at all. The command fails if any of them grows.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from trl_perception.train import build, parse
 METHODS = tuple(name.removesuffix("/tiny") for name in shipped_recipes() if name.endswith("/tiny"))
 SETTLED = 200
 GROWTH = 0.02
-WINDOW = 50  # steps whose median is taken at both ends: a rollout is longer or shorter by chance
+WINDOW = 50  # steps in the median at each end, as the length of a rollout varies
 OPTIONS = {
     "per_device_train_batch_size": 16,
     "synthetic": '{"size": 48, "seed": 1, "medium": "mixed"}',
@@ -34,7 +34,7 @@ OPTIONS = {
     "save_steps": 100,
     "save_total_limit": 2,
     "report_every": 50,
-    "learning_rate": 5e-5,  # the recipe's own ends in groups without spread, where no credit is given
+    "learning_rate": 5e-5,  # at the recipe's own rate groups end without spread, so no credit
     "eval_strategy": "steps",
     "eval_steps": 250,
     "per_device_eval_batch_size": 16,
@@ -46,7 +46,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 
 class Watch(TrainerCallback):
-    """Takes the size of this process after every step."""
+    """Records the size of this process after every step."""
 
     def __init__(self):
         self.rss, self.files, self.threads, self.rewards = [], [], [], []
@@ -63,7 +63,7 @@ class Watch(TrainerCallback):
 
 
 def soak(method: str, steps: int) -> dict:
-    """Train, and say how the process grew: MiB of memory, open files and threads at step 200 and at the end."""
+    """Train and report the growth of the process: MiB of memory, open files and threads at step 200 and at the end."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {"config": f"{method}/tiny", "output_dir": folder, "max_steps": steps, **OPTIONS}
         trainer = build(*parse([word for key, value in settings.items() for word in (f"--{key}", str(value))]))
@@ -87,7 +87,7 @@ def soak(method: str, steps: int) -> dict:
 
 
 def holds(found: dict) -> bool:
-    """Whether a run kept its size."""
+    """Whether a run did not grow."""
     return found["growth"] < GROWTH and all(first == last for first, last in (found["files"], found["threads"]))
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: no network, one thread, small media that the tests make."""
+"""Fixtures of all tests: no network, one thread, small generated media."""
 
 import os
 

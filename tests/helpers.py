@@ -1,4 +1,4 @@
-"""Small things that several tests need."""
+"""Helpers shared by several tests."""
 
 import socket
 
@@ -18,7 +18,7 @@ def letter_variety(completions, **columns):
 
 
 def every_method(**options):
-    """Options of each trainer of the table by its name, none where none are given: a new method is in every test that asks."""
+    """Options of each trainer in the table by name, empty by default, so that a new method is in every test that uses this."""
     return {name: options.get(name, {}) for name in TRAINERS}
 
 
@@ -33,14 +33,14 @@ def poster(path):
 
 
 def free_port():
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
 def rows_of(batch, places):
-    """A trainer's micro-batch with these of its rows alone; what is not a row's stays."""
+    """A trainer's micro-batch with only these rows; entries that do not belong to rows stay."""
     return {
         key: [value[i] for i in places]
         if isinstance(value, list)

@@ -17,7 +17,7 @@ REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class StandInHub(ThreadingHTTPServer):
     """Repositories in memory: `repos[id]` is {path: bytes}, `private` the ids made private, `calls` what was asked for.
 
-    `refusals` maps the last word of a call ("commit", "create", ...) to the status that it is answered with.
+    `refusals` maps the last word of a call ("commit", "create", ...) to the status of its response.
     """
 
     def __init__(self):
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             if call is not store and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._answer(401, {"error": "Invalid username or password."})
             if call.__name__ in self.server.refusals:
-                # What a careless server might repeat must not reach a log either.
+                # A careless server might echo the token, which must not reach a log either.
                 return self._answer(self.server.refusals[call.__name__], {"error": f"No, {TOKEN}: the disk is full."})
             return self._answer(*call(self.server, body, *found.groups()))
         self.server.calls.append(path)

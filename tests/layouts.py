@@ -1,4 +1,4 @@
-"""Data sets as published, tiny: a folder each, with the files, fields and media places of the originals."""
+"""Tiny copies of published data sets: one folder each, with the files, fields and media paths of the originals."""
 
 import csv
 import json
@@ -81,7 +81,7 @@ def next_qa_records(video="video", answers=("0", "3")):
 
 
 def write_next_qa(folder, clips, pictures, records=None):
-    """The second clip lies under its longer name, as the map says."""
+    """The second clip has its longer name, as in the map."""
     (folder / "NExTVideo" / "1164").mkdir(parents=True, exist_ok=True)
     shutil.copy(clips[0], folder / "NExTVideo" / "4010069381.mp4")
     shutil.copy(clips[1], folder / "NExTVideo" / "1164" / "3238737531.mp4")

@@ -2,7 +2,7 @@
 
 
 def slow_positions(layout, rule="released"):
-    """Positions (time, height, width) of each token of a prompt, and of the token behind it.
+    """Positions (time, height, width) of each token of a prompt, and of the token after it.
 
     Args:
         layout: a prompt in order: a number of text tokens, or a medium (cells, height, width, positions between two cells)
@@ -27,7 +27,7 @@ def slow_positions(layout, rule="released"):
 
 
 def layout_of(inputs, following=0, *, per_second=4):
-    """A prompt as `slow_positions` takes it, with `following` tokens of text behind it.
+    """A prompt as `slow_positions` takes it, with `following` tokens of text after it.
 
     Args:
         inputs: has `token_types`, `image_grid_thw`, `video_grid_thw` and `second_per_grid_ts`. per_second: positions a second.

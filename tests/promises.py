@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, and the tests of each promise."""
+"""The promises of docs/reliability.md, and the tests of each."""
 
 PROMISES = {
     "Two DDP processes give the losses, gradient norms, rewards and metrics of one at the same global batch (1e-4), for every trainer, on all kinds of prompts, with an evaluation whose rows do not divide evenly.": [
@@ -11,11 +11,11 @@ PROMISES = {
         "tests/processes/test_equality.py::test_sharded_processes_give_what_one_gives",
     ],
     "The same run does not finish properly without the scheduling of collectives (*slow*).": [
-        "tests/processes/test_equality.py::test_turns_are_what_lets_it_end",
+        "tests/processes/test_equality.py::test_scheduled_collectives_prevent_a_hang",
     ],
     "Every process runs the same series of forwards; without sharding there is no cost.": [
         "tests/trainers/test_distributed.py::test_fewer_forwards_are_filled_up_with_empty_ones",
-        "tests/trainers/test_distributed.py::test_where_nothing_is_sharded_nothing_is_said",
+        "tests/trainers/test_distributed.py::test_without_sharding_nothing_is_communicated",
         "tests/modeling/test_tower.py::test_every_forward_runs_the_tower_once_at_the_same_numbers",
     ],
     "Settings that would hang are refused before sampling (*slow*).": [
@@ -26,7 +26,7 @@ PROMISES = {
         "tests/processes/test_watchdog.py::test_a_process_that_waits_is_found_by_the_others",
     ],
     "A run under FSDP2, ZeRO-2 or ZeRO-3 resumes from its checkpoint (tested with RAL); an error in one process stops all (tested with GRPO) (*slow*).": [
-        "tests/processes/test_equality.py::test_a_sharded_run_goes_on_from_its_checkpoint",
+        "tests/processes/test_equality.py::test_a_sharded_run_resumes_from_its_checkpoint",
         "tests/processes/test_equality.py::test_a_fault_of_one_process_stops_all_that_share_a_model",
     ],
     "Dynamic sampling: processes that lack different numbers of groups run the same rounds (*slow*).": [
@@ -46,7 +46,7 @@ PROMISES = {
     "`resume_from_checkpoint: true` uses the last complete checkpoint and logs why it skips others; without one it is an error.": [
         "tests/callbacks/checkpoints/test_folder.py::test_the_last_complete_checkpoint_is_taken",
         "tests/callbacks/checkpoints/test_folder.py::test_a_recipe_asks_for_the_last_one",
-        "tests/callbacks/checkpoints/test_folder.py::test_no_checkpoint_is_said",
+        "tests/callbacks/checkpoints/test_folder.py::test_a_missing_checkpoint_is_reported",
     ],
     "A named checkpoint is refused if it is truncated, incomplete, changed in one bit (of a file up to 64 MiB), weights only, or of another format.": [
         "tests/callbacks/checkpoints/test_folder.py::test_one_bit_of_any_file_is_noticed",
@@ -119,7 +119,7 @@ PROMISES = {
         "tests/modeling/test_adapters.py::test_features_are_kept_only_of_a_tower_without_adapter",
     ],
     "Credit is computed without dropout.": [
-        "tests/modeling/test_adapters.py::test_readings_have_no_dropout",
+        "tests/modeling/test_adapters.py::test_scoring_forwards_have_no_dropout",
     ],
     "Both kinds of gradient checkpointing give a vision adapter the same update (*slow*).": [
         "tests/modeling/test_adapters.py::test_checkpointing_moves_an_adapter_alike",
@@ -138,18 +138,18 @@ PROMISES = {
     ],
     "Adapters and quantisations that are not supported are refused with a reason.": [
         "tests/modeling/test_adapters.py::test_what_does_not_go_with_media_is_refused",
-        "tests/modeling/test_quantization.py::test_quantised_settings_are_refused_in_words",
+        "tests/modeling/test_quantization.py::test_quantised_settings_are_refused_with_a_reason",
     ],
     "Each of some 170 broken or odd inputs is decoded correctly or refused with one error, within its limits of time and memory, and never replaced.": [
         "tests/media/test_corpus.py::test_each_input_is_decoded_right_or_refused",
         "tests/media/test_corpus.py::test_memory_of_the_reading_process_is_bounded",
     ],
     "Settings of a recipe limit pixels, frames and seconds per medium.": [
-        "tests/media/test_limits.py::test_prompts_hold_their_media_to_the_limits",
+        "tests/media/test_limits.py::test_prompts_check_their_media_against_the_limits",
         "tests/media/test_limits.py::test_configs_carry_the_limits",
     ],
     "A run reports the prompts that an epoch leaves out because rollouts are complete, and refuses fewer rows than a rollout needs.": [
-        "tests/trainers/test_bad_input.py::test_what_an_epoch_leaves_out_is_said",
+        "tests/trainers/test_bad_input.py::test_what_an_epoch_leaves_out_is_reported",
         "tests/trainers/test_bad_input.py::test_fewer_rows_than_a_rollout_takes_are_refused",
     ],
     "A sample that is left out does not change the loss of the others.": [

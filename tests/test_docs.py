@@ -24,7 +24,7 @@ from trl_perception.trainers import TRAINERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OWN_TESTS = {"rewards.md"}  # whose code runs in tests/rewards/test_docs.py
+OWN_TESTS = {"rewards.md"}  # its code runs in tests/rewards/test_docs.py
 FOLDERS = ("benchmarks", "docs", "recipes", "tests", "trl_perception")
 
 
@@ -134,7 +134,7 @@ def test_blocks_of_the_readme_are_run_or_say_why_not():
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
-    """The first run, then one on a clip of one's own, as a reader would type them."""
+    """The first run, then one on the reader's own clip, as a reader would type them."""
     monkeypatch.setenv("TRL_PERCEPTION_CACHE", str(tmp_path / "cache"))
     (row,) = [code for _, code in blocks(ROOT / "README.md", "json")]
     made = make_synthetic_dataset(tmp_path / "clips", size=1, families=["scene_color"])

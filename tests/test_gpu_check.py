@@ -1,4 +1,4 @@
-"""`make gpu-check` at its small size: what it measures, what it says, and its exit status."""
+"""`make gpu-check` at its small size: what it measures and prints, and its exit status."""
 
 import gc
 import json
@@ -13,7 +13,7 @@ from trl_perception.trainers import TRAINERS
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """PrefixGroup the command with some arguments; its exit status and its figures, None where it wrote none."""
+    """Run the command with some arguments; returns its exit status and its figures, None without figures."""
     path = tmp_path / "figures" / "gpu.json"
 
     def run_it(*arguments):
@@ -21,7 +21,7 @@ def run(monkeypatch, tmp_path):
         status = gpu_check.main()
         return status, json.loads(path.read_text()) if path.exists() else None
 
-    gc.freeze()  # full garbage collections need not walk through all that was imported before
+    gc.freeze()  # keep earlier imports out of full garbage collections
     yield run_it
     gc.unfreeze()
 
@@ -41,13 +41,13 @@ def test_the_small_size_agrees_and_steps_every_method(run, capsys):
     for row in (*found["agreement"], *found["steps"]):
         assert min(row["seconds"], row["tokens_s"]) > 0
         assert "peak_mib" in row
-    told = capsys.readouterr().out
-    assert all(name in told for name in ("packed sdpa bfloat16", "attn_distill", "tokens_s", "peak_mib"))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("packed sdpa bfloat16", "attn_distill", "tokens_s", "peak_mib"))
 
 
 def test_a_path_that_does_not_agree_fails(run, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, "METHODS", {})
-    # segments see what comes after, which predicts nothing more of random weights but changes every number
+    # segments attend to later tokens, which is no advantage with random weights but changes every number
     everything = property(lambda one: torch.ones(one.segments.size(1), one.prefix + one.segments.size(1)).bool())
     monkeypatch.setattr(PrefixGroup, "visible", everything)
     status, found = run("--size", "small")

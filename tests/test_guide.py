@@ -1,4 +1,4 @@
-"""The numbers that docs/guide.md quotes are those of its figures, and a figure is small enough to show."""
+"""The numbers quoted in docs/guide.md match its figures, and each figure is small enough to display."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def found(tmp_path_factory):
 
 @pytest.fixture
 def as_printed(found):
-    """The runs, where this processor's rounding samples the completions that the guide shows."""
+    """The runs, if rounding on this processor samples the completions that the guide shows."""
     said = ["".join(found["appo"].tokens[number]).split("</think>")[0] for number in (RIGHT, WRONG)]
     if said != SAID:
         pytest.skip(
@@ -26,7 +26,7 @@ def as_printed(found):
 
 
 def at(of_one, number, word, nth=0):
-    """Where a completion has a word."""
+    """The position of a word in a completion."""
     return [place for place, token in enumerate(of_one.tokens[number]) if token.strip() == word][nth]
 
 

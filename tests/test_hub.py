@@ -1,4 +1,4 @@
-"""A run that is pushed: what arrives, what a failure leaves, what loads. The Hub is a stand-in on this machine."""
+"""A run that is pushed: what is uploaded, what remains after a failure, what loads. The Hub is a local stand-in."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def train_and_push(hub, folder, home):
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory, cache):
-    """A run that is pushed, with a report lying beside it: (stand-in, output folder, finished process)."""
+    """A run that is pushed, with a report in its folder: (stand-in, output folder, finished process)."""
     folder = tmp_path_factory.mktemp("runs") / "pushed"
     folder.mkdir()
     (folder / "report.html").write_text("<p>where credit went</p>")
@@ -133,7 +133,7 @@ def test_a_failed_upload_is_one_message_after_a_whole_run(tmp_path, cache, hub):
 
 @pytest.fixture
 def run(tmp_path):
-    """What a run leaves in its folder, in a few bytes."""
+    """The files of a run's folder, in a few bytes."""
     names = ["model-00001-of-00002.safetensors", "config.json", "training_args.bin", "README.md", "recipe.yaml"]
     nested = ["checkpoint-2/model.safetensors", "completions/completions_00001.parquet", "runs/events.out.tfevents.1"]
     for name in [*names, *nested]:
@@ -150,7 +150,7 @@ def test_only_what_others_need_leaves(run, hub):
     assert not hub.private
 
 
-def test_an_adapter_at_the_top_makes_room_for_merged_weights(run, hub):
+def test_an_adapter_at_the_top_is_replaced_by_merged_weights(run, hub):
     hub.repos["somebody/run"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "LICENSE": b"mine"}
     (run / "adapter").mkdir()
     (run / "adapter" / "adapter_config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What a card says of where a run comes from: everything that was set, nothing that is secret."""
+"""The provenance of a run on its card: every setting, and no secret."""
 
 import pytest
 import yaml
@@ -43,7 +43,7 @@ def test_the_recipe_as_used_has_the_command_lines_values():
         "--save_strategy",
         "no",
         "--no_shared_prefill",
-        "--resume_from_checkpoint",  # who runs the recipe again has none
+        "--resume_from_checkpoint",  # a rerun of the recipe has none
         "true",
     ]
     used = used_settings(args, recipe_path("grpo/tiny"), parsed_of(args))

@@ -1,4 +1,4 @@
-"""Every tiny recipe runs: as a user launches it, and in the settings that users change."""
+"""Every tiny recipe runs, as a user launches it and with the settings that users change."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def cache(tmp_path_factory):
 
 
 def check(log_history, recipe, steps):
-    """Every step was logged with finite numbers, the policy learned something, and the method spoke."""
+    """Every step was logged with finite numbers, the policy changed, and the method logged its metrics."""
     entries = [entry for entry in log_history if "loss" in entry]
     assert len(entries) == steps
     assert all(math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"]) for entry in entries)

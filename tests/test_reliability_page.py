@@ -1,4 +1,4 @@
-"""The page on reliability promises only what a test checks, and shows the figures that the soak wrote."""
+"""The reliability page promises only what a test checks, and shows the figures of the soak."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ def test_the_table_shows_the_figures_of_the_soak():
     assert as_markdown(json.loads((ROOT / "docs" / "reliability.json").read_text())) in PAGE
 
 
-def test_growth_is_told_from_steadiness():
+def test_growth_is_distinguished_from_constant_size():
     steady = {"growth": 0.019, "files": [6, 6], "threads": [3, 3]}
     assert holds(steady)
     assert not holds({**steady, "growth": 0.02})

@@ -1,4 +1,4 @@
-"""What comes from elsewhere, a model, a recipe, a checkpoint, a data set, is read and never run."""
+"""External input (a model, a recipe, a checkpoint, a data set) is read and never executed."""
 
 import builtins
 import json
@@ -35,7 +35,7 @@ CLASSES = {
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A file that appears when foreign code runs. Whoever asks at a prompt is told yes."""
+    """A file that is created when foreign code runs. Prompts are answered with yes."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     return tmp_path / "trace"
 
@@ -65,7 +65,7 @@ def model_with(folder, **changes):
 
 @pytest.fixture
 def brings_code(tmp_path, trace):
-    """A model of a type of its own, whose classes lie beside it."""
+    """A model of a custom type, with its classes in the same folder."""
     model = model_with(tmp_path / "brings_code", model_type="of_its_own", auto_map=CLASSES)
     (tmp_path / "brings_code" / "brought.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     return model
@@ -115,9 +115,7 @@ def test_it_is_off_until_it_is_asked_for():
 
 
 def test_it_is_run_where_it_is_asked_for(brings_code, trace):
-    with pytest.raises(
-        AttributeError, match="brought"
-    ):  # the module holds no class: it was run, and more is not wanted
+    with pytest.raises(AttributeError, match="brought"):  # without a class: running it is enough
         from_pretrained(brings_code, trust_remote_code=True)
     assert trace.exists()
 
@@ -218,8 +216,8 @@ def test_weights_are_safetensors_and_nothing_else_is_pickled(saved):
         assert path.name in PICKLED_BY_TRANSFORMERS or not path.read_bytes().startswith((b"\x80", b"PK\x03\x04")), path
 
 
-def list_anew(checkpoint):
-    """Whoever plants a file can write its size into the list of files too, which is no seal."""
+def rewrite_listing(checkpoint):
+    """Whoever plants a file can also write its size into the list of files, which is not a signature."""
     listed = checkpoint / "complete.json"
     listed.unlink()
     listed.write_text(json.dumps({"files": {path.name: path.stat().st_size for path in checkpoint.iterdir()}}))
@@ -231,7 +229,7 @@ def test_a_pickle_planted_in_a_checkpoint_is_not_run(name, saved, trace, tmp_pat
     torch.save({"state": Pickled(trace)}, checkpoint / name)
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    list_anew(checkpoint)
+    rewrite_listing(checkpoint)
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         trainer_in(tmp_path / "run", num_iterations=2).train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()
@@ -240,6 +238,6 @@ def test_a_pickle_planted_in_a_checkpoint_is_not_run(name, saved, trace, tmp_pat
 def test_the_settings_in_a_checkpoint_are_not_unpickled(saved, trace, tmp_path):
     checkpoint = Path(shutil.copytree(saved / "checkpoint-1", tmp_path / "run" / "checkpoint-1"))
     torch.save(Pickled(trace), checkpoint / "training_args.bin")
-    list_anew(checkpoint)
+    rewrite_listing(checkpoint)
     trainer_in(tmp_path / "run", num_iterations=2).train(resume_from_checkpoint=str(checkpoint))
     assert not trace.exists()

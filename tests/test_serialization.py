@@ -1,4 +1,4 @@
-"""Rollouts as JSON and safetensors: what comes back is what went in."""
+"""Rollouts as JSON and safetensors survive a round trip."""
 
 import json
 

@@ -68,7 +68,7 @@ def test_every_recipe_keeps_float32_master_weights(recipe):
 
 
 def test_every_command_keeps_float32_master_weights():
-    """Of the pages: a launcher without master weights of its own goes with a recipe whose weights are float32."""
+    """In the docs a launcher without its own master weights is used with a recipe whose weights are float32."""
     found = 0
     for page in [RECIPES.parent / "README.md", *sorted((RECIPES.parent / "docs").glob("*.md"))]:
         for launcher, recipe in re.findall(r"--accelerate_config (\w+) .*--config (\w+/qwen\w+)", page.read_text()):
@@ -110,7 +110,7 @@ def test_wrong_arguments_name_the_right_ones(arguments, words, tmp_path):
 
 
 def written(tmp_path, *lines):
-    """A recipe of these lines behind the tiny one's."""
+    """A recipe with these lines appended to the tiny one."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("\n".join([(RECIPES / "grpo" / "tiny.yaml").read_text(), *lines, ""]))
     return str(recipe)
@@ -167,7 +167,7 @@ def test_settings_of_an_adapter_on_the_command_line_need_one_too():
     assert parse(["--config", "grpo/tiny", *ON_CPU, "--lora_r", "8", "--use_peft"])[2].lora_r == 8
 
 
-def test_a_wrong_value_on_the_command_line_is_said_without_every_key(capsys):
+def test_a_wrong_value_on_the_command_line_is_reported_without_every_key(capsys):
     with pytest.raises(SystemExit):
         parse(["--config", "grpo/tiny", "--max_steps", "abc"])
     said = capsys.readouterr().err
@@ -238,7 +238,7 @@ def test_a_tiny_run_trains_saves_and_says_so(tmp_path, monkeypatch, capsys):
     assert "over the first tenth of steps" in said
     assert (tmp_path / "run" / "reward_curve.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "model.safetensors").exists()
-    # The recipe that it left runs again, under the name that it began with.
+    # The saved recipe runs again, under its original name.
     again = str(tmp_path / "run" / "recipe.yaml")
     main(["--config", again, "--max_steps", "1", "--output_dir", str(tmp_path / "again")])
     assert json.loads((tmp_path / "again" / "run.json").read_text())["recipe"] == "grpo/tiny"

@@ -1,4 +1,4 @@
-"""The embedded model, loaded as a user loads any model."""
+"""The embedded model, loaded like any other model."""
 
 import re
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_a_clip_is_32_tokens_at_its_own_size_and_times(tiny, rows, media):
     assert torch.equal(inputs["mm_token_type_ids"] == 2, inputs["input_ids"] == model.config.video_token_id)
 
 
-def test_clips_images_and_texts_of_a_batch_are_told_apart(tiny, rows, media):
+def test_clips_images_and_texts_of_a_batch_are_distinguished(tiny, rows, media):
     model, processor = tiny
     torch.manual_seed(0)
     together = complete(model, processor, rows, media, max_new_tokens=24)

@@ -1,4 +1,4 @@
-"""Training the embedded model from nothing, in miniature."""
+"""Training a very small embedded model from scratch."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_training_is_reproducible_and_learns(tmp_path):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     start = train(TinyRecipe(**small(tmp_path, learning_rate=0.0, weight_decay=0.0)))[0].state_dict()
     moved = [name for name in start if not torch.equal(start[name], runs[0][name])]
-    assert len(moved) == len(start)  # every weight has a gradient, the vision tower's too
+    assert len(moved) == len(start)  # every weight has a gradient, including the vision tower's
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(tmp_path):

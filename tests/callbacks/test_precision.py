@@ -1,4 +1,4 @@
-"""Small steps reach float32 weights and not bfloat16 ones, and a run that would lose them says so."""
+"""Small steps reach float32 weights and not bfloat16 ones, and a run that would lose them gives a warning."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def share_changed(trainer) -> float:
 
 
 def test_small_steps_change_float32_weights_and_not_bfloat16_ones(rows, make_trainer, caplog):
-    """A step of 1e-6 beside a weight of 0.02: bfloat16 has steps of 6e-5 or more there (2**-6 / 2**8)."""
+    """A step of 1e-6 on a weight of 0.02: the spacing of bfloat16 there is at least 6e-5 (2**-6 / 2**8)."""
     assert torch.tensor(0.02 + 1e-6).bfloat16() == torch.tensor(0.02).bfloat16()
     shares = {}
     for dtype in ("bfloat16", "float32"):

@@ -20,7 +20,7 @@ def test_usage_names_every_command(argv, capsys):
 
 
 def test_ask_takes_the_settings_that_a_run_was_trained_with(clips, tmp_path, monkeypatch):
-    """From its folder or from a checkpoint in it; options win."""
+    """From the run's folder or from a checkpoint in it; options take precedence."""
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     settings = ("video_fps: 4.0", "video_max_frames: 8", "image_max_pixels: 784", "prompt_template: think_answer")
     (tmp_path / "run" / "recipe.yaml").write_text("\n".join(settings))

@@ -1,4 +1,4 @@
-"""Mistakes on a command line: one line each, without the seconds that torch takes to import."""
+"""Errors on the command line: one line each, without importing torch."""
 
 import subprocess
 import sys
@@ -49,15 +49,15 @@ def test_a_mistake_is_one_line(mistake, tmp_path, monkeypatch, capsys):
     argv, said = MISTAKES[mistake]
     with pytest.raises(SystemExit) as stop:
         main(list(argv))
-    told = capsys.readouterr().err.strip() if isinstance(stop.value.code, int) else stop.value.code
-    assert said in told
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip() if isinstance(stop.value.code, int) else stop.value.code
+    assert said in message
+    assert "\n" not in message
     assert stop.value.code != 0
     assert not any(tmp_path.iterdir())
 
 
 def test_no_mistake_imports_torch():
-    """All of them in one process, after which neither torch nor what imports it may be loaded."""
+    """All errors in one process, after which neither torch nor a package that imports it may be loaded."""
     tried = [list(argv) for argv, _ in MISTAKES.values()]
     code = f"""
 import sys

@@ -32,7 +32,7 @@ def test_the_command_prints_what_it_kept(exported, tmp_path, capsys):
     assert "visual tokens (estimate): min 32, median 32, 95 % 32, max 32, mean 32; 8 rows" in said
     assert "visual tokens with fps 4, min_frames 4, max_frames 16" in said
     main(command(exported, tmp_path, "--check", "decode", "--recipe", "grpo/tiny", "--limit", "8"))
-    assert capsys.readouterr().out == said  # finished: read, not done again
+    assert capsys.readouterr().out == said  # finished: read, not repeated
 
 
 def test_a_trainer_takes_the_folder_and_the_recipes_template(exported, tmp_path):
@@ -59,7 +59,7 @@ def test_options_come_from_recipe_and_command_line_which_wins():
     given = parser.parse_args(["video-r1", "--source", "a", "--output", "b", "--video-max-frames", "8"])
     options = read_options(given)
     assert options.video == VideoSettings(fps=1.0, max_frames=8, max_pixels=50176)
-    assert options.sizes == ProcessorSizes()  # as published: nothing is downloaded
+    assert options.sizes == ProcessorSizes()  # as published, without a download
 
 
 def test_the_recipes_model_sizes_media_as_in_training(tmp_path, capsys):
@@ -98,12 +98,12 @@ def test_help_names_every_data_set(capsys):
         (["--media", "elsewhere"], "No row is left of 10 records: 10 media missing"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, more, words):
+def test_errors_are_reported_in_one_line(exported, tmp_path, more, words):
     with pytest.raises(SystemExit, match=words):
         main(command(exported, tmp_path, *more))
 
 
-def test_a_malformed_record_names_the_way_on(exported, tmp_path):
+def test_a_malformed_record_names_the_option_that_drops_it(exported, tmp_path):
     file = tmp_path / "export" / "Video-R1-260k.json"
     records = json.loads(file.read_text())
     del records[3]["problem"]
@@ -114,7 +114,7 @@ def test_a_malformed_record_names_the_way_on(exported, tmp_path):
     assert len(load_rows(str(tmp_path / "rows"), "train")) == 9
 
 
-def test_a_file_that_is_none_has_no_such_way_on(exported, tmp_path):
+def test_a_file_that_is_not_json_names_no_such_option(exported, tmp_path):
     (tmp_path / "export" / "Video-R1-260k.json").write_text("{")
     for more in ([], ["--malformed", "drop"]):
         with pytest.raises(SystemExit, match=r"is not JSON.* Fetch the file again\.$"):
@@ -126,7 +126,7 @@ def test_an_unknown_data_set_names_the_nearest(tmp_path):
         main(["prepare", "nextgqa", "--source", str(tmp_path), "--output", str(tmp_path / "rows")])
 
 
-def test_an_interruption_says_how_to_go_on(exported, tmp_path, monkeypatch, capsys):
+def test_an_interruption_says_how_to_resume(exported, tmp_path, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 

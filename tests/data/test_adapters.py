@@ -1,4 +1,4 @@
-"""Each published layout becomes rows, checked field by field; what breaks a layout is named."""
+"""Each published layout becomes rows, checked field by field; errors name what breaks a layout."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from trl_perception.rewards.temporal import parse_spans
 
 
 def rows_of(name, folder, split=None):
-    """All rows of a layout, as the adapter makes them."""
+    """All rows that the adapter makes from a layout."""
     adapter, source = get_adapter(name), Source(folder, split or LAYOUTS[name][1])
     records = adapter.read(adapter.files(source)[0])
     rows = [adapter.row(record, source) for record in records.read(0)]
@@ -27,7 +27,7 @@ def written(name, folder, clips, pictures, **changes):
 
 
 def texts(row):
-    """The user turn as a list: "<video>" and "<image>" for media, text as it is."""
+    """The user turn as a list: "<video>" and "<image>" for media, text unchanged."""
     (message,) = row["prompt"]
     return [f"<{block['type']}>" if block["type"] != "text" else block["text"] for block in message["content"]]
 
@@ -219,7 +219,7 @@ def test_media_may_lie_in_another_folder(tmp_path, clips, pictures):
     assert adapter.row(record, source)["videos"] == [str(tmp_path / "elsewhere/made/0.mp4")]
 
 
-MALFORMED = [  # adapter, field, its value (None takes the field away), what the error says
+MALFORMED = [  # adapter, field, its value (None removes the field), the error message
     ("video-r1", "problem", None, r"Video-R1-260k\.json, record 1 \(problem_id 1\): field 'problem' is missing"),
     ("video-r1", "problem", " ", "field 'problem' is empty"),
     ("video-r1", "problem", ["a"], "field 'problem' must be text, found list"),

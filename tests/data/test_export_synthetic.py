@@ -1,4 +1,4 @@
-"""The synthetic clips in Video-R1's layout come back as the rows they were."""
+"""The synthetic clips in Video-R1's layout load as the original rows."""
 
 import json
 

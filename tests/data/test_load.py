@@ -1,4 +1,4 @@
-"""Datasets by name: local files with media beside them, folders, synthetic; and what is refused."""
+"""Datasets by name: local files with media beside them, folders, synthetic data; and what is refused."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_rows_are_mapped_once(rows, kind, template, tmp_path, monkeypatch, caplo
 
 
 def test_media_that_come_later_are_found(rows, tmp_path):
-    """What is cached does not depend on the files that there are."""
+    """The cache does not depend on which files exist."""
     clip = tmp_path / "clips" / "a.mp4"
     clip.unlink()
     for _ in range(2):
@@ -138,7 +138,7 @@ def test_a_folder_that_gives_no_rows_names_the_file_wanted(tmp_path):
 
 
 def test_a_path_in_place_of_a_list_stays_one(rows):
-    """Taken letter by letter it would be as many videos as it has letters."""
+    """Read letter by letter it would give one video per letter."""
     rows.write_text(json.dumps({"prompt": "?", "videos": "clips/a.mp4"}) + "\n")
     (row,) = load_rows(str(rows), "train")
     with pytest.raises(ValueError, match=r"Column 'videos' holds str, a list is wanted\. Use 'video'"):

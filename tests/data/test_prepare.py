@@ -1,4 +1,4 @@
-"""`prepare`: what is kept and dropped, how an interrupted run goes on, and what `load_rows` makes of the folder."""
+"""`prepare`: what is kept and dropped, how an interrupted run resumes, and what `load_rows` reads from the folder."""
 
 import json
 import shutil
@@ -265,7 +265,7 @@ def test_no_check_keeps_what_it_does_not_see(prepared, faulty):
 def test_only_decoding_sees_a_damaged_body(prepared, clips):
     prepared.source.mkdir()
     whole = bytearray(Path(clips[0]).read_bytes())
-    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4  # pictures; the header behind them stays
+    start, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4  # image data; the header after it stays
     whole[start:end] = b"\xff" * (end - start)
     (prepared.source / "body.mp4").write_bytes(whole)
     rows = [*flashes(1), *flashes(1, id="body", video="body.mp4")]
@@ -364,16 +364,16 @@ def test_nothing_left_is_an_error(prepared):
     assert not (prepared.out / "data").exists()
 
 
-# Going on
+# Resuming
 
 
 class StopError(Exception):
-    """Stands for a machine that goes down."""
+    """Stands in for a machine that crashes."""
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])
 @pytest.mark.parametrize("moment", ["before its rows", "before its tally", "before its end"])
-def test_an_interrupted_run_goes_on_and_gives_the_same(prepared, monkeypatch, chunk, moment):
+def test_an_interrupted_run_resumes_and_gives_the_same(prepared, monkeypatch, chunk, moment):
     rows = flashes(6)
     rows[1]["video"] = "nowhere.mp4"
     rows[4]["id"] = "row0"
@@ -400,7 +400,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(prepared, monkeypatch, ch
 
     monkeypatch.setattr(run_module._Worker, "_finished", lambda self, row: done.append(row["id"]) or finish(self, row))
     summary = prepared(records=rows, shard_size=2)
-    # the chunks keep rows 0 | 2, 3 | 5; those before the interruption are not worked on again
+    # the chunks keep rows 0 | 2, 3 | 5; those before the interruption are not processed again
     left = [["row0"], ["row2", "row3"], ["row5"]][chunk:] if moment != "before its end" else []
     assert done == [name for kept in left for name in kept]
     assert ids(prepared.out) == ["row0", "row2", "row3", "row5"]
@@ -418,7 +418,7 @@ def test_a_finished_run_is_not_done_again(prepared, monkeypatch):
     assert prepared(records=flashes(2)) == first
 
 
-def test_changed_options_are_refused_or_start_anew(prepared):
+def test_changed_options_are_refused_or_start_again(prepared):
     prepared(records=flashes(3))
     with pytest.raises(ValueError, match=r"options\.limit was None and is 1; options\.template was"):
         prepared(limit=1, template="boxed", records=flashes(3))
@@ -440,7 +440,7 @@ def test_options_may_change_while_there_is_nothing_to_lose(prepared, monkeypatch
     assert ids(prepared.out) == ["row0"]
 
 
-def test_a_run_that_met_a_malformed_record_goes_on_without_it(prepared, monkeypatch):
+def test_a_run_that_stopped_at_a_malformed_record_resumes_without_it(prepared, monkeypatch):
     rows = flashes(4)
     rows[2]["answer"] = "many"
     with pytest.raises(RecordError, match="record 3"):

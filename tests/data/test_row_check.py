@@ -1,4 +1,4 @@
-"""Every row looked at once: what is found, where it stands in its file, how long it takes."""
+"""Every row is checked once: what is found, its line in the file, and the time it takes."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from trl_perception.rewards import accuracy_reward, format_reward, solution_chec
 
 
 def write(file, rows):
-    """Lines with a blank one after the first."""
+    """Lines with a blank line after the first."""
     lines = [json.dumps(row) for row in rows]
     file.write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")
     return str(file)
@@ -56,7 +56,7 @@ def test_all_that_is_wrong_is_one_table_with_file_and_line(folder):
     with pytest.raises(ValueError, match=r"10 of 11 rows of the training data cannot be used:") as error:
         check_rows(data, settings=MediaSettings().request, solutions=solution_check([accuracy_reward]))
     said = str(error.value)
-    # a blank line follows the first: row n stands in line n + 1
+    # a blank line follows the first: row n is in line n + 1
     assert f"{folder / 'train.jsonl'}, line 3 (id r2): {folder / 'b.mp4'}" in said
     assert "line 4 (id r3): The prompt has 0 video placeholder(s)" in said
     assert "line 5 (id r4): solution 'many' does not suit problem_type 'numerical'" in said
@@ -93,7 +93,7 @@ def test_rows_keep_their_place_through_what_is_done_to_them(folder, change):
         rows = rows.shuffle(seed=1)
     elif (
         change == "filter and map"
-    ):  # written again, so that the third row is the second: rather no line than a wrong one
+    ):  # written again, so that the third row is the second: no line is better than a wrong one
         rows = rows.filter(lambda row: row["id"] != "r1").map(lambda row: {"more": 1})
         place = "row 2 (id r3)"
     elif change == "parquet":

@@ -42,7 +42,7 @@ def question_of(row):
 
 
 def answer_text(row):
-    """The solution in words: for multiple choice the text of the option it names."""
+    """The solution as text: for multiple choice the text of the option it names."""
     if row["problem_type"] != "multiple choice":
         return row["solution"]
     return dict(option.split(". ") for option in row["options"])[row["solution"]]
@@ -103,7 +103,7 @@ def test_a_folder_is_reused_and_never_overwritten(tmp_path):
     marked = Path(rows[0]["videos"][0])
     marked.write_bytes(b"")
     make_synthetic_dataset(tmp_path, size=2)
-    assert marked.read_bytes() == b""  # reused as it lies there, not written again
+    assert marked.read_bytes() == b""  # reused, not written again
     with pytest.raises(ValueError, match="differs in noise"):
         make_synthetic_dataset(tmp_path, size=2, noise=0)
 

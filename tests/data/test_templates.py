@@ -1,4 +1,4 @@
-"""Prompt templates: where their text goes, what it depends on, and what is refused."""
+"""Prompt templates: where their text is inserted, what it depends on, and what is refused."""
 
 import pytest
 from datasets import Dataset
@@ -23,7 +23,7 @@ def test_the_text_follows_the_last_user_turn():
     new = templated_prompt(turns, "think_answer")
     assert new[2]["content"] == [{"type": "video"}, {"type": "text", "text": f"Second?\n{THINK_ANSWER}"}]
     assert [new[0], new[1], new[3]] == [turns[0], turns[1], turns[3]]
-    assert turns == before  # the given prompt is not written to
+    assert turns == before  # the given prompt is not modified
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Paired comparisons: by hand, and what cannot be compared."""
+"""Paired comparisons by hand, and runs that cannot be compared."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Completions: padding, ends, sampling, and what of a checkpoint enters."""
+"""Completions: padding, ends, sampling, and which generation settings of a checkpoint apply."""
 
 import copy
 

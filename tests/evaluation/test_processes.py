@@ -34,7 +34,7 @@ def run(*command):
 
 
 def process(completions, **columns):
-    """A reward that tells which process has the row."""
+    """A reward that identifies the process that has the row."""
     return [float(PartialState().process_index) for _ in completions]
 
 
@@ -63,7 +63,7 @@ def test_two_processes_give_what_one_gives(rows_file, tmp_path):
     assert (of_one, of_two) == ({0.0}, {0.0, 1.0})
     assert len(alone) == 14
     assert together == alone
-    assert two.count("| all ") == one.count("| all ") == 1  # the main process alone prints
+    assert two.count("| all ") == one.count("| all ") == 1  # only the main process prints
     assert not (tmp_path / "two" / "shards").exists()
 
 
@@ -82,6 +82,6 @@ def test_the_embedded_models_reproduce_their_cards(model, tmp_path):
     figures = json.loads((tmp_path / "out" / "summary.json").read_text())["figures"]
     found = {name: figure["accuracy"]["mean"] for name, figure in {**figures["family"], **figures["all"]}.items()}
     assert set(found) == set(wanted)
-    # another processor may tip a rare near-tie: two of a family's 100 rows, 1 % over all
+    # another processor may flip a rare near-tie: two of a family's 100 rows, 1 % over all
     for name, share in wanted.items():
         assert 100 * found[name] == pytest.approx(share, abs=1.0 if name == "all" else 2.0)

@@ -1,4 +1,4 @@
-"""Rows before decoding: names, order, what tells them apart."""
+"""Rows before decoding: ids, order and digest."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_ids_are_the_rows_own_and_distinct():
     assert plan(Dataset.from_list([{"prompt": "?"}] * 2), 1).ids == ["0", "1"]
 
 
-def test_the_digest_tells_rows_apart_and_media_paths_do_not():
+def test_the_digest_depends_on_rows_but_not_on_media_paths():
     row = {"id": "a", "prompt": asking("?", "video"), "videos": ["a.mp4"], "solution": "1", "options": ["x"]}
     digest = plan(Dataset.from_list([row]), 1).digest
     assert plan(Dataset.from_list([{**row, "videos": ["/elsewhere/a.mp4"]}]), 8).digest == digest

@@ -21,7 +21,7 @@ def settings(data, output, **changes):
 
 
 def batches_completed(monkeypatch):
-    """The sizes of the batches that are completed from now on."""
+    """The sizes of the batches completed from now on."""
     from trl_perception.evaluation import predict
 
     sizes, real = [], predict.complete
@@ -66,7 +66,7 @@ def test_the_summary_says_what_the_predictions_say(greedy, rows):
     assert written["left_out"] == {"rows": 0, "reasons": {}}
 
 
-def test_an_interrupted_run_goes_on_and_ends_equal(greedy, own_file, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_ends_equal(greedy, own_file, tmp_path, monkeypatch):
     from trl_perception.evaluation import store
 
     written, real = [], store.PredictionStore.write
@@ -92,7 +92,7 @@ def test_an_interrupted_run_goes_on_and_ends_equal(greedy, own_file, tmp_path, m
     assert sizes == []  # nothing was left to do
 
 
-def test_a_run_with_other_settings_or_rows_does_not_go_on(own_file, tmp_path):
+def test_a_run_with_other_settings_or_rows_does_not_resume(own_file, tmp_path):
     evaluate(settings(own_file, tmp_path / "out", limit=4))
     with pytest.raises(ValueError, match=r"other settings \(max_new_tokens: 40 there, 41 now\)"):
         evaluate(settings(own_file, tmp_path / "out", limit=4, max_new_tokens=41))
@@ -185,7 +185,7 @@ def test_rewards_are_called_as_in_training(rows_file, tmp_path):
 
 
 async def seen(prompts, completions, completion_ids, solution, family, log_metric, **columns):
-    """1.0 for each completion whose arguments look as TRL's trainer makes them."""
+    """1.0 for each completion whose arguments match those of TRL's trainer."""
     log_metric("seen", 1.0)
     rows = zip(prompts, completions, completion_ids, solution, family, strict=True)
     return [

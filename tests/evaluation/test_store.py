@@ -1,4 +1,4 @@
-"""Shards on disk: going on, merging, and what is refused."""
+"""Shards on disk: resuming, merging, and what is refused."""
 
 import json
 

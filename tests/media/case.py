@@ -1,4 +1,4 @@
-"""One broken or odd input: how it is made, and what becomes of it."""
+"""One broken or odd input: how it is made and its expected outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

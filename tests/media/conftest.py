@@ -1,4 +1,4 @@
-"""Real clips whose pictures tell their own number."""
+"""Real clips whose frames encode their own number."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,7 +12,7 @@ from tests.media.drawn import draw, encode, mux_silence, numbers, turned_clockwi
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> dict[str, Path]:
-    """Clips of the session by name; do not write to them."""
+    """Clips of the session by name; do not modify them."""
     folder = tmp_path_factory.mktemp("clips")
     thirty = range(30)
     made = {
@@ -48,13 +48,13 @@ def clips(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def numbers_of() -> Callable:
-    """Read back the numbers that a clip's (F,3,H,W) frames carry."""
+    """Decode the numbers in a clip's (F,3,H,W) frames."""
     return numbers
 
 
 @pytest.fixture(scope="session")
 def picture() -> Callable:
-    """The function that draws a number below 256: (56,112,3) uint8."""
+    """Return the function that draws a number below 256: (56,112,3) uint8."""
     return draw
 
 

@@ -1,6 +1,6 @@
-"""Every broken or odd input that media reading is held to.
+"""Every broken or odd input that media reading is tested on.
 
-python -m tests.media.corpus --output DIR writes those that are files; without an output it prints a table of all.
+python -m tests.media.corpus --output DIR writes the inputs that are files; without an output it prints a table of all.
 """
 
 import argparse
@@ -17,7 +17,7 @@ CORPUS: list[Case] = [*VIDEOS, *IMAGES, *SOURCES]
 
 
 def make(case: Case, folder: Path, address: str = "http://127.0.0.1:9") -> Any:
-    """The case's source, its files in a folder of their own. Args: address: of the server that answers its URLs."""
+    """The case's source, with its files in a separate folder. Args: address: of the server that answers its URLs."""
     own = folder / str(CORPUS.index(case))
     own.mkdir(parents=True)
     (folder / "address").write_text(address)
@@ -25,7 +25,7 @@ def make(case: Case, folder: Path, address: str = "http://127.0.0.1:9") -> Any:
 
 
 def table(cases: Sequence[Case] = CORPUS) -> str:
-    """The corpus as Markdown: decoded and refused inputs, each with what is odd about it."""
+    """The corpus as Markdown: decoded and refused inputs, each with a description."""
     lines = ["| input | as | what is odd | outcome |", "|---|---|---|---|"]
     lines += [f"| {c.name} | {c.kind} | {c.about} | {'refused' if c.refused else 'decoded'} |" for c in cases]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Pictures that are odd, broken, or larger than they look."""
+"""Images that are odd, broken, or larger than they look."""
 
 import struct
 import zlib
@@ -36,7 +36,7 @@ def palette(folder: Path, **options) -> Path:
 
 
 def turned(folder: Path, orientation: int) -> Path:
-    """Red on the left half, to be shown after a turn."""
+    """Red on the left half, with an orientation tag that rotates it."""
     picture = Image.new("RGB", (112, 56))
     picture.paste(RED, (0, 0, 56, 56))
     exif = Image.Exif()
@@ -45,7 +45,7 @@ def turned(folder: Path, orientation: int) -> Path:
 
 
 def png(path: Path, height: int, width: int, *chunks: tuple[bytes, bytes], bits: int = 8, colours: int = 0) -> Path:
-    """A PNG with a header of this size, and these chunks."""
+    """A PNG with a header of this size and the given chunks."""
     header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for kind, data in ((b"IHDR", header), *chunks, (b"IEND", b"")):

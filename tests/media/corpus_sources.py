@@ -27,13 +27,13 @@ def looped(folder: Path) -> Path:
 
 
 def beside(folder: Path, good: str) -> str:
-    """`..` out of a folder beside the file."""
+    """A path with `..` out of a folder beside the file."""
     (folder / "sub").mkdir()
     return f"{folder}/sub/../{good}"
 
 
 def playlist(folder: Path, text: str, name: str = "list.mp4") -> Path:
-    """A text that names the good clip beside it."""
+    """A text file that names the good clip beside it."""
     plain(folder, "good.mp4")
     return written(folder / name, text)
 

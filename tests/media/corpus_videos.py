@@ -38,7 +38,7 @@ def greys(
 
 
 def jpegs(path: Path, pictures: list[bytes], milliseconds: list[int]) -> Path:
-    """JPEG pictures as packets of a clip, each at its own time, in the order given."""
+    """JPEG images as packets of a clip, each at its own time, in the given order."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=10)
         stream.height, stream.width, stream.pix_fmt = 56, 112, "yuvj420p"
@@ -84,7 +84,7 @@ def flipped(seed: int, low: float, high: float, count: int):
 
 
 def in_picture(number: int):
-    """Flip a bit of one picture in an APNG, whose pictures but the first are in fdAT chunks; it still unpacks."""
+    """Flip a bit of one image in an APNG, whose images after the first are in fdAT chunks; it still unpacks."""
 
     def change(content: bytearray) -> bytearray:
         place = -1
@@ -97,7 +97,7 @@ def in_picture(number: int):
 
 
 def put(mark: bytes, offset: int, value: bytes):
-    """Write a value so many bytes behind each mark."""
+    """Write a value at an offset after each mark."""
 
     def change(content: bytearray) -> bytearray:
         place = content.index(mark)
@@ -136,7 +136,7 @@ def without_frames(path: Path) -> Path:
 
 
 def with_alpha(path: Path) -> Path:
-    """VP9 whose alpha plane says that every pixel is clear."""
+    """VP9 whose alpha plane makes every pixel transparent."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libvpx-vp9", rate=10)
         stream.height, stream.width, stream.pix_fmt = 56, 112, "yuva420p"
@@ -150,7 +150,7 @@ def with_alpha(path: Path) -> Path:
 
 
 def of_two_sizes(folder: Path) -> Path:
-    """A raw stream of 56x112 that goes on in 112x224."""
+    """A raw stream of 56x112 that continues in 112x224."""
     first = encode(folder / "a.h264", range(15)).read_bytes()
     second = greys(folder / "b.h264", [96] * 15, codec="libx264", size=(112, 224)).read_bytes()
     (folder / "both.h264").write_bytes(first + second)
@@ -235,7 +235,7 @@ DECODED = [
         "video",
         "10 frames in the first second, then one a second",
         lambda f: encode(f / "v.mp4", range(20), milliseconds=[*range(0, 1000, 100), *range(1000, 11000, 1000)]),
-        # asked for 0, 3.03, 6.57 and 9.60 s: the frames of 0, 3, 6 and 9 s are on the screen
+        # asked for 0, 3.03, 6.57 and 9.60 s: the frames of 0, 3, 6 and 9 s are shown
         numbers=[0, 12, 15, 18],
         settings=FOUR,
     ),

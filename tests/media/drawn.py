@@ -1,4 +1,4 @@
-"""Pictures that tell their own number: left half (i // 16) * 16, right half (i % 16) * 16, in grey. And clips of them."""
+"""Frames that encode their own number: left half (i // 16) * 16, right half (i % 16) * 16, in grey. And clips of them."""
 
 import struct
 from fractions import Fraction
@@ -45,7 +45,7 @@ def mux_silence(container, stream, seconds: float) -> None:
 
 
 def turned_clockwise(path: Path) -> Path:
-    """Write a quarter turn into the MP4's track header, as phones held upright do."""
+    """Write a 90-degree rotation into the MP4's track header, as phones held upright do."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 44
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, HEIGHT << 16, 0, 1 << 30)
@@ -54,7 +54,7 @@ def turned_clockwise(path: Path) -> Path:
 
 
 def numbers(frames) -> list[int]:
-    """Read back the numbers that (F,3,H,W) frames carry."""
+    """Decode the numbers in (F,3,H,W) frames."""
     half = frames.shape[-1] // 2
     parts = [frames[..., 8:-8, 8 : half - 8], frames[..., 8:-8, half + 8 : -8]]
     tall, low = ((part.float().mean(dim=(1, 2, 3)) / 16).round().int() for part in parts)

@@ -1,4 +1,4 @@
-"""A local HTTP server that answers as servers should not."""
+"""A local HTTP server with faulty responses."""
 
 import gzip
 import threading
@@ -9,13 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def misbehaving(clip: bytes):
-    """Address of the server while the context lasts; /clip.mp4 is the one good answer."""
+    """Context manager that gives the address of the server; only /clip.mp4 is a valid response."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             name = self.path.strip("/").partition(".")[0].replace("-", "_")
-            with suppress(BrokenPipeError, ConnectionResetError):  # the other side has given up, as it should
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up, as it should
                 getattr(self, name, self.gone)()
 
         def answer(self, content: bytes = b"", status: int = 200, **headers) -> None:

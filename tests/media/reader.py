@@ -1,4 +1,4 @@
-"""A process of its own that reads media under a bound of memory, for what may hang, crash or eat."""
+"""A separate process that reads media with bounded memory, for inputs that may hang, crash or exhaust memory."""
 
 import multiprocessing
 import os
@@ -7,17 +7,17 @@ import time
 import traceback
 from typing import Any
 
-ROOM = 1 << 30  # bytes of address space beyond what the started process has
+HEADROOM = 1 << 30  # bytes of address space beyond what the started process has
 
 
 class Reader:
-    """Reads media in a process that is started anew after it hung or died."""
+    """Reads media in a process that is restarted after it hung or died."""
 
     def __init__(self):
         self._process = None
 
     def __call__(self, kind: str, source: Any, settings: Any, limits: Any, timeout: float) -> dict[str, Any]:
-        """What became of a medium: see `outcome`; {"hung": seconds} or {"died": exit code} where nothing came back."""
+        """The result of reading a medium: see `outcome`; {"hung": seconds} or {"died": exit code} without a reply."""
         if self._process is None:
             self._start()
         self._connection.send((kind, source, settings, limits))
@@ -33,7 +33,7 @@ class Reader:
             return {"died": code}
 
     def _start(self) -> None:
-        os.environ["MALLOC_ARENA_MAX"] = "2"  # threads would reserve address space that nobody uses
+        os.environ["MALLOC_ARENA_MAX"] = "2"  # threads would reserve unused address space
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other,), daemon=True)
@@ -52,11 +52,11 @@ class Reader:
 
 
 def serve(connection) -> None:
-    """Answer requests until the other side closes."""
+    """Serve requests until the connection is closed."""
     from trl_perception.media import MediaLoader  # with torch and FFmpeg, before memory is bounded
 
     with open("/proc/self/statm") as file:
-        bound = int(file.read().split()[0]) * resource.getpagesize() + ROOM
+        bound = int(file.read().split()[0]) * resource.getpagesize() + HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
     connection.send("ready")
     while True:
@@ -79,7 +79,7 @@ def outcome(loader, kind: str, source: Any, settings: Any, limits: Any) -> dict[
     try:
         given = {"settings": settings} if kind == "video" else {}
         (medium,) = loader.load([MediaRequest(kind, source, limits=limits, **given)])
-    except BaseException:  # a bug in what is tested: the text goes home, where the test fails
+    except BaseException:  # a bug in the tested code: the text is returned, so that the test fails
         return {"crash": traceback.format_exc()}
     found = {"seconds": time.monotonic() - start}
     if isinstance(medium, MediaError):

@@ -1,4 +1,4 @@
-"""Each input of the corpus is decoded right or refused with one clear error, in bounded time and memory."""
+"""Each input of the corpus is decoded correctly or refused with one clear error, in bounded time and memory."""
 
 import re
 import time
@@ -88,7 +88,7 @@ def dying(connection) -> None:
     connection.recv()
 
 
-def test_a_reading_that_hangs_or_dies_is_told(monkeypatch):
+def test_a_reading_that_hangs_or_dies_is_reported(monkeypatch):
     from tests.media import reader
 
     read = Reader()
@@ -99,13 +99,13 @@ def test_a_reading_that_hangs_or_dies_is_told(monkeypatch):
 
 
 def test_memory_of_the_reading_process_is_bounded(read):
-    # 2 GB of floats are twice the room that the process has
+    # 2 GB of floats are twice the memory limit of the process
     found = read("image", Hungry(), None, None, HANG)
     assert "MemoryError" in found["crash"] or "memory" in found["crash"]
 
 
 class Hungry:
-    """A source that takes 2 GB when it is asked what it is."""
+    """A source that allocates 2 GB when it is inspected."""
 
     def __str__(self):
         return str(len(bytearray(2 << 30)))

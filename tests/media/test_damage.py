@@ -1,4 +1,4 @@
-"""Damage that FFmpeg sees and only logs refuses a clip; what it does not see is as good as it can be."""
+"""A clip is refused for damage that FFmpeg only logs; damage that FFmpeg does not detect is not."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ ALL = VideoSettings(nframes=24, max_pixels=64 * 96, min_pixels=1)
 
 
 def moving(path, codec, **options):
-    """24 frames of noise that moves, so that frames are predicted from each other and hold some bytes."""
+    """24 frames of moving noise, so that frames are predicted from each other and are not empty."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 200, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
@@ -42,7 +42,7 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 @pytest.fixture
 def errors():
-    """What FFmpeg logs as errors. One thread decodes: with more, the callback of its log may wait for ever."""
+    """What FFmpeg logs as errors. One thread decodes: with more, the log callback may deadlock."""
     av.logging.set_level(av.logging.ERROR)
     with av.logging.Capture() as log:
         yield log

@@ -20,16 +20,16 @@ ORIENTATIONS = {
     (1, 0, 0, 1): lambda rows: rows,
     (-1, 0, 0, 1): lambda rows: rows[:, ::-1],  # mirrored left to right
     (1, 0, 0, -1): lambda rows: rows[::-1],  # mirrored top to bottom
-    (-1, 0, 0, -1): lambda rows: rows[::-1, ::-1],  # half a turn
-    (0, 1, -1, 0): lambda rows: np.rot90(rows, -1),  # a quarter turn clockwise
-    (0, -1, 1, 0): lambda rows: np.rot90(rows, 1),  # counter-clockwise
+    (-1, 0, 0, -1): lambda rows: rows[::-1, ::-1],  # rotated by 180 degrees
+    (0, 1, -1, 0): lambda rows: np.rot90(rows, -1),  # rotated by 90 degrees clockwise
+    (0, -1, 1, 0): lambda rows: np.rot90(rows, 1),  # rotated by 90 degrees counter-clockwise
     (0, 1, 1, 0): lambda rows: rows.transpose(1, 0, 2),  # columns become rows
     (0, -1, -1, 0): lambda rows: np.rot90(rows[:, ::-1], -1),  # mirrored, then clockwise
 }
 
 
 def four_corners() -> np.ndarray:
-    """Four quarters of other colours, none of which a turn or a mirroring leaves in place."""
+    """Four quarters of different colours, so that every rotation and mirroring changes the image."""
     rows = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     rows[: HEIGHT // 2, : WIDTH // 2], rows[: HEIGHT // 2, WIDTH // 2 :] = (200, 40, 40), (40, 200, 40)
     rows[HEIGHT // 2 :, : WIDTH // 2], rows[HEIGHT // 2 :, WIDTH // 2 :] = (40, 40, 200), (220, 220, 220)
@@ -94,7 +94,7 @@ def marked_interlaced(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def interlaced_clip(path, codec):
-    """A white bar that moves to the right by 8 pixels a field: even rows show it where it was, odd rows 8 further."""
+    """A white bar that moves to the right by 8 pixels a field: even rows show its old position, odd rows 8 pixels further."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.pix_fmt = 64, 128, "yuv420p"
@@ -127,7 +127,7 @@ def test_one_field_of_an_interlaced_frame_is_shown(tmp_path):
 def test_frames_and_their_threads_do_not_outlive_the_reading(tmp_path):
     clip = clip_with(tmp_path / "c.mp4", (0, 1, -1, 0))
     gc.collect()
-    gc.disable()  # what is left over is then what only a collection of cycles would free
+    gc.disable()  # the remainder is what only a collection of cycles would free
     try:
         before = len(os.listdir("/proc/self/task"))
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Frames by time, to look at."""
+"""Frames by time, for display."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_they_are_the_frames_that_training_saw(clip):
     assert len(shown) == len(trained.frames)
     for small, seen in zip(shown, trained.frames, strict=True):
         assert small.shape == (3, 28, 28)
-        # single-coloured frames: the middle pixel tells which one it is
+        # single-coloured frames: the middle pixel identifies the frame
         assert (small[:, 14, 14].int() - seen[:, seen.shape[1] // 2, seen.shape[2] // 2].int()).abs().max() <= 2
 
 

@@ -126,7 +126,7 @@ def test_exif_orientation_is_applied():
     image = Image.new("RGB", (20, 10))
     image.paste((255, 0, 0), (0, 0, 10, 10))  # red on the left
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown after a clockwise quarter turn: red on top
+    exif[0x0112] = 6  # shown rotated by 90 degrees clockwise: red on top
     turned = read_image(encoded(image, exif=exif))
     assert turned.size == (10, 20)
     assert (turned.getpixel((5, 2)), turned.getpixel((5, 17))) == ((255, 0, 0), (0, 0, 0))

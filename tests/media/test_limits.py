@@ -56,7 +56,7 @@ def test_limits_exactly_met_are_no_obstacle(clips):
     assert read_image(np.zeros((56, 112, 3), np.uint8), limits=limits).size == (112, 56)
 
 
-def test_headers_are_held_to_the_limits(clips):
+def test_headers_are_checked_against_the_limits(clips):
     with pytest.raises(MediaError, match="media_max_frames 29"):
         probe("video", clips["plain"], MediaLimits(max_frames=29))
     with pytest.raises(MediaError, match="media_max_pixels 6271"):
@@ -72,7 +72,7 @@ def test_the_loader_keeps_results_of_other_limits_apart(clips):
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_prompts_hold_their_media_to_the_limits(clips, kind):
+def test_prompts_check_their_media_against_the_limits(clips, kind):
     medium = clips["plain"] if kind == "video" else Image.new("RGB", (112, 56))
     row = {"prompt": [{"role": "user", "content": f"<{kind}> What?"}], f"{kind}s": [medium], "id": 3}
     preparer = PromptPreparer(AutoProcessor.from_pretrained(model_path("tiny")), media_limits=GIVEN)
@@ -110,7 +110,7 @@ def test_a_connection_that_opens_after_the_end_is_shut(monkeypatch):
 
 
 class Container:
-    """The part of PyAV's container that is charged, over lists of frames a packet."""
+    """The part of PyAV's container that the budget counts, given a list of frames per packet."""
 
     format = streams = duration = seek = None
 

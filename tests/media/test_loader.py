@@ -174,7 +174,7 @@ def test_a_decoder_object_is_not_kept():
     assert loader.stats["decoded"] == 2
 
 
-def test_keys_tell_contents_apart_and_ignore_identity(tmp_path):
+def test_keys_depend_on_contents_and_not_on_identity(tmp_path):
     frames = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     assert fingerprint(frames) == fingerprint(frames.copy()) == fingerprint(torch.from_numpy(frames))
     assert fingerprint(frames) != fingerprint(frames[::-1])
@@ -192,7 +192,7 @@ def test_keys_tell_contents_apart_and_ignore_identity(tmp_path):
     assert fingerprint(red) != fingerprint(green)
 
 
-def test_keys_tell_settings_apart():
+def test_keys_depend_on_settings():
     base = video(b"x")
     assert base.key == video(b"x").key
     others = [

@@ -17,7 +17,7 @@ def test_placeholders_take_the_media_of_their_column_in_order():
     assert messages == user(
         {"type": "video", "video": "a"}, TEXT, {"type": "image", "image": "i"}, {"type": "video", "video": "b"}
     )
-    assert prompt == user({"type": "video"}, TEXT, {"type": "image"}, {"type": "video"})  # the row is not written to
+    assert prompt == user({"type": "video"}, TEXT, {"type": "image"}, {"type": "video"})  # the row is not modified
 
 
 def test_a_block_with_its_own_medium_takes_none_of_the_column():

@@ -1,4 +1,4 @@
-"""Headers tell size, length and visual tokens; the estimate is what the processor makes."""
+"""Size, length and visual tokens from headers; the estimate equals the processor's count."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from trl_perception.media import MediaError, PromptPreparer, VideoSettings, read
 from trl_perception.media.probe import MediaFacts, clip_tokens, probe, visual_tokens
 
 
-def test_a_clip_and_a_picture_tell_what_they_are(clips, pictures):
+def test_facts_of_a_clip_and_a_picture(clips, pictures):
     assert probe("video", clips["plain"]) == MediaFacts("video", 56, 112, frames=30, fps=10.0)
     assert probe("video", clips["plain"]).seconds == 3.0  # 30 frames / 10
     assert probe("video", clips["plain"].read_bytes()) == probe("video", clips["plain"])

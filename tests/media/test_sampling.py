@@ -185,9 +185,9 @@ def test_average_fps_prefers_an_exact_declaration_that_agrees():
     rounded = np.array([0.0, 0.033, 0.067, 0.1])
     # gaps of 33, 34 and 33 ms are even within 2 ms; 3 of them at 30000 / 1001 take 0.1001 s, and 0.1 were found
     assert average_fps(rounded, 0.033, 30000 / 1001, 0.002) == 30000 / 1001
-    # 1000 a second would take 0.003 s: 3 / 0.1 = 30, whatever the last frame's duration
+    # 1000 a second would take 0.003 s: 3 / 0.1 = 30, for any duration of the last frame
     assert average_fps(rounded, 5.0, 1000.0, 0.002) == pytest.approx(30.0)
-    # 3 frames in 4 + 1 s are 0.6 per second, whatever was declared
+    # 3 frames in 4 + 1 s are 0.6 per second, for any declared rate
     assert average_fps(np.array([0.0, 1.0, 4.0]), 1.0, 25.0, 0.002) == pytest.approx(0.6)
     # unknown last duration: the average gap, (4 - 0) / 2 = 2 s; 3 / 6 = 0.5
     assert average_fps(np.array([0.0, 1.0, 4.0]), 0.0, 25.0, 0.002) == pytest.approx(0.5)

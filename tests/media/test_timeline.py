@@ -1,4 +1,4 @@
-"""When each frame is shown, from packets alone; what is refused because its times or its length cannot be right."""
+"""When each frame is shown, from packets alone; clips with impossible times or lengths are refused."""
 
 import struct
 from fractions import Fraction

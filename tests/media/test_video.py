@@ -25,7 +25,7 @@ SIX_OF_THIRTY = [0, 6, 12, 17, 23, 29]
 
 
 class Decoder:
-    """The part of torchcodec's VideoDecoder that is read, over an array."""
+    """The part of torchcodec's VideoDecoder that is used, backed by an array."""
 
     def __init__(self, frames, fps):
         self.frames = frames
@@ -69,7 +69,7 @@ def test_variable_rate_is_uniform_in_time(clips, numbers_of):
 
 def test_frames_before_an_edit_are_not_shown(clips, numbers_of, monkeypatch):
     monkeypatch.setattr(video, "SEEK_GAP", 0)
-    monkeypatch.delattr(video, "decoded_timeline")  # packets tell enough: no second pass over the file
+    monkeypatch.delattr(video, "decoded_timeline")  # packets suffice: no second pass over the file
     clip = read_video(clips["edited"], VideoSettings(nframes=4, max_pixels=PIXELS))
     # frames 0..19 lie before time 0, and 0..11 before the keyframe that is needed, so that 28 of 40 declared frames are
     # there: no truncation, for the declared 2 s are. Of the 20 shown, numbers 20..39: 0, 6.3, 12.7, 19
@@ -161,7 +161,7 @@ def test_frames_out_of_turn_are_counted_again(tmp_path, write_clip, numbers_of):
 
 def test_rotation_is_applied(clips):
     clip = read_video(clips["turned"], VideoSettings(max_pixels=PIXELS))
-    # number 15 is black on the left and 240 on the right; a clockwise quarter turn puts the left on top
+    # number 15 is black on the left and 240 on the right; a clockwise rotation by 90 degrees puts the left on top
     assert tuple(clip.frames.shape[-2:]) == (WIDTH, HEIGHT)
     assert clip.frames[0, :, 10, 28].max() < 20
     assert clip.frames[0, :, 100, 28].min() > 220

@@ -1,4 +1,4 @@
-"""Visual inputs of a batch: where they stand, and that every placeholder has its feature."""
+"""Visual inputs of a batch: their positions, and that every placeholder has a feature."""
 
 import pytest
 import torch

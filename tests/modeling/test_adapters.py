@@ -1,4 +1,4 @@
-"""LoRA and its kin on language and vision layers: the same numbers on every path, and nothing else that moves."""
+"""LoRA and similar adapters on language and vision layers: the same numbers on every path, and only the adapter changes."""
 
 import copy
 import re
@@ -31,7 +31,7 @@ OPTIONS = every_method(
     appo={"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward"},
     pgpo={"dependency_threshold": 0.2},
     ral={"num_iterations": 2},
-    attn_distill={"gkd_weight": 0.5},  # without a teacher: the base of the adapter teaches
+    attn_distill={"gkd_weight": 0.5},  # without a teacher: the base of the adapter is the teacher
 )
 LAYERS = {
     "language": r".*language_model.*(q_proj|v_proj|down_proj)",
@@ -115,7 +115,7 @@ def test_fast_paths_give_an_adapter_the_same_gradients(rows, make_trainer, name,
 
 
 def keep_credit(trainer):
-    """The weights that the trainer's method gives, from now on."""
+    """Record the weights that the trainer's method gives from now on."""
     kept, body = [], trainer.token_weights
 
     def token_weights(group):
@@ -128,7 +128,7 @@ def keep_credit(trainer):
 
 
 def assert_credit(trainer, kept):
-    """Weights differ between tokens at the last update, when the adapter is no longer nothing; penalties act."""
+    """Weights differ between tokens at the last update, when the adapter is no longer zero; penalties are active."""
     assert len(kept) >= 3  # one prompt with its completions, or two, in each of three steps
     credit, group = kept[-1]
     if credit is not None:
@@ -154,7 +154,7 @@ def test_the_reference_is_the_base_on_every_path(rows, make_trainer):
         with torch.no_grad():
             expected, now = base.score(group)[0], trainer.score(group)[0]
         torch.testing.assert_close(reference[mask], expected[mask], atol=2e-5, rtol=1e-4)
-        assert (now - expected)[mask].abs().max() > 1e-3  # and the policy is elsewhere
+        assert (now - expected)[mask].abs().max() > 1e-3  # and the policy differs
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ def test_features_are_kept_only_of_a_tower_without_adapter(layers):
     assert reason is None or "modules of the vision tower" in reason
 
 
-def test_readings_have_no_dropout(rows, make_trainer):
-    """With lora_dropout two readings of a view are one; the update, which drops, does not serve them."""
+def test_scoring_forwards_have_no_dropout(rows, make_trainer):
+    """With lora_dropout two scoring forwards of a view are equal; the update's forward, which has dropout, is not reused."""
     settings = {"max_steps": 2, "num_generations": 4}
     trainer = run(make_trainer, rows["video"], "pgpo", lora(lora_dropout=0.5), **settings)
     assert trainer._drops_out
@@ -247,7 +247,7 @@ def test_what_does_not_go_with_media_is_refused(rows, make_trainer):
         run(make_trainer, rows["video"], RALTrainer, lora(bias="all"), attn_reference="ref", **settings)
     with pytest.raises(ValueError, match="distillation, without another teacher, reads the base"):
         run(make_trainer, rows["video"], "attn_distill", lora(bias="all"), beta=0.0)
-    run(make_trainer, rows["video"], "grpo", lora(bias="all"), beta=0.0)  # nobody reads the base
+    run(make_trainer, rows["video"], "grpo", lora(bias="all"), beta=0.0)  # the base is not used
 
 
 def test_an_adapter_without_layers_names_the_setting(rows, make_trainer):
@@ -263,7 +263,7 @@ def test_an_adapter_is_no_model_to_begin_with(tmp_path):
 
 
 def test_whole_weights_and_an_adapter_do_not_share_a_folder(rows, make_trainer, tmp_path):
-    """A loader takes an adapter that it finds: the weights of a later run beside it would be there and not be used."""
+    """A loader uses any adapter it finds, and would ignore the full weights of a later run in the same folder."""
     settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     adapter = run(make_trainer, rows["video"], "grpo", lora(), **settings)
     adapter.train()
@@ -312,7 +312,7 @@ def test_an_adapter_resumes_where_it_was(rows, make_trainer, tmp_path, kind):
         assert theirs[2:] == pytest.approx(mine[2:], rel=1e-4, abs=1e-7)
     for name, value in weights(whole).items():
         torch.testing.assert_close(again.model.get_parameter(name), value, atol=1e-6, rtol=1e-5)
-    assert first[1][-1] > 1e-4  # the adapter went away from its base
+    assert first[1][-1] > 1e-4  # the adapter was moved away from its base
 
 
 @pytest.mark.parametrize("kind", ["dora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "rslora"))])

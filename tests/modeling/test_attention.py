@@ -1,4 +1,4 @@
-"""Recomputed attention rows against eager `output_attentions`, under every way a model runs."""
+"""Recomputed attention rows against eager `output_attentions`, in every mode of the model."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_rows_equal_the_eager_map(implementation):
     with torch.no_grad():
         assert torch.equal(
             model(**inputs).logits, tapped
-        )  # the tap leaves the forward alone, and leaves nothing behind
+        )  # the tap does not change the forward and is removed completely
 
 
 def test_each_of_several_layers_equals_its_map():
@@ -98,7 +98,7 @@ def test_rows_of_other_families(family):
 
 @pytest.mark.slow  # compiles
 def test_rows_while_flex_attention_runs():
-    torch._dynamo.reset()  # sizes that were compiled before would be taken for dynamic ones
+    torch._dynamo.reset()  # sizes compiled before would be treated as dynamic
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16,

@@ -1,4 +1,4 @@
-"""The group forward against one row a completion: log-probs, entropies, gradients, attention, hidden states."""
+"""The group forward against one row per completion: log-probs, entropies, gradients, attention, hidden states."""
 
 import copy
 
@@ -34,7 +34,7 @@ from trl_perception.modeling import (
 )
 
 WIDTH = 6
-LENGTHS = (6, 3, 1, 5, 0, 6, 4, 2)  # of the completions in turn, one of them empty
+LENGTHS = (6, 3, 1, 5, 0, 6, 4, 2)  # of the completions in order, one of them empty
 TEXT = {
     "vocab_size": 200,
     "hidden_size": 32,
@@ -287,7 +287,7 @@ def test_flex_attention_takes_the_rule_as_a_block_mask():
         def __init__(self, ids):
             self.input_ids = ids
 
-    torch._dynamo.reset()  # sizes that were compiled before would be taken for dynamic ones
+    torch._dynamo.reset()  # sizes compiled before would be treated as dynamic
     texts = [Prompt([11, 12, 13, 14, 15, 16, 17]), Prompt([21, 22, 23])]
     inputs, _ = batch(texts, [4, 3])
     model = fused(qwen3()).eval()

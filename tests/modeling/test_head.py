@@ -1,4 +1,4 @@
-"""Distributions from hidden states: in float32 whatever the weights are in, with the model's own scale and cap."""
+"""Distributions from hidden states: in float32 for any dtype of the weights, with the model's own scale and cap."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_scores_are_not_rounded_to_the_weights_type(autocast):
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(3, 64, generator=generator), torch.randn(9000, 64, generator=generator)
     rounded = [tensor.bfloat16() for tensor in (states, weight)]
-    # logits up to some 30, where bfloat16 has steps of 0.125
+    # logits up to some 30, where the spacing of bfloat16 is 0.125
     expected = torch.log_softmax(rounded[0].double() @ rounded[1].double().T / 0.9, -1).float()
     given = (states, weight) if autocast else rounded
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

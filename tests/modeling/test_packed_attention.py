@@ -1,4 +1,4 @@
-"""Attention over a packed row against attention under its written-out mask, head by head in float64."""
+"""Attention over a packed row against attention with the explicit mask, head by head in float64."""
 
 import math
 
@@ -11,7 +11,7 @@ from trl_perception.modeling.packing import PackedMask, pack
 
 
 class Module(torch.nn.Module):
-    """What the interface reads of an attention module."""
+    """The attributes of an attention module that the interface reads."""
 
     num_key_value_groups = 2
     is_causal = True
@@ -36,7 +36,7 @@ def states(length):
 
 
 def written_out(packing, query, key, value, scaling):
-    """One softmax a head and a query over the keys that the rule allows: (1,L,H,d)."""
+    """One softmax per head and query over the keys that the rule allows: (1,L,H,d)."""
     run, segment = run_and_segment(packing)
     rows = []
     for at in range(packing.length):
@@ -55,7 +55,7 @@ def written_out(packing, query, key, value, scaling):
 def bottom_right(module, query, key, value, attention_mask, scaling=None, position_ids=None, **kwargs):
     """A stand-in with flash attention's semantics: no mask, causality counted from the bottom right."""
     assert attention_mask is None
-    assert position_ids is None  # flash attention takes positions that start again for further sequences
+    assert position_ids is None  # flash attention treats positions that restart as further sequences
     seen = torch.ones(query.size(2), key.size(2), dtype=torch.bool).tril(key.size(2) - query.size(2))
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=seen, scale=scaling
@@ -95,7 +95,7 @@ def test_the_block_mask_says_the_same(name):
 def test_other_calls_pass_through_untouched():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     follow_packings("sdpa")
-    follow_packings("sdpa")  # taught once
+    follow_packings("sdpa")  # registered once
     taught = ALL_ATTENTION_FUNCTIONS["sdpa"]
     assert taught is before or not getattr(before, "follows_packings", False)
     inputs = {name: value.detach() for name, value in states(6).items()}

@@ -1,4 +1,4 @@
-"""The packed row: where every token stands, which keys it sees, and the way back."""
+"""The packed row: the place of every token, the keys it attends to, and unpacking."""
 
 import pytest
 import torch

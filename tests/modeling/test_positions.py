@@ -1,4 +1,4 @@
-"""Where text behind a video stands, against the rule written out with loops."""
+"""Positions of text after a video, against the rule written out with loops."""
 
 import copy
 import pickle
@@ -139,7 +139,7 @@ def test_images_have_the_same_positions_by_both_rules(layout):
         assert torch.equal(model.model.get_rope_index(**inputs_of([layout], 2))[0], plain)
 
 
-# Behind "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>", 15 tokens, a cell is
+# After "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>", 15 tokens, a cell is
 # two frames at 1 frame a second, and Qwen2.5-VL has 2 positions a second: cells stand 4 apart.
 # RAL: 128 frames are 64 cells of 11 x 11 tokens: 15 + 63 * 4 + 1 = 268, by transformers' rule 15 + 11 = 26.
 # APPO: 16 frames are 8 cells of 8 x 8: 15 + 7 * 4 + 1 = 44, and 15 + 8 = 23.
@@ -190,7 +190,7 @@ def test_the_rule_is_the_model_objects_own(tmp_path):
         assert position_rule_of(same) == "released"
         assert same.model.get_rope_index.backbone is same.model
         assert_positions(same, LAYOUTS["batch"], "released")
-    apply_position_rule(adapted, "transformers")  # a later rule replaces it, in this copy alone
+    apply_position_rule(adapted, "transformers")  # a later rule replaces it, in this copy only
     assert_positions(adapted.get_base_model(), LAYOUTS["batch"], "transformers")
     assert_positions(model, LAYOUTS["batch"], "released")
 
@@ -207,7 +207,7 @@ def test_another_rule_is_refused():
         EvaluationSettings(model="tiny", data="synthetic", output="out", position_rule="new")
 
 
-# From here on with a clip whose last cell lies behind where transformers would put the text.
+# From here on the clip's last cell is beyond the position where transformers would put the text.
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""One prefill a prompt against one a completion: the same tokens, greedy and sampled."""
+"""One prefill per prompt against one per completion: the same tokens, greedy and sampled."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ REPEATS = 4
 
 @pytest.fixture(scope="module")
 def prompts(clips, pictures):
-    """Of different length, so that they are left-padded beside each other."""
+    """Prompts of different length, so that a batch is left-padded."""
     rows = [
         {"prompt": message("Which colour?", "video"), "videos": clips[:1]},
         {"prompt": message("Say red."), "videos": [], "images": []},
@@ -71,7 +71,7 @@ def test_greedy_tokens_are_identical(model, prompts):
 def test_a_video_that_outlasts_its_question(prompts, tmp_path, rule):
     """6 cells of 1 second at 4 positions a second, from position 4 on: the last is at 24.
 
-    The text behind it starts at 25, or by transformers' rule at 6: then its last token, at 16, stands before the last frame.
+    The text after it starts at 25, or by transformers' rule at 6: then its last token, at 16, is before the last frame.
     """
     clip = write_clip(tmp_path / "long.mp4", seed=0, frames=24)
     row = {"prompt": message("Same?", "video"), "videos": [clip]}

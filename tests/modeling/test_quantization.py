@@ -1,4 +1,4 @@
-"""QLoRA: a base in 4 or 8 bit under each trainer, what is quantised, and what an adapter on it becomes."""
+"""QLoRA: a base in 4 or 8 bit with each trainer, which weights are quantised, and how its adapter is saved."""
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_a_recipe_reaches_the_model_and_says_what_is_quantised(tmp_path, capsys)
     args = [*RECIPE, *QLORA, "--freeze_vision_tower", "true", "--merge_adapter", "true", "--output_dir", str(tmp_path)]
     main(args)
     said = capsys.readouterr().out
-    # rank 4 on q_proj, 128 to 128, of 4 layers: 4 * 4 * (128 + 128) = 4,096, beside 1,184,192 of the base
+    # rank 4 on q_proj, 128 to 128, of 4 layers: 4 * 4 * (128 + 128) = 4,096, on top of 1,184,192 of the base
     assert "tiny; 28 language layers in 4 bit; vision tower, merger and head" in said
     assert "1,188,288, 4,096 trained" in said
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -112,7 +112,7 @@ def test_a_recipe_reaches_the_model_and_says_what_is_quantised(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_quantised_settings_are_refused_in_words(tmp_path, monkeypatch, bits):
+def test_quantised_settings_are_refused_with_a_reason(tmp_path, monkeypatch, bits):
     base = [*RECIPE, f"--{bits}", "true", "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match=f"{bits} is set without an adapter.* Set use_peft: true, or unset {bits}"):
         build(*parse(base))

@@ -1,4 +1,4 @@
-"""One run of the tower a forward, with the numbers and gradients of as many runs as the media ask for."""
+"""One run of the tower per forward, with the same numbers and gradients as one run for each kind of media."""
 
 from dataclasses import replace
 

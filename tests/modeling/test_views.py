@@ -1,4 +1,4 @@
-"""Blind and shuffled views against the same views made the long way."""
+"""Media-masked and shuffled views against explicit references."""
 
 from types import SimpleNamespace
 
@@ -67,14 +67,14 @@ def ids_of(prompt):
 
 
 @pytest.mark.parametrize("kind", ["video", "several", "image"])
-def test_blind_equals_masking_every_visual_key(model, prompts, kind):
+def test_media_masked_equals_masking_every_visual_key(model, prompts, kind):
     prompt = prompts[kind]
     text_alone = logits(model, media_masked(model, ids_of(prompt), prompt.visual, 5))
-    # The long way: the whole prompt at its positions, with a 4D mask that hides visual keys from everybody.
+    # The reference: the whole prompt at its positions, with a 4D mask that hides visual keys from every query.
     width = len(prompt.input_ids) + 5
     hidden = torch.cat([prompt.visual.token_types > 0, torch.zeros(5, dtype=torch.bool)])
     mask = torch.ones(width, width, dtype=torch.bool).tril() & ~hidden[None, :]
-    mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; nobody reads it
+    mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; its output is not used
     kwargs = forward_kwargs([prompt.visual], len(prompt.input_ids), width)
     positions, _ = model.model.get_rope_index(
         torch.cat([ids_of(prompt), COMPLETIONS[0]])[None], **{k: v for k, v in kwargs.items() if "pixel" not in k}
@@ -124,7 +124,7 @@ def test_zeroed_is_refused_where_features_are_not_known(prompts):
         zeroed(stand_in, ids_of(prompts["video"]), prompts["video"].visual)
 
 
-def test_blind_views_differ_in_positions_alone(model, prompts):
+def test_media_masked_views_differ_in_positions_alone(model, prompts):
     prompt = prompts["video"]
     original = media_masked(model, ids_of(prompt), prompt.visual, 5)
     moved = media_masked_recomputed(ids_of(prompt), prompt.visual)
@@ -133,13 +133,13 @@ def test_blind_views_differ_in_positions_alone(model, prompts):
     assert (logits(model, original) - logits(model, moved)).abs().max() > 1e-5
 
 
-def test_blind_text_is_the_prompt_itself(model, prompts):
+def test_media_masked_text_is_the_prompt_itself(model, prompts):
     view = media_masked(model, ids_of(prompts["text"]), prompts["text"].visual, 5)
     assert view.prompt_ids.tolist() == prompts["text"].input_ids
 
 
 def test_shuffled_equals_frames_out_of_order_through_the_processor(model, prompts, preparer):
-    """A tower that sees each cell alone: permuting cells of patches is permuting pairs of raw frames."""
+    """A tower without attention between cells: permuting cells of patches equals permuting pairs of raw frames."""
     prompt = prompts["video"]
     view = shuffled(ids_of(prompt), prompt.visual, torch.Generator().manual_seed(3))
     cells = prompt.frames[0].view(4, 2, *prompt.frames[0].shape[1:])
@@ -163,7 +163,7 @@ def test_without_a_video_there_is_no_shuffled_view(prompts, preparer, kind):
     assert frames_shuffled(prompt, ids_of(prompt), preparer, generator) is None
 
 
-def test_seeds_tell_prompts_steps_and_runs_apart_and_repeat():
+def test_seeds_differ_between_prompts_steps_and_runs_and_repeat():
     def first(*args):
         return torch.randint(0, 2**40, (1,), generator=seeded(*args)).item()
 

@@ -77,7 +77,7 @@ def test_shuffled_features_are_the_features_of_shuffled_cells(prompts, kind, mer
 
 @pytest.mark.parametrize("kind", ["video", "several", "image"])
 def test_other_pixels_are_seen_whatever_was_known_of_the_former_ones(prompts, kind):
-    """Features of the former pixels are dropped, on the way to another device too; those of the other media stay."""
+    """Features of the replaced pixels are dropped, also when moved to another device; those of the other media stay."""
     model, prompt = model_with(False), prompts[kind]
     name = "pixel_values" if kind == "image" else "pixel_values_videos"
     other = torch.flip(getattr(prompt.visual, name), dims=[0])
@@ -105,7 +105,7 @@ def test_pixels_that_were_let_go_are_not_read(prompts):
         logits(model, prompt, known)
 
 
-def test_pixels_and_features_may_meet_in_a_batch(prompts):
+def test_pixels_and_features_may_be_mixed_in_a_batch(prompts):
     model, prompt = model_with(False), prompts["video"]
     ids = torch.tensor([prompt.input_ids] * 2)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

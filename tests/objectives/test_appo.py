@@ -52,7 +52,7 @@ def test_select_frames_by_hand():
     assert frames_by_hand(strategy="soft") == [True, False]
     assert frames_by_hand(strategy="hard") == [True, False]
     assert frames_by_hand(strategy="all") == [True, True]
-    # with two frames each, everyone chooses both, and nothing is left of the difference
+    # with two frames each, every completion chooses both, and the difference is empty
     assert frames_by_hand(strategy="soft", top_frames=2) == [True, True]
     assert frames_by_hand(strategy="hard", top_frames=2) == [False, False]
 
@@ -209,7 +209,7 @@ def test_no_selected_frame_gives_ones_and_is_logged():
 
 def test_a_rank_of_one_completion_takes_no_part():
     # lengths 3 and 1 on one frame, every token a perception token: only rank 0 is shared; D[0] alone gives d = 0,
-    # and ranks 1, 2 of completion 0 are compared with nobody and asked for by nobody
+    # and ranks 1, 2 of completion 0 have no counterpart and are not requested
     asked = []
     log_probs = torch.tensor([[[1.0, 0.0], [0.3, 0.7], [0.6, 0.4]], [[0.0, 1.0], [NAN, NAN], [NAN, NAN]]]).log()
 
@@ -269,11 +269,11 @@ def test_warns_when_every_token_is_a_perception_token():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         by_hand(tokens_per_frame=3)  # completion 1 has four tokens: the choice is real
-        by_hand(tokens_per_frame=4)  # said already
+        by_hand(tokens_per_frame=4)  # already warned
 
 
 def test_the_warning_comes_once_a_run():
-    # in a fresh interpreter, with the filters touched in between, as libraries do
+    # in a fresh interpreter, with warning filters changed in between, as libraries do
     code = (
         "import torch, warnings\n"
         "from trl_perception.objectives import appo_token_weights\n"

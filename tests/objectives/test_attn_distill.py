@@ -54,7 +54,7 @@ def test_only_the_student_learns_and_it_moves_towards_the_teacher():
     student = torch.tensor([[[0.8, 0.2]]], requires_grad=True)
     teacher = torch.tensor([[[0.2, 0.8]]], requires_grad=True)
     attn_distill_penalty(student, teacher, torch.ones(1, 1), weight=1.0).loss.backward()
-    # 1/2 ln 1.6 = .235002 and 1/2 ln .4 = -.458145: descent takes from the first key and gives to the second
+    # 1/2 ln 1.6 = .235002 and 1/2 ln .4 = -.458145: descent moves mass from the first key to the second
     torch.testing.assert_close(student.grad, torch.tensor([[[0.235002, -0.458145]]]), atol=1e-5, rtol=0)
     assert teacher.grad is None
 

@@ -1,4 +1,4 @@
-"""The public face: names, signatures and what every result promises."""
+"""The public API: names, signatures and result types."""
 
 import dataclasses
 import inspect

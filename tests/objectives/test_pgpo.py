@@ -19,7 +19,7 @@ MASK = torch.tensor([[True, True, True, True, False]])
 def test_dependency_by_hand():
     sighted = torch.tensor([[-1.0, -1.0, -1.0, -1.0]])
     blind = torch.tensor([[-1.0, -2.0, 0.0, -6.0]])
-    # ln r = blind - sighted = 0, -1, 1, -5
+    # ln r = blind_logps - sighted_logps = 0, -1, 1, -5
     # 0; e^-1 - 1 + 1 = .367879; e - 1 - 1 = .718282; e^-5 - 1 + 5 = 4.006738
     expected = torch.tensor([[0.0, 0.367879, 0.718282, 4.006738]])
     torch.testing.assert_close(visual_dependency(sighted, blind), expected)
@@ -27,14 +27,14 @@ def test_dependency_by_hand():
 
 def test_dependency_is_lopsided_and_clamped():
     sighted, blind = torch.tensor([[-6.0]]), torch.tensor([[-1.0]])
-    # ln r = 5: e^5 - 6 = 142.413159, held to 10
+    # ln r = 5: e^5 - 6 = 142.413159, clamped to 10
     assert visual_dependency(sighted, blind).item() == 10.0
     assert visual_dependency(sighted, blind, clamp=(0.0, 200.0)).item() == pytest.approx(142.413159, rel=1e-6)
     assert visual_dependency(sighted, blind, clamp=None).item() == pytest.approx(142.413159, rel=1e-6)
     assert visual_dependency(blind, blind, clamp=(0.5, 2.0)).item() == 0.5
 
 
-def test_log_ratio_is_held_to_twenty_unless_literal():
+def test_log_ratio_is_clamped_to_twenty_unless_literal():
     sighted, blind = torch.tensor([[-30.0]], dtype=torch.float64), torch.tensor([[-1.0]], dtype=torch.float64)
     # ln r = 29 -> 20: e^20 - 21; the literal paper: e^29 - 30
     held = visual_dependency(sighted, blind, clamp=(0.0, 1e15)).item()
@@ -92,7 +92,7 @@ def test_quantile_threshold_by_hand():
     torch.testing.assert_close(found, torch.tensor([[0.0, 2 / 3, 1.4, 3.0, 0.0]]), atol=1e-5, rtol=0)
 
 
-def test_completions_that_tell_nothing_apart_get_ones():
+def test_completions_with_equal_dependency_get_ones():
     dependency = torch.tensor([[0.3, 0.3, 0.3], [2.0, NAN, NAN], [NAN, NAN, NAN], [0.0, 0.0, NAN]])
     mask = torch.tensor([[True] * 3, [True, False, False], [False] * 3, [True, True, False]])
     for options in ({}, {"conserve_mass": False}, {"max_weight": 1.5}, {"threshold_mode": "quantile"}):
@@ -188,7 +188,7 @@ def test_weights_match_the_loop(threshold_mode, weight_floor, conserve_mass, max
         dependency, mask = random_batch(seed)
         expected = torch.tensor(loop_weights(dependency.tolist(), mask.tolist(), **options))
         torch.testing.assert_close(pgpo_token_weights(dependency, mask, **options).weights, expected, atol=1e-6, rtol=0)
-        if threshold < 1:  # at 1 the top token stands on the edge, and float32 may put it on the other side
+        if threshold < 1:  # at 1 the top token is on the boundary, and float32 may round it to either side
             found = pgpo_token_weights(dependency.float(), mask.int(), **options).weights
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 

@@ -246,7 +246,7 @@ def test_padding_never_reaches_loss_or_gradient(seed, poison):
     longer = torch.nn.functional.pad
     found = ral_penalty(
         longer(policy, (0, 2, 0, 3)), longer(old, (0, 2, 0, 3)), advantages, longer(mask, (0, 3))
-    )  # two keys that nobody looks at, three padded tokens
+    )  # two keys without attention, three padded tokens
     assert found.loss.item() == pytest.approx(results[0][0].item(), abs=1e-12)
 
 

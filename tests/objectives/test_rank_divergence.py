@@ -1,4 +1,4 @@
-"""The comparison in chunks: the same numbers whatever their size, and rows let go in time."""
+"""The comparison in chunks: the same numbers for any chunk size, and rows are freed in time."""
 
 import weakref
 
@@ -57,7 +57,7 @@ def test_frames_that_hold_the_same_tokens_cost_nothing_more():
 
 
 def test_rows_are_let_go(monkeypatch):
-    # two completions, one frame, 40 ranks, four rows at a time: each row serves one rank, so few are ever alive
+    # two completions, one frame, 40 ranks, four rows at a time: each row serves one rank, so few are alive at a time
     monkeypatch.setattr(rank_divergence, "ROWS_AT_ONCE", 4)
     perception = torch.ones(1, 2, 40, dtype=torch.bool)
     alive = []

@@ -41,7 +41,7 @@ def main(output_dir: str, *extra: str) -> None:
     trainer.training_step = whole_step
     trainer.train()
     held = sum(part.size for part in plan.memory if part.moment == "always") / 2**20
-    found = held + max(measured.values())  # of the second step: the first has things to allocate once
+    found = held + max(measured.values())  # of the second step: the first makes one-time allocations
     print(json.dumps({"found": found, "estimate": plan.peak / 2**20, "plan": plan.as_text(formulas=True)}))
 
 

@@ -1,4 +1,4 @@
-"""Memory of a process: parts worked out by hand, and the peak of real steps."""
+"""Memory of a process: parts computed by hand, and the peak of real steps."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_states_of_optimizers():
 
 @pytest.mark.parametrize("extra", [[], ["--group_forward", "off"], ["--gradient_checkpointing", "true"]])
 def test_the_estimate_is_within_a_quarter_of_a_step_s_peak(tmp_path, extra):
-    """In a process of its own: what other tests left in the allocator would be counted, or reused."""
+    """In a separate process, as memory that other tests left in the allocator would be counted or reused."""
     command = [sys.executable, "-m", "tests.planning.peak_of_a_step", str(tmp_path), *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from tests.helpers import message
 
 @pytest.fixture(scope="session")
 def kinds(clips, pictures) -> dict[str, dict]:
-    """One row a kind; `flat` earns all completions the same."""
+    """One row of each kind; `flat` gives all completions the same reward."""
 
     def row(text, videos=(), images=()):
         media = ["video"] * len(videos) + ["image"] * len(images)

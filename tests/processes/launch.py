@@ -1,4 +1,4 @@
-"""Several processes of one program, and a watchdog: what hangs is a failure that says where each process stood."""
+"""Several processes of one program, and a watchdog: a hang is a failure that shows where each process was."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class LaunchError(AssertionError):
-    """Processes that failed or hung, with what they printed and the stacks of those that were still there."""
+    """Processes that failed or hung, with their output and the stacks of those still running."""
 
 
 def launch(
@@ -27,14 +27,14 @@ def launch(
     patience: int = 180,
     after: str | None = None,
 ) -> list[dict]:
-    """What each process of `tests.processes.worker` made of a job, by rank.
+    """Run a job in processes of `tests.processes.worker` and return each one's result, by rank.
 
     Args:
         job: what to do, see the worker. folder: an empty folder for its files.
-        seconds: how long the whole may take; with `after`, how long it may take after each process has written the file
+        seconds: time limit of the whole job; with `after`, how long it may take after each process has written the file
             AFTER-RANK. patience: seconds that a process waits for the others in one collective.
         config: an accelerate configuration; then `accelerate launch` starts the processes, else `torchrun` does.
-    Errors: LaunchError, with the stacks of all processes where they did not end by themselves.
+    Errors: LaunchError, with the stacks of all processes if they did not end by themselves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text(json.dumps({**job, "patience": patience}))
@@ -70,7 +70,7 @@ def launch(
 
 
 def _ask_for_stacks(folder: Path) -> None:
-    """The workers write their stacks on SIGUSR1 (faulthandler), whatever they wait for."""
+    """The workers write their stacks on SIGUSR1 (faulthandler), even while waiting."""
     for path in folder.glob("pid-*"):
         if Path("/proc", path.read_text()).exists():
             os.kill(int(path.read_text()), signal.SIGUSR1)
@@ -78,7 +78,7 @@ def _ask_for_stacks(folder: Path) -> None:
 
 
 def _end(group: int) -> None:
-    """Nothing of the group that was started here stays behind."""
+    """End all processes of the group that was started here."""
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:

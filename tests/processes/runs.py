@@ -1,4 +1,4 @@
-"""What the workers run: short trainings whose completions depend on nothing but their prompt and place in the group."""
+"""What the workers run: short trainings whose completions depend only on their prompt and index in the group."""
 
 import gc
 import hashlib
@@ -19,7 +19,7 @@ from trl_perception.batch import REPEATED
 from trl_perception.objectives import Penalty
 from trl_perception.trainers import TRAINERS, NonFiniteError
 
-LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order of the prompt's own
+LENGTHS = (8, 5, 1, 7)  # tokens of a group's completions, in an order that depends on the prompt
 LETTERS = range(40, 64)  # token ids of single characters
 CONFIG = {
     "per_device_train_batch_size": 4,
@@ -39,7 +39,7 @@ TIMES = ("time", "_runtime", "per_second", "epoch", "num_tokens", "total_flos")
 
 
 class Scripted:
-    """Mixed into a trainer: it samples as ever, and what it sampled is replaced by the script."""
+    """Trainer mixin that samples as usual and replaces the samples with scripted completions."""
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         sampled, logprobs = super()._generate_single_turn(
@@ -51,7 +51,7 @@ class Scripted:
 
 
 class Failing(Scripted):
-    """In the second step the loss of the last process alone is not finite."""
+    """In the second step only the last process has a loss that is not finite."""
 
     def penalty(self, inputs):
         last = self.accelerator.process_index == self.accelerator.num_processes - 1
@@ -60,9 +60,9 @@ class Failing(Scripted):
 
 
 class Measured(Scripted):
-    """Keeps of each step what the penalty adds to the loss on this process, and the gradient.
+    """Keeps the penalty's part of the loss on this process and the gradient, for each step.
 
-    All completions but the longest end, so that the longest ones alone are truncated.
+    All completions but the longest end, so that only the longest ones are truncated.
     """
 
     def __init__(self, *args, **kwargs):
@@ -100,7 +100,7 @@ def script(prompt_ids: list[int], index: int) -> list[int]:
 
 
 def variety(prompts, completions, **columns):
-    """The number of different letters, but the same for all where the prompt says flat."""
+    """The number of different letters, or the same value for all if the prompt contains "flat"."""
     texts = [completion[0]["content"] for completion in completions]
     return [
         0.0 if "flat" in str(prompt) else float(len(set(text))) for prompt, text in zip(prompts, texts, strict=True)
@@ -108,13 +108,13 @@ def variety(prompts, completions, **columns):
 
 
 def accuracy_reward(prompts, completions, **columns):
-    """Half of the completions, by their text; none where the prompt says flat."""
+    """Half of the completions, by their text; none if the prompt contains "flat"."""
     texts = [completion[0]["content"] for completion in completions]
     return [float("flat" not in str(p) and sum(map(ord, t)) % 2) for p, t in zip(prompts, texts, strict=True)]
 
 
 def trained(folder: Path, job: dict, run: dict) -> dict:
-    """What a trainer logged, but for times."""
+    """The log of a trainer, without times."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=job["patience"]))
     method = TRAINERS[run["trainer"]]
@@ -139,9 +139,9 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         eval_dataset=Dataset.from_list(run["eval_rows"]) if "eval_rows" in run else None,
         **kwargs,
     )
-    if run.get("turns") is False:  # the control: each process makes its own forwards, whatever the others do
+    if run.get("scheduled") is False:  # the control: each process runs its own forwards, independent of the others
         trainer._collectives.active = False
-    gc.freeze()  # the trainer's full collections need not walk through all that was imported
+    gc.freeze()  # keep imported objects out of the trainer's full garbage collections
     trainer.train(resume_from_checkpoint=run.get("resume"))
     gc.unfreeze()
     kind, held = trainer.accelerator.distributed_type.value, share_of_parameters(trainer.model)
@@ -155,14 +155,14 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
 
 
 def _be_what_the_job_says(job: dict) -> None:
-    """accelerate leaves FSDP out on a CPU without a word; where the job asks for it, the CPU passes for a device with it."""
+    """accelerate silently skips FSDP on a CPU; if the job asks for it, pretend that the CPU supports it."""
     state = PartialState()
     if job.get("sharding") == "fsdp2" and state.distributed_type == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def own_parts(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """What this process holds of each parameter between forwards."""
+    """The part of each parameter that this process holds between forwards."""
     for parameter in model.parameters():
         if hasattr(parameter, "ds_tensor"):
             yield parameter.ds_tensor.detach()
@@ -171,13 +171,13 @@ def own_parts(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def share_of_parameters(model: torch.nn.Module) -> float:
-    """How much of the model this process holds between forwards, in [0, 1]."""
+    """Share of the model that this process holds between forwards, in [0, 1]."""
     whole = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
     return sum(part.numel() for part in own_parts(model)) / whole
 
 
 def refused(folder: Path, job: dict, run: dict) -> str:
-    """What the trainer says instead of training."""
+    """The trainer's error instead of training."""
     try:
         trained(folder, job, run)
     except ValueError as error:
@@ -186,7 +186,7 @@ def refused(folder: Path, job: dict, run: dict) -> str:
 
 
 def stopped(folder: Path, job: dict, run: dict) -> dict:
-    """What the trainer says where its loss is not finite, and which weights it leaves."""
+    """The trainer's error for a loss that is not finite, and the weights after it."""
     try:
         trained(folder, job, run)
     except NonFiniteError as error:

@@ -1,4 +1,4 @@
-"""Several processes give what one gives at the same batch, for every trainer and every way to share the work."""
+"""Several processes give the same results as one at the same batch, for every trainer and every kind of parallelism."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ MORE["ktr, zeroed under a frozen tower"] = (
     {"visual_view": "zeroed", "gradient_checkpointing": True, "freeze_vision_tower": True},
 )
 MORE["ral, checkpointed"] = ("ral", {**METHODS["ral"][1], "gradient_checkpointing": True, "group_forward": "off"})
-# Averages of TRL over micro-batches, whatever the number of tokens in each, and lengths of repeated rows.
+# TRL's averages over micro-batches, regardless of the number of tokens in each, and lengths of repeated rows.
 NOT_COMPARED = ("entropy", "clip_ratio", "eval_completions")
 SKIP = {"on_bad_media": "skip"}
 LEFT_OUT = {
@@ -68,7 +68,7 @@ SHARDED = {
 
 
 def job(rows, processes, methods, **config):
-    """A rollout of four groups, one a micro-batch: one process accumulates what several share."""
+    """A rollout of four groups, one a micro-batch: one process accumulates the micro-batches that several share."""
     accumulation = {"gradient_accumulation_steps": 4 // processes}
     return [
         {
@@ -91,12 +91,12 @@ def jobs(kinds, processes, methods, left_out=None):
 
 
 def alone(kinds, folder: Path, methods, left_out=None) -> dict[str, list[dict]]:
-    """What one process logs."""
+    """The log of one process."""
     return {run["name"]: runs.trained(folder, {}, run)["logged"] for run in jobs(kinds, 1, methods, left_out)}
 
 
 def difference(one: list[dict], other: list[dict]) -> list[str]:
-    """Where two logs differ by more than 1e-4, in words."""
+    """Describe where two logs differ by more than 1e-4."""
     found = [] if len(one) == len(other) else [f"{len(one)} and {len(other)} entries"]
     for step, (mine, theirs) in enumerate(zip(one, other, strict=False)):
         for key in sorted(mine.keys() | theirs.keys()):
@@ -143,12 +143,12 @@ def test_four_processes_give_what_one_gives(kinds, one_process, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDED)
 def test_sharded_processes_give_what_one_gives(kinds, one_process, tmp_path, sharding):
-    """Each process holds half of the parameters (ZeRO-2: all), and reads other forwards than its neighbour."""
+    """Each process holds half of the parameters (ZeRO-2: all) and runs other forwards than the other process."""
     if sharding != "fsdp2":
         pytest.importorskip("deepspeed")
     parts = (
         ({name: MORE[name] for name in METHODS}, {}) if sharding == "zero2" else (MORE, LEFT_OUT)
-    )  # of ZeRO-2 nothing but gradients is shared
+    )  # ZeRO-2 shards only gradients
     work = {"runs": jobs(kinds, 2, *parts), "sharding": sharding}
     together = launch(work, tmp_path, 2, seconds=500, config=SHARDED[sharding])
     assert {result["as"] for result in together[0].values()} == {"FSDP" if sharding == "fsdp2" else "DEEPSPEED"}
@@ -158,23 +158,23 @@ def test_sharded_processes_give_what_one_gives(kinds, one_process, tmp_path, sha
 
 
 @pytest.mark.slow
-def test_turns_are_what_lets_it_end(kinds, tmp_path):
-    """A text and a video at once, which Video-KTR reads twice more.
+def test_scheduled_collectives_prevent_a_hang(kinds, tmp_path):
+    """A text and a video at once; Video-KTR runs two more forwards for the video.
 
-    Without turns one process gathers parameters while the other is elsewhere. Chance decides what comes of it:
-    both wait, or gloo ends a process that was sent more than it asked for.
+    Without scheduled collectives one process gathers parameters while the other is elsewhere. The outcome varies:
+    both hang, or gloo ends a process that received more data than it expected.
     """
     (run,) = job([kinds["video"], kinds["text"]], 2, {"ktr": METHODS["ktr"]}, gradient_accumulation_steps=1)
     work = {"runs": [run], "sharding": "fsdp2"}
-    assert len(launch(work, tmp_path / "turns", 2, seconds=500, config=SHARDED["fsdp2"])) == 2
-    work = {"runs": [{**run, "turns": False}], "sharding": "fsdp2"}
+    assert len(launch(work, tmp_path / "scheduled", 2, seconds=500, config=SHARDED["fsdp2"])) == 2
+    work = {"runs": [{**run, "scheduled": False}], "sharding": "fsdp2"}
     with pytest.raises(LaunchError, match=r"all_gather|reduce_scatter"):
         launch(work, tmp_path / "none", 2, seconds=500, config=SHARDED["fsdp2"], patience=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDED)
-def test_a_sharded_run_goes_on_from_its_checkpoint(kinds, tmp_path, sharding):
+def test_a_sharded_run_resumes_from_its_checkpoint(kinds, tmp_path, sharding):
     """In the middle of a rollout: after the first of two updates on it."""
     if sharding != "fsdp2":
         pytest.importorskip("deepspeed")
@@ -198,7 +198,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(kinds, tmp_path, sharding):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDED)
 def test_a_fault_of_one_process_stops_all_that_share_a_model(kinds, tmp_path, sharding):
-    """DeepSpeed's engine has taken its step by then: weights from before it are not to be had."""
+    """DeepSpeed's engine has already stepped by then: the weights before the step are not available."""
     if sharding != "fsdp2":
         pytest.importorskip("deepspeed")
     rows = [kinds[name] for name in ("video", "text", "flat", "both")]

@@ -1,4 +1,4 @@
-"""What could not be kept in step among processes is refused before training, with the setting to change."""
+"""Settings that processes cannot keep in step are refused before training, with the setting to change."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A penalty is a mean over the optimisation step, however the step is cut into micro-batches and processes."""
+"""A penalty is a mean over the optimisation step, regardless of its division into micro-batches and processes."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PENALTIES = {
 PLAIN = {
     "on_bad_media": "skip",
     "mask_truncated_completions": True,
-    "learning_rate": 0.1,  # of SGD, whose steps are as smooth as the gradients
+    "learning_rate": 0.1,  # for SGD, whose steps are linear in the gradients
     "optim": "sgd",
     "max_grad_norm": 0.0,
     "max_steps": 2,
@@ -41,7 +41,7 @@ def cut(kinds, penalties, size, accumulation, **config):
 
 
 def alone(folder, jobs):
-    """By name: of each step what the penalty adds to the loss, and the gradient; the log."""
+    """By name: the penalty's part of the loss and the gradient of each step; the log."""
     folder.mkdir()
     found = {}
     for run in jobs:

@@ -1,4 +1,4 @@
-"""A process that does not come to the collective that the others are in."""
+"""A process that does not join the collective of the others."""
 
 import time
 from datetime import timedelta

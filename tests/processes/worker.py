@@ -1,4 +1,4 @@
-"""One process of several: does the runs of a job one after the other and writes what they logged.
+"""One process of several: performs the runs of a job in order and writes their logs.
 
 `python -m tests.processes.worker FOLDER`, started by `tests.processes.launch`.
 """
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     results = {}
     for run in job["runs"]:
-        module, name = run["kind"].rsplit(".", 1)  # seconds of imports, which are watched as well
+        module, name = run["kind"].rsplit(".", 1)  # seconds of imports, which the watchdog covers as well
         results[run["name"]] = getattr(import_module(f"tests.processes.{module}"), name)(folder, job, run)
     (folder / f"result-{rank}.json").write_text(json.dumps(results))
 

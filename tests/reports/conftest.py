@@ -1,4 +1,4 @@
-"""A run folder made by hand: two steps of a log, groups with every kind of signal, media that exist and that do not."""
+"""A run folder made by hand: two steps of a log, groups with every kind of signal, existing and missing media."""
 
 import json
 import os

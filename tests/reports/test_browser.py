@@ -1,4 +1,4 @@
-"""The report in a real browser: no error in the console, toggles that do what they say."""
+"""The report in a real browser: no error in the console, and toggles that work."""
 
 import pytest
 from selenium import webdriver
@@ -85,7 +85,7 @@ def test_answers_are_sorted_and_steps_chosen(page):
     assert page(shown) == ["1", "1", "2", "2"]
 
 
-def test_a_token_tells_its_numbers_and_where_it_looked(page):
+def test_a_token_shows_its_numbers_and_where_it_looked(page):
     bars = (
         "return [...document.querySelectorAll('.group:not([hidden]) .cell output')].slice(0, 4).map(o => o.textContent)"
     )
@@ -111,7 +111,7 @@ def test_arrow_keys_walk_over_the_tokens(browser, page):
     assert page("return document.querySelector('i.on').textContent") == " blue"
 
 
-def test_a_chart_tells_its_values(page):
+def test_a_chart_shows_its_values(page):
     page("""
         const chart = document.querySelector('svg[data-chart]'), box = chart.getBoundingClientRect();
         chart.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, clientX: box.right - 5, clientY: box.top + 9}));

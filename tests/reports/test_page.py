@@ -1,4 +1,4 @@
-"""The report as a page: one file that loads nothing, in which nothing a model wrote is markup."""
+"""The report as a page: one file that loads nothing and escapes all text of the model."""
 
 import json
 from html.parser import HTMLParser
@@ -13,7 +13,7 @@ EVIL = "<script>alert('x')</script>"
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text inside each kind of tag."""
+    """Collects tags with their attributes, and the text inside each kind of tag."""
 
     def __init__(self, path):
         super().__init__()
@@ -91,7 +91,7 @@ def test_what_a_group_shows(clips, write_run):
     assert {"Reward", "Entropy", "Largest weight"} <= set(page.texts["b"])
 
 
-def test_media_that_are_gone_leave_room_and_a_reason(tmp_path, clips, write_run):
+def test_missing_media_are_replaced_by_a_reason(tmp_path, clips, write_run):
     gone = make_group(str(tmp_path / "gone.mp4"))
     content = make_group(clips[0], media=[{"kind": "video", "source": None, "name": "bytes (12 B)"}])
     page = Page(write_report(write_run([gone, content])))

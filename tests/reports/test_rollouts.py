@@ -30,7 +30,7 @@ def test_each_process_has_a_table_and_none_is_written_over(tmp_path):
     assert not list(attempt.glob("*.part"))
 
 
-def test_a_resumed_attempt_goes_on_and_a_new_one_starts_afresh(tmp_path):
+def test_a_resumed_attempt_appends_and_a_new_one_starts_over(tmp_path):
     def attempt(after, *steps):
         folder = new_attempt(tmp_path, after)
         for step in steps:

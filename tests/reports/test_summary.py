@@ -1,4 +1,4 @@
-"""What recorded groups say together, by hand."""
+"""Summaries of recorded groups, by hand."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a policy tries when it is paid for answers: a table of completions, what each is worth, and why."""
+"""Attempts of a policy to exploit the rewards: a table of completions, the score of each, and why."""
 
 import pytest
 
@@ -23,7 +23,7 @@ OPTIONS = ["red", "blue", "green"]
 
 # (problem type, solution), completion, accuracy, why
 TABLE = [
-    # No answer, or none that can be told
+    # No answer, or none that can be identified
     (CHOICE, "", 0, "nothing was written"),
     (CHOICE, "B", 0, "the answer has no tags"),
     (CHOICE, "<answer></answer>", 0, "an empty answer"),
@@ -147,7 +147,7 @@ UNDRESSED = {
 
 # (problem type, solution), completion, accuracy under lenient reading, why
 LENIENT_TABLE = [
-    # Two options, or none that is surely meant
+    # Two options, or an ambiguous one
     (CHOICE, "The answer is not B", 0, "a negation in the phrase"),
     (CHOICE, "It is not B", 0, "a negation before the letter"),
     (CHOICE, "Anything but B", 0, "an exception"),

@@ -1,4 +1,4 @@
-"""Answers as models write them, with the score that each deserves: cases.jsonl."""
+"""Answers as models write them, with the score of each: cases.jsonl."""
 
 import json
 from pathlib import Path

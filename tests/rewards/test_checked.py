@@ -1,4 +1,4 @@
-"""Reward functions under watch: what they raise, what they return, how long they take."""
+"""Checks of reward functions: what they raise, what they return, how long they take."""
 
 import asyncio
 import math
@@ -81,9 +81,9 @@ def test_a_reward_that_hangs_is_left_behind():
 
     words = r"'waits' did not return within 0.2 s \(for 3 completions of sample x, sample y, sample z\).*raise reward_timeout"
     with pytest.raises(RewardError, match=words):
-        called(checked(waits, timeout=0.2))  # it would wait for ever
+        called(checked(waits, timeout=0.2))  # it would wait forever
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "reward waits"]
-    assert thread.daemon  # it does not hold up the end of the process
+    assert thread.daemon  # it does not delay the end of the process
     release.set()
     thread.join(60)
     assert not thread.is_alive()

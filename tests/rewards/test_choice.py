@@ -61,7 +61,7 @@ TABLE = [
     ("B. Vitamin C", OPTIONS, None),
     ("red", OPTIONS, None),  # the text of A and of D
     ("A. red", OPTIONS, "A"),
-    ("C", ["C", "B", "A"], "C"),  # a letter alone is a letter, whatever the texts
+    ("C", ["C", "B", "A"], "C"),  # a single letter is a letter, for any texts
     ("B. Hall H", LETTERED, "B"),  # there is no option H
     ("A. Smith", ["B. Jones", "A. Smith"], "B"),
     ("", [""], None),

@@ -1,4 +1,4 @@
-"""The code of docs/rewards.md runs, and its tables name what there is."""
+"""The code of docs/rewards.md runs, and its tables are complete."""
 
 import inspect
 import re

@@ -49,7 +49,7 @@ def random_strings():
     strings = []
     for number in range(STRINGS):
         text = "".join(draw.choices(pieces, k=draw.randrange(13)))
-        # Half in answer tags, an eighth in a box: without them hardly any would get to the rules.
+        # Half in answer tags, an eighth in a box: without them hardly any would reach the rules.
         frames = ["<think>t</think><answer>{}</answer>"] * 4 + ["<think>t</think>\\boxed{{{}}}"] + ["{}"] * 3
         strings.append(frames[number % 8].format(text))
     return strings
@@ -79,7 +79,7 @@ def test_every_reward_scores_ten_thousand_random_strings():
             applicable = [score for score in scores if score is not None]
             assert all(isinstance(s, float) and math.isfinite(s) and low <= s <= high for s in applicable), name
             right[name] += sum(score == high for score in applicable)
-    assert all(right.values()), right  # the strings are not so random that they never hit
+    assert all(right.values()), right  # the strings sometimes give the right answer
 
 
 DRESS = [

@@ -1,4 +1,4 @@
-"""Whatever a model writes gets a finite score in [0, 1], soon."""
+"""Any text of a model gets a finite score in [0, 1], in bounded time."""
 
 import math
 import time

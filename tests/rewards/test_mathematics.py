@@ -135,7 +135,7 @@ def test_the_whole_text_is_one_expression(text, expression):
 def test_what_never_ends_is_ended_also_outside_the_main_thread(tower):
     found = []
     thread = threading.Thread(target=lambda: found.append(equal_expressions(Expression(tower), Expression("3"))))
-    equal_expressions(Expression("3"), Expression("3"))  # the process is there
+    equal_expressions(Expression("3"), Expression("3"))  # the process is running
     started = time.monotonic()
     thread.start()
     thread.join(timeout=60)
@@ -163,7 +163,7 @@ def test_many_threads_ask_one_process():
 def test_a_question_without_reply_in_time_is_answered_with_false(monkeypatch):
     process = MathProcess()
     assert process.ask("3", "3") is True
-    os.killpg(process._worker.pid, signal.SIGSTOP)  # it cannot reply, however fast the machine is
+    os.killpg(process._worker.pid, signal.SIGSTOP)  # it cannot reply, even on a fast machine
     with monkeypatch.context() as patch:
         patch.setattr(math_process, "REPLY_SECONDS", 0.1)
         assert process.ask("3", "3") is False

@@ -53,7 +53,7 @@ def test_media_are_decoded_as_the_reward_asks(clips, pictures):
     assert nothing == []
     assert all(a is b for a, b in zip(first, second, strict=True))  # decoded once
     assert load_media(prompts, FEW, **columns)[0][0] is first[0]
-    prompts[0][0]["content"][0]["nframes"] = 4  # what the row says itself wins
+    prompts[0][0]["content"][0]["nframes"] = 4  # the row's own setting takes precedence
     assert len(load_media(prompts[:1], FEW, videos=[[clips[0]]], images=[[pictures[0]]])[0][0].frames) == 4
 
 

@@ -1,4 +1,4 @@
-"""What is taken off an answer, and what is left on it."""
+"""What is stripped from an answer, and what is kept."""
 
 import pytest
 

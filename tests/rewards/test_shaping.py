@@ -9,7 +9,7 @@ RIGHT, WRONG = "<answer>B</answer>", "<answer>A</answer>"
 
 
 def call(reward, lengths, completions=None):
-    """Scores of completions of these lengths; all are right where nothing else is said."""
+    """Scores of completions of these lengths; all are right by default."""
     return reward(
         prompts=["?"] * len(lengths),
         completions=completions or [RIGHT] * len(lengths),
@@ -33,7 +33,7 @@ def test_length_window_takes_an_accuracy_above_its_threshold_for_right():
     assert window(completions=completions, solution=["10", "10"], **arguments) == [0.2, 0.0]
 
 
-def test_length_window_reads_boxed_answers_where_it_is_told_to():
+def test_length_window_reads_boxed_answers_where_configured():
     assert call(LengthWindow(low=0, boxed=True), [4, 4], ["\\boxed{B}", RIGHT]) == [0.2, 0.0]
 
 

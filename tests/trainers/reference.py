@@ -1,7 +1,7 @@
-"""The methods once more, as their papers write them: float64, raw logits and eager attention maps, one completion a time.
+"""Independent implementations of the methods as in their papers: float64, raw logits, eager attention maps, one completion at a time.
 
-Nothing here is the package's, but two things that must be the same on both sides: the decoder of videos (`read_video`)
-and the generator that Video-KTR draws its permutations from (`seeded`). Loops instead of tensors: slow and plain.
+Only two things come from the package, as they must be the same on both sides: the decoder of videos (`read_video`)
+and the generator that Video-KTR draws its permutations from (`seeded`). Loops instead of tensors: slow and simple.
 """
 
 import ast
@@ -39,7 +39,7 @@ def default_path(make_trainer) -> str:
 
 
 def shaken(path, seed=0, size=0.1):
-    """The model at `path` with noise on its weights: attention and distributions far from uniform, whatever it learned."""
+    """The model at `path` with noise on its weights: attention and distributions far from uniform, regardless of its training."""
     return copy.deepcopy(_shaken(path, seed, size))
 
 
@@ -72,7 +72,7 @@ def weights_of(model, *, adapter=True) -> dict:
 
 
 class Recorder:
-    """Mixed into a trainer: keeps each micro-batch with loss, gradients and weights, each group, each view scored."""
+    """Trainer mixin that keeps each micro-batch with loss, gradients and weights, each group, each view scored."""
 
     def __init__(self, *args, **kwargs):
         self.seen, self.groups, self.penalties, self.views = [], [], [], []
@@ -125,7 +125,7 @@ class Recorder:
 
 @dataclass
 class Seen:
-    """A micro-batch: what came in and out, the weights it met, those that sampled it, and the steps of both."""
+    """A micro-batch: its inputs and outputs, its weights, the weights that sampled it, and the steps of both."""
 
     inputs: dict
     loss: float
@@ -154,7 +154,7 @@ def recorded(cls):
 
 
 def accuracy_reward(completions, **columns):
-    """Every other completion succeeds, whatever it says: 1 0 1 0 ..."""
+    """Every other completion succeeds, regardless of its text: 1 0 1 0 ..."""
     return [float(i % 2 == 0) for i in range(len(completions))]
 
 
@@ -172,7 +172,7 @@ def build(make_trainer, rows, cls, **config):
 
 
 def trained(trainer):
-    """The trainer after `train()`, whose full garbage collection need not walk through all that was imported before."""
+    """The trainer after `train()`, with earlier imports excluded from its full garbage collections."""
     gc.freeze()
     try:
         trainer.train()
@@ -231,12 +231,12 @@ class Eager:
         self.model = eager_model(path, len(weights["lm_head.weight"]))
         self.model.load_state_dict(weights)
 
-    def read(self, row, ids, *, grad=False, blind=None, cells=None, frames=None) -> Reading:
+    def read(self, row, ids, *, grad=False, media_masking=None, cells=None, frames=None) -> Reading:
         """One completion under one view of its prompt.
 
         Args:
-            blind: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
-                "zero" makes zeros of what the vision tower gives.
+            media_masking: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
+                "zero" replaces the vision tower's output by zeros.
             cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
         """
         inputs = inputs_of(self.processor, row, frames)
@@ -251,15 +251,15 @@ class Eager:
         of_token = _frames(kinds, inputs, self.processor.image_processor.merge_size)
         if cells:
             inputs["pixel_values_videos"] = _permute_cells(inputs, cells)
-        if blind == "mask":
+        if media_masking == "mask":
             inputs = self._masked(inputs, kinds)
-        elif blind == "delete":
+        elif media_masking == "delete":
             kept = torch.tensor([kind == "text" for kind in kinds] + [True] * length)
             inputs = {
                 "input_ids": inputs["input_ids"][:, kept],
                 "attention_mask": torch.ones(1, int(kept.sum())).long(),
-            }  # and positions as of any text
-        zeros = zeroed_tower(self.model) if blind == "zero" else nullcontext()
+            }  # and positions as for text
+        zeros = zeroed_tower(self.model) if media_masking == "zero" else nullcontext()
         with torch.set_grad_enabled(grad), zeros:
             out = self.model(**inputs, output_attentions=True)
         maps = [layer[0] for layer in out.attentions]
@@ -292,7 +292,7 @@ def zeroed_tower(model):
 
 
 def inputs_of(processor, row, orders=None):
-    """What the processor makes of a row's prompt; `orders` permutes the raw frames of each video first."""
+    """The processor's output for a row's prompt; `orders` permutes the raw frames of each video first."""
     text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
     return dict(_processed(processor, text, tuple(row["videos"]), tuple(row["images"]), str(orders or "")))
 
@@ -316,7 +316,7 @@ def _processed(processor, text, videos, images, orders):
 
 
 def _positions(kinds, inputs, length):
-    """(3,1,P+T) by the released rule, whatever transformers' own is."""
+    """(3,1,P+T) by the released rule, independent of transformers' own."""
     media = {"image_grid_thw": None, "video_grid_thw": None, "second_per_grid_ts": None, **inputs}
     types = torch.tensor([["text", "image", "video"].index(kind) for kind in kinds])
     positions, _ = slow_positions(layout_of(SimpleNamespace(**{**media, "token_types": types}), length))
@@ -356,7 +356,7 @@ def _permute_cells(inputs, orders):
 
 
 def groups_of(make_trainer, rows, cls, **config):
-    """A trainer after one rollout and an update that changes nothing, and its groups: signals can be asked for again."""
+    """A trainer after one rollout and an update that changes nothing, and its groups: signals can be computed again."""
     size = 4 * len(rows)
     settings = {"per_device_train_batch_size": size, "max_steps": 1, "learning_rate": 0.0, "temperature": 0.8}
     trainer = trained(build(make_trainer, rows, cls, **{**settings, **config}))
@@ -364,7 +364,7 @@ def groups_of(make_trainer, rows, cls, **config):
 
 
 def read_group(trainer, group, **view):
-    """A reading of each completion of a group under the trainer's weights."""
+    """A forward over each completion of a group with the trainer's weights."""
     eager = Eager(trainer.model.config._name_or_path, weights_of(trainer.model))
     return [eager.read(group.prompt.row, ids, **view) for ids in completions_of(group)]
 
@@ -409,7 +409,7 @@ class Sampled:
 
 
 class Update:
-    """The micro-batches of one optimisation step, as completions that can be read under any weights."""
+    """The micro-batches of one optimisation step, as completions that can be evaluated with any weights."""
 
     def __init__(self, trainer, rows, step):
         self.micro = [seen for seen in trainer.seen if seen.step == step]
@@ -605,8 +605,8 @@ def _disagreement(log_p, divergence):
 
 
 def pgpo_weights(
-    sighted,
-    blind,
+    with_media,
+    media_masked,
     temperature,
     *,
     dependency="k3",
@@ -619,15 +619,15 @@ def pgpo_weights(
     max_weight=None,
     eps=1e-8,
 ):
-    """w~ of one completion; `blind` None for a prompt without media."""
-    count = len(sighted.ids)
-    if blind is None or count == 1:
+    """w~ of one completion; `media_masked` None for a prompt without media."""
+    count = len(with_media.ids)
+    if media_masked is None or count == 1:
         return [1.0] * count
     if dependency == "kl":
-        pairs = zip(sighted.log_probs(temperature), blind.log_probs(temperature), strict=True)
+        pairs = zip(with_media.log_probs(temperature), media_masked.log_probs(temperature), strict=True)
         scores = [(p.exp() * (p - q)).sum().item() for p, q in pairs]
     else:
-        pairs = zip(sighted.logps(temperature), blind.logps(temperature), strict=True)
+        pairs = zip(with_media.logps(temperature), media_masked.logps(temperature), strict=True)
         logs = [(without - seen).item() for seen, without in pairs]  # ln r
         if dependency_clamp is not None:
             logs = [min(20.0, max(-20.0, log)) for log in logs]
@@ -688,8 +688,8 @@ def ktr_signals(
         view = {"cells" if shuffle == "grid" else "frames": orders}
     found = []
     for completion in pairs:
-        sighted = eager.read(*completion)
-        seen = sighted.logps(temperature)
+        with_media = eager.read(*completion)
+        seen = with_media.logps(temperature)
 
         def differences(other, seen=seen):
             return [(a - b).item() for a, b in zip(seen, other.logps(temperature), strict=True)]
@@ -697,10 +697,10 @@ def ktr_signals(
         visual = temporal = None
         if row["videos"] or row["images"]:
             way = "zero" if visual_view == "zeroed" else "mask" if masked_view_positions == "original" else "delete"
-            visual = differences(eager.read(*completion, blind=way))
+            visual = differences(eager.read(*completion, media_masking=way))
         if view:
             temporal = differences(eager.read(*completion, **view))
-        found.append((visual, temporal, [entropy.item() for entropy in sighted.entropies(temperature)]))
+        found.append((visual, temporal, [entropy.item() for entropy in with_media.entropies(temperature)]))
     return found
 
 
@@ -770,7 +770,7 @@ def size_of(term):
     return max(abs(float(sum(of_one))) for of_one in term)
 
 
-# What holds for every method
+# Common to every method
 
 OBJECTIVES = {  # micro-batches that cut groups of four in two, and micro-batches of two groups of every kind
     "video": {"per_device_train_batch_size": 2, "num_generations": 4, "gradient_checkpointing": True},

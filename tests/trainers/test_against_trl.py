@@ -1,4 +1,4 @@
-"""Where TRL's trainer can do the work, ours does the same: text, and one image a prompt."""
+"""Our trainer equals TRL's where both apply: text, and one image per prompt."""
 
 import pytest
 from PIL import Image

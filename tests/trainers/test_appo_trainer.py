@@ -72,7 +72,7 @@ OPTIONS = {
 
 def test_each_option_changes_the_weights_as_the_paper_says(rows, make_trainer):
     base = {**CHOOSY, "top_tokens": 8}
-    model = shaken(default_path(make_trainer), size=0.25)  # so that each token looks at frames of its own
+    model = shaken(default_path(make_trainer), size=0.25)  # so that each token attends to its own frames
     trainer, groups = groups_of(make_trainer, rows["several"], APPOTrainer, model=model, **base)
     readings = [read_group(trainer, group) for group in groups]
     plain = [trainer.token_weights(group).weights for group in groups]
@@ -91,7 +91,7 @@ def second_accuracy(completions, **columns):
 
 
 def test_the_accuracy_reward_alone_decides_and_can_be_named(rows, make_trainer):
-    """Weights and scales of rewards change the advantage, never who counts as a success."""
+    """Weights and scales of rewards change the advantage, but not which completions count as successes."""
     rewards = [spread_reward, accuracy_reward, second_accuracy]
     choosy, weights = {**CHOOSY, "top_frames": 1}, {}
     for name in ("accuracy_reward", "second_accuracy"):
@@ -120,7 +120,7 @@ def test_the_accuracy_reward_alone_decides_and_can_be_named(rows, make_trainer):
         ([accuracy_reward], "precision", "none is 'precision'"),
     ],
 )
-def test_an_accuracy_reward_that_cannot_be_told_is_refused(rows, make_trainer, rewards, named, words):
+def test_an_ambiguous_accuracy_reward_is_refused(rows, make_trainer, rewards, named, words):
     with pytest.raises(ValueError, match=f"{words}.*Set accuracy_reward"):
         make_trainer(rows["video"], cls=APPOTrainer, reward=rewards, accuracy_reward=named)
 

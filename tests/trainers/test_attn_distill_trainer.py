@@ -34,7 +34,7 @@ ONE_UPDATE = {**OBJECTIVES["mixed"], **TWO_UPDATES, "num_iterations": 1, "max_st
 
 
 def other_teacher(make_trainer):
-    """A model that says other things and looks elsewhere, and its weights."""
+    """A model with other outputs and other attention, and its weights."""
     teacher = shaken(default_path(make_trainer), seed=1)
     return teacher, weights_of(teacher)
 
@@ -121,14 +121,14 @@ def test_a_model_has_nothing_to_learn_from_its_copy(rows, make_trainer, bf16):
 
 @pytest.mark.parametrize("trained_too", [None, ["lm_head"]])
 def test_an_adapter_learns_from_its_base(rows, make_trainer, trained_too):
-    """Also where the adapter brings a head of its own (`modules_to_save`): the base teaches with the base's."""
+    """Also where the adapter brings a head of its own (`modules_to_save`): the base as teacher uses its own head."""
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=trained_too)
     settings = {**OBJECTIVES["mixed"], **TWO_UPDATES, "learning_rate": 1e-2, "attn_distill_weight": 20.0}
     trainer = build(make_trainer, rows["mixed"], AttnDistillTrainer, **settings, extra={"peft_config": lora})
     base = weights_of(trainer.model, adapter=False)
     trained(trainer)
     first, second = Update(trainer, rows["mixed"], 0), Update(trainer, rows["mixed"], 1)
-    assert max(assert_update(first, base, gamma=20.0)) < 1e-12  # an adapter starts as nothing
+    assert max(assert_update(first, base, gamma=20.0)) < 1e-12  # an adapter starts at zero
     assert min(assert_update(second, base, gamma=20.0)) > 1e-3
     assert torch.equal(second.weights["lm_head.weight"], base["lm_head.weight"]) == (trained_too is None)
     for name, weight in weights_of(trainer.model, adapter=False).items():

@@ -1,4 +1,4 @@
-"""Bad input stops with one clear error; under `on_bad_media: skip` it is left out, counted, and changes nothing else."""
+"""Bad input stops with one clear error; under `on_bad_media: skip` it is skipped, counted, and changes nothing else."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_solutions_are_checked_for_the_rewards_that_read_them(make_trainer, clip
     make_trainer(bad, reward=accuracy_reward, check_rows=False)
 
 
-def test_missing_files_are_said_once_where_they_are_skipped(make_trainer, broken, clips, caplog):
+def test_missing_files_are_reported_once_where_they_are_skipped(make_trainer, broken, clips, caplog):
     make_trainer([row(clips[0]), row(broken["missing"])], on_bad_media="skip")
     (said,) = [record.message for record in caplog.records if "will be left out" in record.message]
     assert "1 of 2 rows of the training data will be left out (on_bad_media='skip')" in said
@@ -179,7 +179,7 @@ class Batches(GRPOVideoTrainer):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo", "luspo"])
 def test_a_skipped_sample_leaves_the_loss_of_the_others_as_it_is(make_trainer, clips, broken, loss_type):
-    """One good and one unreadable sample: the loss and gradient are those of the good one alone."""
+    """With one good and one unreadable sample the loss and gradient are those of the good one."""
     trainer = make_trainer(
         [row(clips[0], "good"), row(broken["truncated"])],
         cls=Batches,
@@ -215,7 +215,7 @@ def test_everything_skipped_trains_on_nothing(make_trainer, broken):
 
 
 @pytest.mark.parametrize(("shuffled", "which"), [(True, "others each time"), (False, "always the last ones")])
-def test_what_an_epoch_leaves_out_is_said(make_trainer, caplog, shuffled, which):
+def test_what_an_epoch_leaves_out_is_reported(make_trainer, caplog, shuffled, which):
     # 5 prompts; a rollout takes 8 / 4 = 2 of them: 2 rollouts an epoch, 1 prompt left
     rows = [{"prompt": message(f"Say {word}.")} for word in ("a", "b", "c", "d", "e")]
     options = {"per_device_train_batch_size": 8, "shuffle_dataset": shuffled, "max_steps": -1, "num_train_epochs": 1}

@@ -1,4 +1,4 @@
-"""Processes, here threads, that need other forwards than their neighbours make the same series of them."""
+"""Processes (here threads) that need different forwards run the same series of forwards."""
 
 import threading
 
@@ -10,11 +10,11 @@ from trl_perception.modeling import Head
 from trl_perception.trainers import distributed
 from trl_perception.trainers.distributed import CollectiveScheduler
 
-PATIENCE = 60  # waited for in vain only where a test fails
+PATIENCE = 60  # seconds; reached only if a test fails
 
 
-class Meeting:
-    """What the threads share: every gather ends when all have come to it."""
+class Rendezvous:
+    """State shared by the threads: every gather ends when all threads have joined it."""
 
     def __init__(self, count):
         self.barrier = threading.Barrier(count, timeout=PATIENCE)
@@ -22,18 +22,18 @@ class Meeting:
 
 
 class Accelerator:
-    """As much of accelerate's as `CollectiveScheduler` asks for."""
+    """The part of accelerate's Accelerator that `CollectiveScheduler` uses."""
 
     device = torch.device("cpu")
 
-    def __init__(self, meeting, rank):
-        self.meeting, self.rank, self.num_processes = meeting, rank, len(meeting.values)
+    def __init__(self, rendezvous, rank):
+        self.rendezvous, self.rank, self.num_processes = rendezvous, rank, len(rendezvous.values)
 
     def gather(self, tensor):
-        self.meeting.values[self.rank] = tensor
-        self.meeting.barrier.wait()
-        everyone = torch.cat(self.meeting.values)
-        self.meeting.barrier.wait()
+        self.rendezvous.values[self.rank] = tensor
+        self.rendezvous.barrier.wait()
+        everyone = torch.cat(self.rendezvous.values)
+        self.rendezvous.barrier.wait()
         return everyone
 
 
@@ -42,13 +42,13 @@ def models(count):
 
 
 def together(*works, shared):
-    """What each process forwarded, in order, where each does its own work inside one section."""
-    meeting, seen = Meeting(len(works)), [[] for _ in works]
+    """The forwards of each process in order, where each does its own work inside one section."""
+    rendezvous, seen = Rendezvous(len(works)), [[] for _ in works]
     failures = []
 
     def process(rank):
         steps = CollectiveScheduler(
-            Accelerator(meeting, rank), True, lambda model: seen[rank].append((shared.index(model), "empty"))
+            Accelerator(rendezvous, rank), True, lambda model: seen[rank].append((shared.index(model), "empty"))
         )
         for model in shared:
             steps.share(model)
@@ -79,7 +79,7 @@ def test_fewer_forwards_are_filled_up_with_empty_ones():
         lambda read, steps: [read(0), read(0)],
         shared=models(1),
     )
-    # three meetings: all three are the first's own, none the second's, two the third's
+    # three collectives: all three are the first's own, none the second's, two the third's
     assert seen[0] == [(0, "own")] * 3
     assert seen[1] == [(0, "empty")] * 3
     assert seen[2] == [(0, "own")] * 2 + [(0, "empty")]
@@ -107,16 +107,16 @@ def test_a_head_is_gathered_once_by_all(monkeypatch):
         lambda read, steps: [read(0)],
         shared=shared,
     )
-    assert len(gathered) == 2  # one a process
+    assert len(gathered) == 2  # one per process
     assert [number for number, _ in seen[0]] == [0]
     assert seen[1] == [(0, "own")]
 
 
-def test_where_nothing_is_sharded_nothing_is_said():
+def test_without_sharding_nothing_is_communicated():
     def gather(tensor):
         raise AssertionError("a process asked the others")
 
-    accelerator = Accelerator(Meeting(2), 0)
+    accelerator = Accelerator(Rendezvous(2), 0)
     accelerator.gather = gather
     model = nn.Linear(1, 1)
     steps = CollectiveScheduler(accelerator, False, empty_forward=gather)
@@ -126,10 +126,10 @@ def test_where_nothing_is_sharded_nothing_is_said():
 
 
 def test_after_an_error_the_section_is_closed():
-    accelerator = Accelerator(Meeting(1), 0)
+    accelerator = Accelerator(Rendezvous(1), 0)
     accelerator.num_processes = 2
     steps = CollectiveScheduler(accelerator, True, empty_forward=lambda model: None)
     with pytest.raises(ValueError, match="mine"), steps.section():
         raise ValueError("mine")
-    steps.before_forward(nn.Linear(1, 1))  # nobody is asked
+    steps.before_forward(nn.Linear(1, 1))  # no communication
     assert not steps._open

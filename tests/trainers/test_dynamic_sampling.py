@@ -70,7 +70,7 @@ def test_a_group_takes_the_place_of_another():
 
 
 def flat_on_red(prompts, completions, **columns):
-    """No spread on prompts that say red: 0 0; else 0 1."""
+    """No spread on prompts with "red": 0 0; else 0 1."""
     return [float(i % 2) * ("red" not in str(prompt)) for i, prompt in enumerate(prompts)]
 
 
@@ -78,7 +78,7 @@ def texts(*words):
     return [{"prompt": message(f"Say {word}."), "videos": [], "images": []} for word in words]
 
 
-def test_training_goes_on_with_groups_that_teach(make_trainer, rows):
+def test_training_continues_with_refilled_groups(make_trainer, rows):
     dataset = [*texts("red", "red", "red"), *rows["video"][:3]]
     config = {"num_generations": 2, "per_device_train_batch_size": 4, "max_steps": 3, "reward": flat_on_red}
     plain = make_trainer(dataset, **config)
@@ -155,7 +155,7 @@ def test_what_cannot_be_refilled_is_refused(make_trainer, rows):
 
 @pytest.mark.slow
 def test_two_processes_sample_the_same_rounds(tmp_path):
-    """Each lacks other numbers of groups; both make the same calls, and the run ends."""
+    """The processes lack different numbers of groups; both make the same calls, and the run ends."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = {
         "config": "grpo/tiny",

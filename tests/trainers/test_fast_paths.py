@@ -1,4 +1,4 @@
-"""What completions share is paid for once, at the same numbers: each trainer on the fast paths against the plain ones."""
+"""Work that completions share is done once, with the same results: each trainer on the fast paths against the plain ones."""
 
 import logging
 from dataclasses import replace
@@ -119,7 +119,7 @@ def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer
         torch.testing.assert_close(ours.gradients[key], gradient, rtol=1e-4, atol=1e-6)
     for key in [key for key in apart.state.log_history[0] if "/" in key]:
         assert served.state.log_history[0][key] == pytest.approx(apart.state.log_history[0][key], rel=1e-4, abs=1e-6)
-    assert forwards  # and the pass is really saved: counted below
+    assert forwards  # the pass is saved: counted below
     again = build(make_trainer, rows["mixed"], cls, **config)
     saved = count_forwards(monkeypatch, again)
     trained(again)
@@ -151,14 +151,14 @@ def test_the_old_policys_pass_serves_the_credit_of_stale_updates(rows, make_trai
     served = build(make_trainer, rows["video"], PGPOTrainer, **config)
     counts.append(count_forwards(monkeypatch, served))
     trained(served)
-    # the old policy, sighted, blind, the update; and without the sighted one
+    # the old policy, with media, media-masked, the update; then without the pass with media
     assert (len(counts[0]), len(counts[1])) == (4, 3)
     assert served.seen[0].loss == pytest.approx(apart.seen[0].loss, rel=1e-5)
     torch.testing.assert_close(served.seen[0].inputs["token_weights"], apart.seen[0].inputs["token_weights"])
 
 
 def test_a_penalty_is_not_disturbed_by_credit_beside_it(rows, make_trainer):
-    """A subclass with both: the taps of the penalty see the update alone, not the forwards that credit asks for."""
+    """A subclass with both: the taps of the penalty see only the update, not the forwards for credit."""
 
     class Both(RALTrainer):
         def token_weights(self, group):
@@ -197,7 +197,7 @@ def test_another_models_tower_sees_the_pixels(rows, make_trainer):
 
 
 class Reversed(GRPOVideoTrainer):
-    """Scores a view whose pixels are those of the prompt in reverse order, as a signal of one's own would."""
+    """Scores a view whose pixels are those of the prompt in reverse order, as a custom signal would."""
 
     def token_weights(self, group):
         visual = group.visual
@@ -245,7 +245,7 @@ def test_auto_packs_where_it_pays(rows, make_trainer):
     assert not trained(build(make_trainer, rows["video"], GRPOVideoTrainer, **alone))._forwards.packs
 
 
-def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplog):
+def test_what_cannot_be_packed_is_reported_once_or_refused(rows, make_trainer, caplog):
     eager = {"model_init_kwargs": {"attn_implementation": "eager", "dtype": "float32"}}
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(rows["video"], **eager)
@@ -263,7 +263,7 @@ def test_what_cannot_be_packed_is_said_once_or_refused(rows, make_trainer, caplo
         make_trainer(rows["video"], group_forward="yes")
 
 
-def test_a_prefill_that_cannot_be_shared_is_said(rows, make_trainer, caplog):
+def test_a_prefill_that_cannot_be_shared_is_reported(rows, make_trainer, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make_trainer(rows["video"], generation_kwargs={"use_cache": False})
     assert not trainer._prefills
@@ -272,5 +272,5 @@ def test_a_prefill_that_cannot_be_shared_is_said(rows, make_trainer, caplog):
     assert "another cache" in lines[0]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        make_trainer(rows["video"], generation_kwargs={"use_cache": False}, shared_prefill=False)  # as asked for
+        make_trainer(rows["video"], generation_kwargs={"use_cache": False}, shared_prefill=False)  # as requested
     assert "prefills" not in caplog.text

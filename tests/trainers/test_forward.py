@@ -15,7 +15,7 @@ from trl_perception.modeling import apply_position_rule
 
 
 class Recorder(GRPOVideoTrainer):
-    """Keeps every micro-batch and the log-probabilities that its loss was made of."""
+    """Keeps every micro-batch and the log-probabilities in its loss."""
 
     def __init__(self, *args, **kwargs):
         self.seen = []
@@ -142,7 +142,7 @@ def test_a_forward_without_its_media_stops(rows, make_trainer, lost):
 
 
 def test_placeholders_cannot_be_sampled(rows, make_trainer):
-    """With a head that wants nothing but placeholders, none is sampled, also where a user suppresses other ids."""
+    """With a head that prefers placeholders, none is sampled, even if a user suppresses other ids."""
     trainer = make_trainer(rows["video"], max_steps=1, generation_kwargs={"suppress_tokens": [1]})
     config = trainer.model.config
     assert {1, config.image_token_id, config.video_token_id} <= set(trainer.generation_config.suppress_tokens)

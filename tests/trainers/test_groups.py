@@ -1,4 +1,4 @@
-"""Groups stay whole: through TRL's shuffle, and between processes."""
+"""Groups stay complete through TRL's shuffle and between processes."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_a_batch_that_splits_groups_between_processes_is_refused(tmp_path, monke
 
 @pytest.mark.parametrize("schedule", [{}, {"gradient_accumulation_steps": 3}, {"steps_per_generation": 1}])
 def test_generations_that_do_not_divide_the_batch_are_refused(tmp_path, schedule):
-    """6, 18 and 6 completions at a time, groups of 4. TRL's own refusal names generation_batch_size, which nobody set."""
+    """6, 18 and 6 completions at a time, groups of 4. TRL's own error names generation_batch_size, which was not set."""
     with pytest.raises(
         ValueError, match=r"samples (6|18) completions .*multiple of num_generations \(4\).*Set per_device"
     ):

@@ -1,4 +1,4 @@
-"""The two hooks of a subclass: what they see, and how what they return enters the loss."""
+"""The two hooks of a subclass: their arguments, and how their results enter the loss."""
 
 import pytest
 import torch
@@ -174,8 +174,8 @@ def test_hooks_work_on_plain_text_models(rows, make_trainer):
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "cispo"])
-def test_weights_that_a_sequence_ratio_averages_away_are_told(rows, make_trainer, caplog, loss_type):
-    # s = exp(mean_t (log p_t - log q_t)): the gradient of sum_t A w_t s is A (sum_t w_t) grad s, whatever single weights are;
+def test_weights_that_a_sequence_ratio_averages_away_are_reported(rows, make_trainer, caplog, loss_type):
+    # s = exp(mean_t (log p_t - log q_t)): the gradient of sum_t A w_t s is A (sum_t w_t) grad s, for any single weights;
     # for cispo s itself has no gradient: sum_t A w_t s log p_t
     settings = {"importance_sampling_level": "sequence", "loss_type": loss_type, "max_steps": 1}
     make_trainer(rows["text"], cls=FirstTokens, **settings).train()
@@ -183,15 +183,15 @@ def test_weights_that_a_sequence_ratio_averages_away_are_told(rows, make_trainer
     assert len(said) == (loss_type == "grpo")
 
 
-class SightedFirstTokens(FirstTokens):
-    policy_reads = PolicyReads()  # so that credit waits for the update
+class FirstTokensWithReads(FirstTokens):
+    policy_reads = PolicyReads()  # so that credit is assigned in the update
 
 
 @pytest.mark.parametrize("slices", [1, 2])
 def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_trainer, slices):
     # two passes over `slices` micro-batches make one step: no optimisation lies between, and the update serves the credit
     outcomes = []
-    for cls in (FirstTokens, SightedFirstTokens):
+    for cls in (FirstTokens, FirstTokensWithReads):
         schedule = {
             "steps_per_generation": slices,
             "num_iterations": 2,
@@ -212,7 +212,7 @@ def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_tra
 
 
 class Wordy(GRPOVideoTrainer):
-    """Writes another prompt for each completion, as an environment may; keeps what was sampled of which."""
+    """Changes the prompt of each completion, as an environment may; records which completion belongs to which prompt."""
 
     def _tokenize_prompts(self, prompts):
         ids, *others = super()._tokenize_prompts(prompts)

@@ -189,7 +189,7 @@ def test_soft_weightings_keep_the_key_tokens_ahead(rows, make_trainer):
 
 
 def views_of(trainer, group, **option):
-    """What the group is scored under: sighted, blind, shuffled."""
+    """What the group is scored under: with media, media-masked, shuffled."""
     trainer.views.clear()
     asked_again(trainer, group, option)
     return trainer.views
@@ -225,7 +225,7 @@ def test_the_shuffled_view_is_the_seeds_permutation(rows, make_trainer):
         assert any(not torch.equal(shown[0][which], later[which]) for later in shown[2:])
 
 
-def test_the_blind_view_keeps_its_positions_or_counts_anew(rows, make_trainer):
+def test_the_media_masked_view_keeps_its_positions_or_renumbers_them(rows, make_trainer):
     trainer, (group,) = groups_of(make_trainer, rows["video"][:1], KTRTrainer)
     inputs = inputs_of(trainer.processing_class, group.prompt.row)
     positions, _ = trainer.model.model.get_rope_index(
@@ -240,7 +240,7 @@ def test_the_blind_view_keeps_its_positions_or_counts_anew(rows, make_trainer):
     assert recomputed.positions is None
     prompt, after = kept.positions.split([int(text.sum()), group.completion_ids.size(1)], dim=1)
     assert torch.equal(prompt, positions[:, 0, text])
-    # the completion goes on where the prompt ends, on every axis alike
+    # the completion continues where the prompt ends, on every axis
     assert torch.equal(after, (positions.max() + 1 + torch.arange(after.size(1))).expand(3, -1))
 
 
@@ -258,11 +258,13 @@ def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
 def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
     settings = {**OBJECTIVES["video"], **TWO_UPDATES, "max_steps": 4}
     trainer = trained(build(make_trainer, rows["video"], KTRTrainer, **settings))
-    # 4 updates of 2 iterations are 2 rollouts of a group each, scored as it is, blind and shuffled
+    # 4 updates of 2 iterations are 2 rollouts of a group each, scored with media, media-masked and shuffled
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
-    kinds = ["sighted" if v is None else "shuffled" if v.visual.visual_tokens else "blind" for v in trainer.views]
-    assert kinds == ["sighted", "blind", "shuffled"] * 2
+    kinds = [
+        "with media" if v is None else "shuffled" if v.visual.visual_tokens else "media-masked" for v in trainer.views
+    ]
+    assert kinds == ["with media", "media-masked", "shuffled"] * 2
     first, _, again, _ = trainer.seen[:4]
     assert torch.equal(first.inputs["token_weights"], again.inputs["token_weights"])
 

@@ -13,7 +13,7 @@ TILE, MOST = 16, 64  # tokens that the fused head takes at a time here, and thos
 
 
 class Distributions(TorchDispatchMode):
-    """Keeps the largest number of rows of any tensor whose last axis is the vocabulary, the head's own weights aside."""
+    """Keeps the largest number of rows of any tensor whose last axis is the vocabulary, except the head's own weights."""
 
     def __init__(self, model):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run that cannot have learned anything does not end as one that has: no row that could be used, no reward but 0."""
+"""A run that cannot have learned anything is reported: no usable row, or no reward other than 0."""
 
 import pytest
 

@@ -34,10 +34,10 @@ def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
     for step in (0, 1):
         update = Update(trainer, rows[kind], step)
         sampled, weights = update.read(update.sampled_with), []
-        for sighted, completion in zip(sampled, update.completions, strict=True):
+        for with_media, completion in zip(sampled, update.completions, strict=True):
             media = completion.row["videos"] or completion.row["images"]
-            (blind,) = update.read(update.sampled_with, [completion], blind="mask") if media else (None,)
-            weights.append(pgpo_weights(sighted, blind, 0.8))
+            (media_masked,) = update.read(update.sampled_with, [completion], media_masking="mask") if media else (None,)
+            weights.append(pgpo_weights(with_media, media_masked, 0.8))
             assert sum(weights[-1]) == pytest.approx(len(completion.ids), rel=1e-6)  # mass conserved
         assert max(max(of_one) for of_one in weights) > 1.5
         update.assert_weights(weights)
@@ -64,7 +64,9 @@ OPTIONS = {
 
 def test_each_option_changes_the_weights_as_the_paper_says(rows, make_trainer):
     trainer, groups = groups_of(make_trainer, rows["several"], PGPOTrainer, dependency_clamp=1.0)
-    readings = [list(zip(read_group(trainer, g), read_group(trainer, g, blind="mask"), strict=True)) for g in groups]
+    readings = [
+        list(zip(read_group(trainer, g), read_group(trainer, g, media_masking="mask"), strict=True)) for g in groups
+    ]
     plain = [trainer.token_weights(group).weights for group in groups]
     for name, option in {"as set": {}, **OPTIONS}.items():
         changed = 0.0
@@ -79,8 +81,10 @@ def test_each_option_changes_the_weights_as_the_paper_says(rows, make_trainer):
 def test_exact_dependency_is_the_divergence_of_the_logits(rows, make_trainer):
     trainer, (group, *_) = groups_of(make_trainer, rows["several"], PGPOTrainer, dependency="kl")
     values = []
-    for sighted, blind in zip(read_group(trainer, group), read_group(trainer, group, blind="mask"), strict=True):
-        for seen, unseen in zip(sighted.logits / 0.8, blind.logits / 0.8, strict=True):
+    for with_media, media_masked in zip(
+        read_group(trainer, group), read_group(trainer, group, media_masking="mask"), strict=True
+    ):
+        for seen, unseen in zip(with_media.logits / 0.8, media_masked.logits / 0.8, strict=True):
             log_p, log_q = torch.log_softmax(seen, -1), torch.log_softmax(unseen, -1)
             values.append(sum((log_p[v].exp() * (log_p[v] - log_q[v])).item() for v in range(len(log_p))))
     credit = asked_again(trainer, group, {})
@@ -88,19 +92,19 @@ def test_exact_dependency_is_the_divergence_of_the_logits(rows, make_trainer):
     assert min(values) > 1e-3
 
 
-def test_the_blind_view_does_not_depend_on_what_the_video_shows(rows, make_trainer):
-    """Another clip of the same size in the same place: the sighted scores change, the blind ones do not by one bit."""
+def test_the_media_masked_view_does_not_depend_on_what_the_video_shows(rows, make_trainer):
+    """Another clip of the same size in the same place: the scores with media change, the media-masked ones are bitwise equal."""
     trainer, (group, *_) = groups_of(make_trainer, rows["video"][:1], PGPOTrainer)
     trainer.views.clear()
     trainer.token_weights(group)
-    sighted, blind = trainer.views
+    with_media, media_masked = trainer.views
     other = trainer._prompt_preparer([rows["video"][1]])[0].visual
-    scores = [trainer.score(group, view)[0] for view in (blind, type(blind)(group.prompt_ids, other))]
-    assert sighted is None
-    assert blind.visual.visual_tokens == 0
-    assert len(blind.prompt_ids) == len(group.prompt_ids) - group.visual.visual_tokens
+    scores = [trainer.score(group, view)[0] for view in (media_masked, type(media_masked)(group.prompt_ids, other))]
+    assert with_media is None
+    assert media_masked.visual.visual_tokens == 0
+    assert len(media_masked.prompt_ids) == len(group.prompt_ids) - group.visual.visual_tokens
     assert (trainer.score(group)[0] - scores[1]).abs().max() > 1e-3
-    assert torch.equal(trainer.score(group, blind)[0], scores[0])
+    assert torch.equal(trainer.score(group, media_masked)[0], scores[0])
 
 
 def test_the_neutral_setting_is_grpo(rows, make_trainer):
@@ -118,7 +122,7 @@ def test_signals_come_once_a_rollout_from_complete_groups(rows, make_trainer):
     trainer = trained(
         build(make_trainer, rows["video"], PGPOTrainer, **OBJECTIVES["video"], **{**TWO_UPDATES, "max_steps": 4})
     )
-    # 4 updates of 2 iterations are 2 rollouts of a group each, scored sighted and blind
+    # 4 updates of 2 iterations are 2 rollouts of a group each, scored with media and media-masked
     assert len(trainer.seen) == 8
     assert [len(group.completion_ids) for group in trainer.groups] == [4, 4]
     assert [view is None for view in trainer.views] == [True, False] * 2

@@ -8,7 +8,7 @@ from tests.trainers.test_bad_input import Batches
 
 
 class WithExperts(Batches):
-    """The forward reports an auxiliary loss of 3, as a model with experts does."""
+    """The forward returns an auxiliary loss of 3, as a mixture-of-experts model does."""
 
     policy_loss_weight = 0.25
 

@@ -17,7 +17,7 @@ from trl_perception.trainers import AttnDistillConfig
 
 @pytest.fixture
 def long_clip(tmp_path):
-    """6 cells, 4 positions apart: its last cell lies behind the text that follows it by transformers' rule."""
+    """6 cells, 4 positions apart: its last cell is beyond the text that follows it by transformers' rule."""
     clip = write_clip(tmp_path / "long.mp4", seed=0, frames=24)
     return [{"prompt": message("Same?", "video"), "videos": [clip], "images": []}]
 

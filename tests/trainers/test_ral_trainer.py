@@ -27,7 +27,7 @@ from tests.trainers.reference import (
 from trl_perception import GRPOVideoTrainer, RALConfig, RALTrainer
 
 ADAPTER = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
-# Steps that attention feels, and a weight that makes its term as large as the policy loss.
+# A learning rate that changes attention, and a weight that makes its term as large as the policy loss.
 LIVELY = {**TWO_UPDATES, "learning_rate": 1e-4}
 WEIGHT = 300.0
 STALE = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 1}
@@ -69,7 +69,7 @@ def test_losses_and_gradients_are_the_papers(rows, make_trainer, kind):
     assert trainer.views == []  # the first forward gave the rollout policy's rows
 
 
-def test_a_first_visit_after_a_step_meets_the_rollout_policys_rows(rows, make_trainer):
+def test_a_first_visit_after_a_step_uses_the_rollout_policys_rows(rows, make_trainer):
     """Two micro-batches a rollout and a step after each: the second is stale when it is first seen."""
     settings = {**LIVELY, **STALE, "attn_weight": WEIGHT}
     trainer = trained(build(make_trainer, rows["mixed"], RALTrainer, **settings, num_generations=2))
@@ -133,7 +133,7 @@ def test_against_the_base_of_an_adapter(rows, make_trainer, beta):
     for step in (0, 1):
         update = Update(trainer, rows["mixed"], step)
         size = assert_update(update, base, WEIGHT, reference=base if beta else None)
-        assert (size > 1e-3) == (step == 1)  # an adapter starts as nothing
+        assert (size > 1e-3) == (step == 1)  # an adapter starts at zero
     for name, weight in weights_of(trainer.model, adapter=False).items():
         assert torch.equal(weight, base[name])
 
@@ -229,7 +229,7 @@ def test_a_reference_that_is_not_there_is_refused(rows, make_trainer):
 
 
 def test_the_term_does_not_measure_dropout(rows, make_trainer):
-    """With an adapter that drops half of its inputs and a learning rate of 0, two passes over a rollout are one policy."""
+    """With an adapter with dropout 0.5 and a learning rate of 0, two passes over a rollout have the same policy."""
     model = shaken(default_path(make_trainer))
     dropping = LoraConfig(r=4, target_modules=["q_proj", "k_proj"], lora_dropout=0.5, init_lora_weights=False)
     settings = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.0, "model": model}

@@ -186,7 +186,7 @@ def test_a_reward_model_reads_text_with_a_template_for_strings(make_trainer):
 
 
 def with_video_feature(clips):
-    """Rows whose clips would be decoded on access, by a backend that need not be there."""
+    """Rows whose clips would be decoded on access, by a backend that may be missing."""
     content = [{"type": Value("string"), "text": Value("string")}]
     features = Features({"prompt": [{"role": Value("string"), "content": content}], "videos": List(Video())})
     prompts = [message("Colour of scene 1?", "video")] * len(clips)
@@ -221,7 +221,7 @@ def test_a_prediction_samples_groups_of_one_prompt_from_a_stream_too(rows, make_
     assert len(seen) == 8  # four prompts, two completions each
     assert seen[::2] == seen[1::2]
     assert len(set(seen)) == 4
-    # rewards of the prediction are 4 and 8; the evaluation samples one more pair, at 10, and tells of that alone
+    # rewards of the prediction are 4 and 8; the evaluation samples one more pair, at 10, and reports only that
     assert trainer.evaluate()["eval_reward"] == 10
 
 

@@ -137,7 +137,7 @@ class Recording(dict):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "cispo"])
 def test_trls_loss_takes_the_scores_that_it_is_given(rows, make_trainer, monkeypatch, loss_type):
-    """`_compute_loss` passes scores in the model's place. It is void if TRL's loss does not ask for scores exactly once, with
+    """`_compute_loss` passes scores in the model's place. This breaks if TRL's loss does not compute scores exactly once, with
     that object, and before it reads the advantages; or if it uses the object for anything else, which then has no such
     attribute.
     """

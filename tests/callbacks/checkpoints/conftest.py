@@ -1,4 +1,4 @@
-"""Rows of three kinds, and a run that left its checkpoints."""
+"""Rows of three kinds, and a run that saved checkpoints."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def four(clips, pictures):
 
 @pytest.fixture(scope="session")
 def saved(four, tmp_path_factory):
-    """Checkpoints after 2 and 4 steps, in the middle of rollouts of 3 steps; the one that ends the run is taken away."""
+    """Checkpoints after 2 and 4 steps, in the middle of rollouts of 3 steps; the final one is removed."""
     folder = tmp_path_factory.mktemp("saved")
     build("grpo", four, {**SAVED, "output_dir": str(folder)}).train()
     shutil.rmtree(folder / "checkpoint-5")

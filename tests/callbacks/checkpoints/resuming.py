@@ -1,7 +1,7 @@
-"""Runs that are killed: `python -m tests.callbacks.checkpoints.resuming JOBS.json` runs each job in a process of its own.
+"""Runs that are killed: `python -m tests.callbacks.checkpoints.resuming JOBS.json` runs each job in a separate process.
 
 A job is {"trainer", "rows", "config"} and, where they apply, {"kill": {"at": MOMENT, "count": n}}: process 0 ends itself with
-SIGKILL when the moment has come n times; {"resume": True}; {"log": PATH}: where process 0 writes what was logged; {"port"}: of a
+SIGKILL when the moment occurs for the nth time; {"resume": True}; {"log": PATH}: where process 0 writes what was logged; {"port"}: of a
 run of several processes. The jobs' processes are forked, so that the libraries are imported once. Prints one line a job: the
 signal that ended it, or its exit status.
 """
@@ -61,13 +61,13 @@ def resumed(folder, rows, checkpoint=True, **config):
 
 
 def log_of(trainer):
-    """What was logged at each step, but for times and what is said of one call of `train()`."""
+    """The log of each step, without times and the summary of a `train()` call."""
     history = trainer.state.log_history
     return [{k: v for k, v in entry.items() if not k.endswith(UNCOMPARED)} for entry in history]
 
 
 def started(command, seconds=500):
-    """A command that runs jobs, ended: without a network, one thread a process."""
+    """Run jobs to completion, offline and with one thread per process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
@@ -79,7 +79,7 @@ def die():
 
 
 def arm(trainer, at, count):
-    """Let this process die when `at` has come for the `count`th time."""
+    """Make this process die when `at` occurs for the `count`th time."""
     left = [count]
 
     def counted(then=None):
@@ -120,7 +120,7 @@ def arm(trainer, at, count):
 
 
 def run(job):
-    if "port" in job:  # each job has a meeting point of its own
+    if "port" in job:  # each job has its own rendezvous port
         os.environ.update(MASTER_PORT=str(job["port"]), TORCHELASTIC_USE_AGENT_STORE="False")
     trainer = build(job["trainer"], job["rows"], job["config"])
     if "kill" in job and trainer.args.process_index == 0:
@@ -137,7 +137,7 @@ if __name__ == "__main__":
         if child == 0:
             try:
                 run(job)
-            finally:  # a traceback that was not printed yet comes first
+            finally:  # print a pending traceback first
                 sys.stderr.flush()
             os._exit(0)
         status = os.waitpid(child, 0)[1]

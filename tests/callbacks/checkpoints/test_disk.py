@@ -1,4 +1,4 @@
-"""A disk without room is one error, and the previous checkpoint stays good."""
+"""A full disk raises one error, and the previous checkpoint stays valid."""
 
 import json
 import resource
@@ -13,7 +13,7 @@ from trl_perception.callbacks.checkpoints import saving
 from trl_perception.callbacks.checkpoints.disk import DiskFullError
 from trl_perception.callbacks.checkpoints.folder import incomplete_reason
 
-# The file for which there is no room, and the one that was written last: safetensors takes its own away again.
+# The file that does not fit, and the last one written: safetensors removes its own incomplete file.
 FULL_AT = {
     "model.safetensors": "generation_config.json",
     "optimizer.pt": "optimizer.pt",
@@ -47,12 +47,12 @@ def test_a_full_disk_is_one_clear_error(full_at, saved, four, tmp_path, monkeypa
     assert "save_total_limit (now None)" in said
     assert incomplete_reason(folder / "checkpoint-2") is None
     assert [path.name for path in folder.rglob("checkpoint-*")] == ["checkpoint-2"]
-    assert resumed(folder, four).state.global_step == 5  # with room again
+    assert resumed(folder, four).state.global_step == 5  # with free space again
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(four, tmp_path):
-    """A file system of 24 MiB, in name spaces of its own: the first checkpoint of 15 MiB has room, the second has not."""
+    """A 24 MiB file system in its own namespaces: the first checkpoint of 15 MiB fits, the second does not."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = f'mount -t tmpfs -o size=24m none "{disk}"'

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and what does not count as one."""
+"""The checkpoint a run resumes from, and what does not count as a checkpoint."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from trl_perception.recipe import recipe_path
 from trl_perception.train import parse
 
 
-def test_no_checkpoint_is_said(four, tmp_path):
+def test_a_missing_checkpoint_is_reported(four, tmp_path):
     with pytest.raises(
         ValueError, match=r"resume_from_checkpoint is true, and .* has no complete checkpoint. It holds no f"
     ):
@@ -93,7 +93,7 @@ def test_a_run_that_is_over_makes_no_further_step(saved, four, tmp_path):
 
 
 def test_a_complete_one_that_was_moved_away_comes_back(saved, tmp_path, caplog):
-    """As a run leaves it that died between the two renames which put a checkpoint into the place of an older one."""
+    """The state left by a run that died between the two renames that replace a checkpoint."""
     folder = shutil.copytree(saved, tmp_path / "run")
     (folder / UNFINISHED).mkdir()
     (folder / "checkpoint-4").rename(folder / UNFINISHED / "replaced-checkpoint-4")

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed is the run that was not, number for number; what was half written never counts."""
+"""A killed and resumed run equals an uninterrupted run, number for number; incomplete checkpoints are ignored."""
 
 import functools
 import json
@@ -19,13 +19,13 @@ from trl_perception.callbacks.checkpoints.folder import UNFINISHED
 from trl_perception.reports.rollouts import read_groups
 
 OPEN = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2}  # 4 steps a rollout
-# Every method, and between them everything that a checkpoint must hold. Saved every third step, so that the checkpoint falls
+# Every method; together they cover everything that a checkpoint must hold. Saved every third step, so that the checkpoint falls
 # into the middle of a rollout of 4 steps; 8 steps are an epoch of 4 rows.
 OWN = {
     "grpo": {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2, "max_steps": 10, "report_every": 5},
     "appo": {"accuracy_reward": "letter_variety", "reward_threshold": 6.0, "logging_steps": 2},
     "pgpo": {"dynamic_sampling": True, "dynamic_sampling_rounds": 1},
-    # One update a rollout, which serves the credit: nothing is open at a checkpoint, and an epoch has 2 steps.
+    # One update a rollout, which serves the credit: nothing is pending at a checkpoint, and an epoch has 2 steps.
     "ktr": {"gradient_accumulation_steps": 2, "num_iterations": 1, "max_steps": 7},
     "ral": {"beta": 0.1, "attn_reference": "old"},
     "attn_distill": {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
@@ -45,7 +45,7 @@ QUICK = ("grpo", "ral", "half a file", "all but the name")
 
 
 def killed(jobs, folder):
-    """The jobs' runs, each killed where it says."""
+    """The jobs' runs, each killed at its given moment."""
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs))
     run = started([sys.executable, "-m", "tests.callbacks.checkpoints.resuming", str(path)])
@@ -55,7 +55,7 @@ def killed(jobs, folder):
 
 @pytest.fixture(scope="module")
 def dead(four, tmp_path_factory):
-    """The folder that a killed run left, by its name; the quick ones die one behind the other in one go, and so the others."""
+    """The folder of a killed run, by name; the fast runs share one process launch, and the slow ones another."""
 
     def job(name, folder):
         if name in MOMENTS:
@@ -146,7 +146,7 @@ def test_other_kinds_of_runs_resume_exactly(name, four, tmp_path):
 @pytest.mark.parametrize("moment", split(MOMENTS))
 def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, caplog):
     folder, last = shutil.copytree(dead(moment), tmp_path / "run"), MOMENTS[moment][1]
-    assert get_last_checkpoint(folder) == str(folder / f"checkpoint-{last}")  # what transformers itself would take
+    assert get_last_checkpoint(folder) == str(folder / f"checkpoint-{last}")  # the one transformers itself would choose
     kept = [path.name for path in folder.glob("checkpoint-*")]
     assert kept == ["checkpoint-2"] if last == 2 else set(kept) == {"checkpoint-2", "checkpoint-4"}
     config = {"output_dir": str(folder), "save_steps": 2, "save_total_limit": 1}
@@ -168,7 +168,7 @@ def test_a_checkpoint_in_the_making_never_counts(moment, dead, four, tmp_path, c
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgpo", "ral"])
 def test_two_processes_resume_exactly(name, four, tmp_path):
-    """Each has a rollout, random state and records of its own; 4 steps are an epoch, saved after 3."""
+    """Each process has its own rollout, random state and records; an epoch has 4 steps, saved after 3."""
     trainer, config = METHODS[name]
     config = {**config, "save_steps": 3, "report_every": 1, "ddp_timeout": 180}
     job = {"trainer": trainer, "rows": four}

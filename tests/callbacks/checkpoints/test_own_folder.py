@@ -1,4 +1,4 @@
-"""An output folder belongs to one run: another method's, another recipe's or other rows' is refused, and says so."""
+"""An output folder belongs to one run: the folder of another method, another recipe or other rows is refused with a message."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ def test_another_runs_folder_is_refused_before_anything_is_written(other, four, 
     run(four, tmp_path, origin=mine).claim_output_dir()
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     for resuming in (None, True):
-        if resuming and other == "rows":  # the checkpoint says which rows are others, and how many
+        if resuming and other == "rows":  # the checkpoint says which rows differ, and how many
             continue
         with pytest.raises(ValueError, match=f"holds another run: {differs}. Set output_dir to another folder"):
             run(four, tmp_path, **{"origin": mine, **settings}).train(resume_from_checkpoint=resuming)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
-    # The same run once more, with another learning rate, is not another one.
+    # The same run with another learning rate is still the same run.
     run(four, tmp_path, origin=mine, learning_rate=0.5).claim_output_dir()
 
 

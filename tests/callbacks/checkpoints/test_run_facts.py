@@ -39,10 +39,10 @@ def test_a_run_resumes_with_other_rows_deliberately(saved, four, tmp_path, caplo
     (said,) = [record.message for record in caplog.records if "ignore_data_skip" in record.message]
     assert "although it was saved with gradient_accumulation_steps 1, and this run has 2." in said
     new = [entry for entry in trainer.state.log_history if entry["step"] > 4]
-    assert "reward" in new[0]  # of a rollout of its own, not of the one that was open
+    assert "reward" in new[0]  # from a new rollout, not from the interrupted one
 
 
-def test_a_digest_tells_rows_apart_and_does_not_decode():
+def test_a_digest_distinguishes_rows_and_does_not_decode():
     rows = [{"prompt": f"{n}", "videos": [f"/nowhere/{n}.mp4"]} for n in range(3000)]
     one = digest_of(Dataset.from_list(rows))
     assert one == digest_of(Dataset.from_list(rows))

@@ -1,4 +1,4 @@
-"""What is put back when a run resumes, beside what the runs of test_killed_runs.py show."""
+"""State restored on resume that the runs of test_killed_runs.py do not cover."""
 
 import pytest
 from accelerate.data_loader import prepare_data_loader

@@ -1,4 +1,4 @@
-"""What a save writes, what it leaves of the saves before it, and what it passes on."""
+"""What a save writes, which earlier saves it keeps, and what it pushes."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def test_what_is_added_is_json_and_safetensors(saved):
 
 
 def test_the_limit_is_kept_and_the_best_stays(four, tmp_path):
-    """Evaluations of 2, 4, 6, 8 steps find 4 the best, by a reward that is given: it stays beside the last."""
+    """Evaluations at steps 2, 4, 6 and 8 find step 4 best, by a scripted reward: it is kept along with the last."""
     config = {
         "output_dir": str(tmp_path),
         "save_steps": 2,
@@ -47,7 +47,7 @@ def test_the_limit_is_kept_and_the_best_stays(four, tmp_path):
 
     trainer._evaluate = evaluate
     trainer.train()
-    # before each save: what the saves until then left
+    # before each save: the checkpoints kept so far
     assert kept == {
         2: [],
         4: ["checkpoint-2"],
@@ -56,7 +56,7 @@ def test_the_limit_is_kept_and_the_best_stays(four, tmp_path):
     }
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [
         "checkpoint-4"
-    ]  # as transformers leaves it in the end
+    ]  # as transformers leaves it at the end
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")
     assert not all(torch.equal(weights[4][name], weights[8][name]) for name in weights[4])
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_pushed_by_the_name_that_stays(four, tmp_path, monkeypat
 
 
 def test_the_table_of_completions_is_whole(saved, four, tmp_path):
-    """It is logged at the fifth step, of a rollout that was sampled before the checkpoint."""
+    """It is logged at the fifth step, for a rollout sampled before the checkpoint."""
     config = {**SAVED, "log_completions": True, "max_steps": 3, "logging_steps": 3, "steps_per_generation": 1}
     build("grpo", four, {**config, "output_dir": str(tmp_path)}).train()
     table = tmp_path / "completions" / "completions_00003.parquet"

@@ -1,8 +1,8 @@
-"""Run by test_nonfinite_processes.py in each of several processes: faults that one process alone has.
+"""Run by test_nonfinite_processes.py in each of several processes: faults that occur in one process only.
 
     python -m torch.distributed.run --nproc_per_node 2 -m tests.callbacks.nonfinite.faulty_processes FOLDER
 
-Every scenario must end on all processes; what each saw goes to FOLDER/process-N.json.
+Every scenario must end on all processes; each writes its results to FOLDER/process-N.json.
 """
 
 import json
@@ -26,7 +26,7 @@ LAST = PartialState().num_processes - 1
 
 
 class BadOnLast(GRPOVideoTrainer):
-    """In the rollout of step 1, the last process alone has a token weight that is infinite."""
+    """In the rollout of step 1, only the last process has an infinite token weight."""
 
     def token_weights(self, group):
         weights = group.completion_mask.float()
@@ -36,7 +36,7 @@ class BadOnLast(GRPOVideoTrainer):
 
 
 class SlowToDump(BadOnLast):
-    """The last process is at fault, and takes longer over its dump than the others."""
+    """The last process fails, and takes longer than the others to write its dump."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -45,13 +45,13 @@ class SlowToDump(BadOnLast):
 
 
 class FullOnLast(BadOnLast):
-    """The last process is at fault, and has no room for its dump."""
+    """The last process fails, and its disk is too full for the dump."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._guard._dump, self.dump = self.dump_without_room, self._guard._dump
+        self._guard._dump, self.dump = self.dump_to_full_disk, self._guard._dump
 
-    def dump_without_room(self, *args, **options):
+    def dump_to_full_disk(self, *args, **options):
         if RANK != LAST:
             return self.dump(*args, **options)
         with patch("trl_perception.callbacks.nonfinite.loss_record.write_dump", side_effect=OSError("no room")):
@@ -69,7 +69,7 @@ class Sums(TrainerCallback):
 
 
 def by_place(completions, **columns):
-    """Another reward for each completion of a group, whatever the model says."""
+    """A different reward for each completion of a group, regardless of its text."""
     return [float(place) for place in range(len(completions))]
 
 
@@ -134,7 +134,7 @@ def outcome(name, cls, reward, settings, folder):
         step = Path(args.output_dir) / "nonfinite" / "step-000001"
         dumped = [
             str(path.relative_to(step)) for path in step.rglob("*")
-        ]  # at once: a launcher would end the others now
+        ]  # immediately, as the launcher ends the others now
     return {
         "error": error,
         "step": trainer.state.global_step,

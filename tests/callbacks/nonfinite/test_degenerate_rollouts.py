@@ -1,6 +1,6 @@
-"""Rollouts that leave a method nothing to divide by: every loss and gradient stays finite, and 0 where it has to be.
+"""Rollouts that make a method divide by zero: every loss and gradient stays finite, and is 0 where required.
 
-The completions are scripted; a case a rollout, each learned from twice (the second time off-policy).
+The completions are scripted, one case per rollout, each trained on twice (the second time off-policy).
 """
 
 import math
@@ -36,7 +36,7 @@ METHODS = {name: (name, options) for name, options in OPTIONS.items()} | {"ral_z
 
 
 class Scripted:
-    """Samples what the case says, case after case, and keeps loss and gradients of every update."""
+    """Samples the completions of each case in order, and keeps loss and gradients of every update."""
 
     script = ()
     rollouts = 0
@@ -94,7 +94,7 @@ def run(make_trainer, rows, name, cases, **settings):
 
 
 def mostly_slow(*fast):
-    """All methods, those not named among the slow tests."""
+    """All methods; those not named here are slow tests."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
@@ -103,7 +103,7 @@ def check(name, trainer, updates):
     for case, terms, norm, _ in updates:
         assert all(math.isfinite(value) for value in terms.values()), (case, terms)
         assert math.isfinite(norm), case
-        # no advantage, or no token that counts: nothing to learn. The teacher teaches whatever the reward is.
+        # no advantage, or no token that counts: nothing to learn. Distillation does not depend on the reward.
         if case in ZERO or (case in ZERO_WITHOUT_TEACHER and name != "attn_distill"):
             assert terms["loss"] == 0.0, case
             assert norm == 0.0, case
@@ -152,10 +152,10 @@ def test_groups_of_two(make_trainer, rows, name):
 
 @pytest.mark.parametrize("name", mostly_slow("ral", "attn_distill"))
 def test_a_batch_whose_media_are_all_bad_teaches_nothing(make_trainer, rows, name, tmp_path, monkeypatch):
-    # A run of nothing else ends with an error; here its steps are looked at.
+    # A run of only such batches ends with an error; this test checks its steps.
     monkeypatch.setattr(RolloutBuilder, "require_rows_used", lambda builder, dataset, **when: None)
     bad = [{**row, "videos": [str(Path(tmp_path) / "missing.mp4")]} for row in rows["video"][:2]]
-    # two micro-batches a rollout: the second meets other weights than those that sampled
+    # two micro-batches a rollout: the second is trained with other weights than those that sampled it
     settings = {"num_iterations": 1, "steps_per_generation": 2, "per_device_train_batch_size": 4}
     with pytest.warns(UserWarning, match="Left out"):
         trainer, updates = run(make_trainer, bad, name, ("ordinary",), on_bad_media="skip", **settings)

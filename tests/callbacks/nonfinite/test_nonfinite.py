@@ -1,4 +1,4 @@
-"""NaN and infinity in loss, gradient and rewards: the run stops with a dump that replays, or leaves the step out."""
+"""NaN and infinity in loss, gradient and rewards: the run stops with a dump that can be replayed, or skips the step."""
 
 import json
 import math
@@ -68,14 +68,14 @@ def same(first, second):
 
 
 def stopped(trainer):
-    """(error, folders of the dumped micro-batches) of a run that has to stop."""
+    """(error, folders of the dumped micro-batches) of a run that must stop."""
     with pytest.raises(NonFiniteError) as error:
         trainer.train()
     return error.value, sorted(error.value.folder.glob("process-*/micro-batch-*"))
 
 
 class Before(TrainerCallback):
-    """Keeps weights and moments as they are when each step begins."""
+    """Keeps a copy of weights and moments at the beginning of each step."""
 
     def __init__(self, trainer, kept):
         self.trainer, self.kept = trainer, kept
@@ -153,7 +153,7 @@ def test_a_dump_replays_to_the_same_value(make_trainer, rows, cls, tmp_path):
 
 
 class Dumping:
-    """Dumps the last micro-batch of the run through the method that a stop uses, before the optimizer's step."""
+    """Dumps the last micro-batch of the run with the method that is used on a stop, before the optimizer step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -168,9 +168,9 @@ class Dumping:
 
 HEALTHY = {
     "grpo": (GRPOVideoTrainer, {"group_forward": "on"}),
-    "pgpo": (PGPOTrainer, {"group_forward": "on"}),  # credit that waits for the update: groups travel with the rows
+    "pgpo": (PGPOTrainer, {"group_forward": "on"}),  # credit is assigned in the update: groups are passed with the rows
     "ktr": (KTRTrainer, {"group_forward": "off"}),
-    "ral": (RALTrainer, {"group_forward": "off", "num_iterations": 2}),  # signals of the rollout travel with the rows
+    "ral": (RALTrainer, {"group_forward": "off", "num_iterations": 2}),  # rollout signals passed with the rows
     "accumulated": (GRPOVideoTrainer, {"gradient_accumulation_steps": 2}),
 }
 
@@ -191,7 +191,7 @@ def test_a_healthy_micro_batch_replays_to_the_same_loss_and_gradient(make_traine
     assert seen.terms == pytest.approx(seen.dumped_terms, abs=1e-7)
     torch.testing.assert_close(seen.logps, seen.dumped_logps, atol=1e-6, rtol=0)
     assert not seen.gradients
-    if case != "accumulated":  # there the run's gradient is of two micro-batches
+    if case != "accumulated":  # that run's gradient is of two micro-batches
         assert seen.gradient_norm == pytest.approx(trainer.norm, rel=1e-4)
 
 
@@ -303,7 +303,7 @@ def test_settings_are_checked():
 
 
 class Scaled(TrainerCallback):
-    """Puts a gradient scaler into the run, as float16 does."""
+    """Adds a gradient scaler to the run, as float16 does."""
 
     def __init__(self, trainer):
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""A fault of one process stops all of them, or is left out by all of them; none waits for another."""
+"""An error in one process stops all processes, or all of them skip the step; none hangs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> list[dict]:
-    """What each of two processes saw, by scenario. A hang is a failure: it ends in a timeout."""
+    """Results of each of two processes, by scenario. A hang is a failure: it ends in a timeout."""
     folder = tmp_path_factory.mktemp("faulty")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
@@ -38,7 +38,7 @@ def test_a_loss_on_one_process_stops_both(seen):
     assert "advantages (1 of" in last["error"]
     assert "advantages" not in first["error"]
     whole = [f"process-1/micro-batch-0/{name}" for name in ("facts.json", "inputs.json", "tensors.safetensors")]
-    for of_one in (first, last):  # as it stood when each process had its error
+    for of_one in (first, last):  # as it was when each process raised its error
         assert set(whole) <= set(of_one["dumped"])
         assert "weights/model.safetensors" in of_one["dumped"]
 

@@ -1,4 +1,4 @@
-"""Rewards that raise, hang or are not finite, in a trainer: one clear error, or a group that is left out."""
+"""Rewards that raise, hang or are not finite, in a trainer: one clear error, or the group is left out."""
 
 import asyncio
 import math
@@ -88,7 +88,7 @@ def test_the_group_of_a_skipped_reward_leaves_the_loss_of_the_others_as_it_is(ma
     assert batch["advantages"][bad].tolist() == [0.0] * 4
     assert not batch["tool_mask"][bad].any()
     alone = rows_of(batch, good)
-    # 4 of 8 rows count: a mean over 8 is doubled; alone, the mean over 4 is taken as it is
+    # 4 of 8 rows count: a mean over 8 is doubled; alone, the mean over 4 is used unchanged
     assert batch["row_scale"].item() == 2.0
     alone["row_scale"] = torch.tensor(1.0)
     assert batch["num_items_in_batch"].item() == batch["completion_mask"][good].sum().item()

@@ -1,4 +1,4 @@
-"""Model cards: the method, its paper and how to cite it; what was done and what came of it."""
+"""Model cards: the method, its paper and how to cite it; the training and its results."""
 
 import dataclasses
 import re
@@ -56,7 +56,7 @@ def card_of(trainer):
 
 
 def test_a_card_that_cannot_be_completed_is_found_before_training(rows, make_trainer, tmp_path, monkeypatch):
-    """TRL's own template is accepted (every trainer here); one without a part that is completed is named at once."""
+    """TRL's own template is accepted (every trainer here); a template that lacks a required part is reported immediately."""
     (tmp_path / "templates").mkdir()
     template = (files("trl") / "templates" / "lm_model_card.md").read_text()
     (tmp_path / "templates" / "lm_model_card.md").write_text(template.replace("Framework versions", "Versions"))
@@ -124,7 +124,7 @@ def test_metadata_are_what_the_hub_knows(rows, make_trainer):
     }
     assert {"generated_from_trainer", "trl", "grpo", "trl-perception"} == set(data.tags)
     assert ModelCardData(**data.to_dict()).to_yaml() == data.to_yaml()
-    # A second card, as a later checkpoint writes it, is the first one again.
+    # A second card, written by a later checkpoint, equals the first one.
     assert card_of(trainer).text.count("## Quick start") == 1
 
 
@@ -148,7 +148,7 @@ def test_an_adapters_card_loads_it_onto_its_base(rows, make_trainer):
     ],
 )
 def test_the_cards_code_prepares_a_clip_as_training_did(settings, template, rows, clips, make_trainer, monkeypatch):
-    """Run as it stands, it makes as many tokens, visual ones and others, as the trainer's own preparation."""
+    """The code gives as many tokens, visual and text, as the trainer's own preparation."""
     trainer = make_trainer(rows["video"], **settings)
     trainer.origin = dataclasses.replace(ORIGIN, template=template)
     folder = Path(trainer.args.output_dir)

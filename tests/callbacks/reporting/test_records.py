@@ -1,4 +1,4 @@
-"""Records of rollouts: what each trainer keeps, on either way in which credit is given, and within which bounds."""
+"""Records of rollouts: what each trainer records, for both ways of assigning credit, and within which bounds."""
 
 import json
 import math
@@ -31,7 +31,7 @@ from trl_perception.reports.rollouts import SCHEMA, read_groups
 ROOT = Path(__file__).parent.parent.parent
 EVERY = {"entropy": {"token"}, "frame_attention": {"frame", "token_frame"}}
 APPO = {"accuracy_reward": "letter_variety", "reward_threshold": 6.0}
-# trainer -> (its settings, the signals of its own by kind)
+# trainer -> (its settings, its own signals by kind)
 METHODS = {
     GRPOVideoTrainer: ({}, {}),
     APPOTrainer: (APPO, {}),
@@ -53,7 +53,7 @@ IN_ROLLOUT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2
 
 @pytest.fixture
 def watched(rows):
-    """Clips with everything that a record can hold."""
+    """Clips with every field that a record can hold."""
     more = {"evidence": [[0.5, 1.25]], "problem_type": "free-form", "solution": "red", "id": 7}
     return [{**row, **more} for row in rows["video"]]
 
@@ -133,7 +133,7 @@ def test_recorded_weights_are_those_that_were_given(cls, way, watched, make_trai
 
 
 def test_either_way_records_the_same(watched, make_trainer, tmp_path):
-    """At the first step the policies are one, so both ways of giving credit read the same signals."""
+    """At the first step the policies are equal, so both ways of assigning credit read the same signals."""
     ways = [
         recorded(
             make_trainer(watched, cls=KTRTrainer, report_every=1, max_steps=1, output_dir=str(tmp_path / name), **way)
@@ -148,7 +148,7 @@ def test_either_way_records_the_same(watched, make_trainer, tmp_path):
 
 
 def test_shift_of_attention_is_of_the_last_update(watched, make_trainer):
-    """RAL's first update on a rollout has no shift; what is kept is the second's."""
+    """RAL's first update on a rollout has no shift; the second's is recorded."""
     groups = recorded(make_trainer(watched, cls=RALTrainer, report_every=1, num_iterations=2, max_steps=2))
     shifts = [value for c in groups[0]["completions"] for value in signals(c)["attention_shift"]["token"]["values"]]
     assert max(shifts) > 0
@@ -185,7 +185,7 @@ def test_a_record_changes_nothing_and_none_leaves_no_trace(rows, make_trainer, t
     assert len(read_groups(tmp_path / "1")[0]) == 3
 
 
-def test_groups_that_teach_come_first_and_types_take_turns(rows, make_trainer):
+def test_groups_with_a_spread_come_first_and_types_alternate(rows, make_trainer):
     types = ["a", "a", "b", "b"]
     data = [{**row, "problem_type": kind} for row, kind in zip(rows["text"], types, strict=True)]
 
@@ -205,7 +205,7 @@ def test_groups_that_teach_come_first_and_types_take_turns(rows, make_trainer):
 
 
 class Notes(GRPOVideoTrainer):
-    """Notes a signal of each shape, from either hook."""
+    """Logs a signal of each shape, from both hooks."""
 
     def token_weights(self, group):
         count, width = group.completion_ids.shape
@@ -221,7 +221,7 @@ class Notes(GRPOVideoTrainer):
         return Penalty(0.0 * self.model.lm_head.weight.sum(), {})
 
 
-def test_a_subclass_notes_what_it_likes(watched, make_trainer):
+def test_a_subclass_logs_its_own_signals(watched, make_trainer):
     trainer = make_trainer(
         watched, cls=Notes, report_every=1, max_steps=1, per_device_train_batch_size=8, report_groups=1
     )
@@ -331,7 +331,7 @@ def test_the_schema_is_what_a_table_has(rows, make_trainer):
 
 @pytest.mark.slow
 def test_two_processes_share_the_groups(tmp_path):
-    """Three groups a time over two processes: two of the first's, one of the second's, in tables of their own."""
+    """Three groups per record over two processes: two from the first, one from the second, in separate tables."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
     launch += ["--rdzv_endpoint=localhost:0", "-m", "trl_perception.train", "--config", "pgpo/tiny"]
     settings = {
@@ -375,7 +375,7 @@ def test_a_text_model_is_recorded_too(cls, make_trainer):
             assert "frame_attention" not in found
 
 
-def test_rewards_of_one_name_are_told_apart(watched, make_trainer):
+def test_rewards_of_one_name_are_distinguished(watched, make_trainer):
     def scaled(completions, factor, **columns):
         return [factor * row for row in range(len(completions))]
 

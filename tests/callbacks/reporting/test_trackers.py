@@ -1,4 +1,4 @@
-"""What wandb, trackio and TensorBoard hold after a run, read back from their own local stores."""
+"""The contents of wandb, trackio and TensorBoard after a run, read back from their local stores."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class Spans(HTMLParser):
 
 
 class Letters:
-    """A tokenizer of which token n is the nth of these strings."""
+    """A tokenizer whose token n is the nth of these strings."""
 
     strings = ("<b>", "a|b", "<script>alert(1)</script>", "*\n")
 
@@ -100,13 +100,13 @@ def test_a_text_for_tensorboard_names_the_weights_that_are_not_one(group):
     assert "*2.00*" not in weights_markdown(weighted_group(group, None, Letters()))
 
 
-def test_a_prompt_in_words():
+def test_a_prompt_as_text():
     assert prompt_text("plain") == "plain"
     assert prompt_text([{"role": "system", "content": "Think."}, {"role": "user", "content": "Now?"}]) == "Think. Now?"
 
 
 def events_of(folder):
-    """What TensorBoard reads back of a run."""
+    """The contents of a run as TensorBoard reads it back."""
     accumulators = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
         reason="tensorboard is not installed: pip install trl_perception[tensorboard]",
@@ -160,7 +160,7 @@ def test_an_evaluation_between_steps_is_no_training_rollout(rows, make_trainer):
     assert len(events_of(Path(trainer.args.output_dir)).Tensors("completions/0/text_summary")) == 2
 
 
-# wandb and trackio run as they do for a user, in a process of their own; rows with two media, one and none.
+# wandb and trackio run as they do for a user, in a separate process; rows with two media, one and none.
 
 SCRIPT = """
 import sys
@@ -205,7 +205,7 @@ def tracked(tmp_path, clips):
 
 
 def check_page(page):
-    """A page of two steps' worth of nothing but weights: 4 completions each of the two prompts that have media."""
+    """A page with the weights of two steps: 4 completions of each of the two prompts with media."""
     read = Spans(page)
     assert "[video] [video] &lt;1&gt;?" in page
     assert read.tags.count("tr") == 2 * (1 + 4)
