@@ -135,6 +135,6 @@ def test_an_interruption_says_how_to_resume(exported, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit) as stop:
             main(command(exported, tmp_path))
     assert stop.value.code == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command resumes" in capsys.readouterr().err
     main(command(exported, tmp_path))
     assert "10 rows kept" in capsys.readouterr().out
