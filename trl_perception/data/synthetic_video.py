@@ -166,7 +166,7 @@ def _show(
 
 
 def _scene_bounds(rng: np.random.Generator, ticks: int, count: int) -> list[int]:
-    """Return random bounds of `count` scenes, from 0 to `ticks`; each lasts at least two ticks if possible, else one."""
+    """Return random bounds of `count` scenes, from 0 to `ticks`; each lasts two ticks or more if possible, else one."""
     shortest = 2 if 2 * count <= ticks else 1
     spare = sorted(int(rng.integers(ticks - shortest * count + 1)) for _ in range(count - 1))
     return [0, *(shortest * number + extra for number, extra in enumerate(spare, 1)), ticks]
