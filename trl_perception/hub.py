@@ -29,7 +29,7 @@ def published(folder: str | Path) -> list[str]:
         path
         for path in folder.iterdir()
         if path.is_file()
-        and path.name != "run.json"  # local paths
+        and path.name != "run.json"  # facts of the local run
         and (path.name in PUBLISHED_NAMES or path.suffix in PUBLISHED_ENDINGS)
     ]
     adapter = (path for path in (folder / ADAPTER).glob("*") if path.suffix in PUBLISHED_ENDINGS)

@@ -13,7 +13,7 @@ LETTERS = "ABCD"
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """How clips and images look. A clip has `ticks` half-second steps of `frames_per_tick` frames."""
+    """The appearance of clips and images. A clip has `ticks` half-second steps of `frames_per_tick` frames."""
 
     scenes: tuple[int, int] = (2, 3)
     seconds: float = 4.0

@@ -62,7 +62,7 @@ def row_values(predictions: pa.Table) -> dict[str, Tensor]:
 def figures(
     predictions: pa.Table, values: Mapping[str, Tensor], by: Sequence[str], *, resamples: int, seed: int
 ) -> Figures:
-    """Means with intervals: {"all": {"all": ...}, column: {value: {figure: Estimate}}}; figures without rows are omitted."""
+    """Means with intervals: {"all": {"all": ...}, column: {value: {figure: Estimate}}}; omits figures without rows."""
 
     def of(chosen: Tensor) -> dict[str, Estimate]:
         found = {name: estimate(column[chosen], resamples=resamples, seed=seed) for name, column in values.items()}

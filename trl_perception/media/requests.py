@@ -42,7 +42,7 @@ class ProcessorSizes:
 
 @dataclass(frozen=True)
 class MediaSettings:
-    """How the media of a run are read.
+    """The media settings of a run.
 
     Args:
         video: frame sampling and sizes.

@@ -16,7 +16,7 @@ _SECONDS = ("fps", "video_start", "video_end")  # may be fractional
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a clip is cut, sampled and resized. The names are those of a qwen-vl-utils message block.
+    """Settings to cut, sample and resize a clip. The names are those of a qwen-vl-utils message block.
 
     Args:
         fps: frames kept per second of video; not used where nframes is set.

@@ -22,7 +22,7 @@ MULTIPLE_CHOICE = "multiple choice"
 
 @dataclass(frozen=True)
 class Rule:
-    """How answers of one problem type are scored.
+    """The parsing and scoring of answers of one problem type.
 
     Args:
         wants: what an answer or a solution of that type must contain, for errors.

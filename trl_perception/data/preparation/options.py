@@ -13,7 +13,7 @@ from ..templates import get_template
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How rows are checked, filtered and written.
+    """Options to check, filter and write rows.
 
     Args:
         check: of media: "none"; "exists", which also reads each file's header; "decode", which decodes the frames that
