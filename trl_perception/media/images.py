@@ -100,7 +100,7 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
 
     Any file that the process may read is accepted, by absolute or relative path, including `..` and symbolic links.
 
-    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes first); budget: of a download.
+    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes first); budget: limits.
     Raises: MediaError for a missing or empty file, a failed download, or a source of another type.
     """
     name = describe(source)
