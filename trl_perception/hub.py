@@ -1,4 +1,4 @@
-"""A finished run on the Hub: which files go there, adapters merged before, failures reported in one message."""
+"""Uploads a finished run to the Hub: selects files, merges adapters, and reports failures in one message."""
 
 import glob
 from pathlib import Path
@@ -8,7 +8,7 @@ from huggingface_hub.errors import HTTPError
 
 from .provenance import HIDDEN, without_token
 
-# What a loader, a reader of the card or a second run needs; logs, checkpoints, completions and pickles stay at home.
+# Files for loading, for the card or for another run; logs, checkpoints, completions and pickles are not uploaded.
 PUBLISHED_ENDINGS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 PUBLISHED_NAMES = ("README.md", "recipe.yaml", "reward_curve.png", "report.html")
 ADAPTER = "adapter"
@@ -19,17 +19,17 @@ FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
 
 
 class UploadError(RuntimeError):
-    """An upload that did not succeed; its text says what to do."""
+    """A failed upload; its message says what to do."""
 
 
 def published(folder: str | Path) -> list[str]:
-    """The files of a run that are uploaded, relative to its folder."""
+    """Return the files of a run to upload, relative to its folder."""
     folder = Path(folder)
     files = [
         path
         for path in folder.iterdir()
         if path.is_file()
-        and path.name != "run.json"  # whose folder it is
+        and path.name != "run.json"  # facts of the local run
         and (path.name in PUBLISHED_NAMES or path.suffix in PUBLISHED_ENDINGS)
     ]
     adapter = (path for path in (folder / ADAPTER).glob("*") if path.suffix in PUBLISHED_ENDINGS)
@@ -45,16 +45,16 @@ def publish(
     revision: str | None = None,
     message: str = "End of training",
 ) -> str:
-    """Upload a run's folder to a repository that is made if it is not there.
+    """Upload a run's folder to a repository, which is created if it does not exist.
 
     Args:
         folder: the output folder of a run.
         repo: `user/name` or `name`; the folder's name by default.
-        token: None takes the one that is logged in, or `HF_TOKEN`.
-        private: whether a new repository is private; None takes the account's default.
+        token: None uses the token of the login, or `HF_TOKEN`.
+        private: whether a new repository is private; None uses the account's default.
         revision: the branch, `main` by default.
     Returns: the repository's URL.
-    Errors: UploadError, whatever the reason; the folder is not written to. FileNotFoundError for a folder without weights.
+    Errors: UploadError for any failure; the folder is not modified. FileNotFoundError for a folder without weights.
     """
     folder = Path(folder)
     files = published(folder) if folder.is_dir() else []
@@ -63,7 +63,7 @@ def publish(
     api, repo = HfApi(library_name="trl_perception"), repo or folder.resolve().name
     try:
         url = api.create_repo(repo, token=token, private=private, exist_ok=True)
-        # A repository that took an adapter at its top would load that instead of merged weights.
+        # A repository with an adapter at its root would load that instead of merged weights.
         stale = ["adapter_*"] if (folder / ADAPTER).is_dir() else None
         api.upload_folder(
             repo_id=url.repo_id,
@@ -83,9 +83,9 @@ def publish(
 
 
 def make_repository(repo: str, *, token: str | None = None, private: bool | None = None) -> None:
-    """Make the repository that a run will be pushed to, if it is not there (see [`publish`] for the arguments).
+    """Create the repository for a run if it does not exist (see [`publish`] for the arguments).
 
-    Errors: UploadError, whatever the reason.
+    Errors: UploadError for any failure.
     """
     try:
         HfApi(library_name="trl_perception").create_repo(repo, token=token, private=private, exist_ok=True)
@@ -107,10 +107,10 @@ def merge_adapter(
     """Merge the adapter in a folder into its base model: merged weights in the folder, the adapter under `adapter/`.
 
     Args:
-        folder: where `adapter_config.json` lies.
+        folder: the folder with `adapter_config.json`.
         base, revision: the model that the adapter was trained on, loaded again, unquantized.
-        dtype: its type, as in a recipe.
-        trust_remote_code: whether code that it brings is run.
+        dtype: its dtype, as in a recipe.
+        trust_remote_code: whether to run code from the model's repository.
     """
     from peft import PeftModel
     from trl.trainer.utils import create_model_from_path
@@ -126,6 +126,6 @@ def merge_adapter(
 
 
 def _reason(error: BaseException, token: str | None) -> str:
-    """What went wrong, on one line and without a token."""
+    """Return the cause of an error on one line, without tokens."""
     text = without_token(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text.replace(token, HIDDEN) if token else text}"

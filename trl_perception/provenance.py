@@ -1,4 +1,4 @@
-"""Where a run comes from, as its model card and the recipe beside its weights tell it: nothing secret among it."""
+"""The origin of a run for its model card and the recipe saved with its weights, without secrets."""
 
 import re
 import shlex
@@ -19,14 +19,14 @@ HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> "Origin":
-    """The origin of a run.
+    """Return the origin of a run.
 
     Args:
         args: the command line after `trl-perception train`, as given.
         recipe: the file that `--config` names.
-        parsed: every setting by its name.
+        parsed: all settings by name.
     """
-    from .reports.card_facts import Origin  # takes seconds, and `push` needs none
+    from .reports.card_facts import Origin  # a slow import that `push` does not need
 
     dataset = parsed["dataset_name"]
     settings = used_settings(args, recipe, parsed)
@@ -44,10 +44,10 @@ def origin_of(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) 
 
 
 def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, Any]) -> dict[str, Any]:
-    """What the recipe and the command line set, the command line winning; a recipe of its own.
+    """Return the settings of recipe and command line, which overrides the recipe; the result is a complete recipe.
 
-    Tokens are left out, and with them the recipe's `env`, where keys of all kinds are kept; and `resume_from_checkpoint`, for
-    who runs the recipe again has none.
+    Leaves out tokens, the recipe's `env`, which may hold keys of any kind, and `resume_from_checkpoint`, since a new
+    run of the recipe has no checkpoint.
     """
     settings = {} if recipe is None else yaml.safe_load(recipe.read_text())
     for key, values in given(args).items():
@@ -61,13 +61,13 @@ def used_settings(args: Sequence[str], recipe: Path | None, parsed: dict[str, An
 
 
 def without_token(text: str) -> str:
-    """A text without tokens of the Hub: the one in use, and anything of their form."""
+    """Remove Hub tokens from a text: the one in use, and anything of their form."""
     token = get_token()
     return HUB_TOKEN.sub(HIDDEN, text.replace(token, HIDDEN) if token else text)
 
 
 def _hidden(args: Sequence[str]) -> list[str]:
-    """A command line with its tokens hidden."""
+    """Return a command line with its tokens hidden."""
     hidden = list(args)
     for index, arg in enumerate(args):
         key, equals, _ = arg.partition("=")

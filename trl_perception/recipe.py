@@ -1,4 +1,4 @@
-"""Recipes: where one lies, what it says, and whether each value is of its key's type."""
+"""Finds and reads recipes, and checks their keys and types."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_qua
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe file: a path, or the name of one that ships with the package, such as `appo/tiny`.
+    """Return the file of a recipe, given by path or by the name of a shipped one, such as `appo/tiny`.
 
     Errors: FileNotFoundError with the nearest name.
     """
@@ -31,21 +31,21 @@ def recipe_path(name: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package: {"appo/tiny": file, ...}."""
+    """Return the recipes that ship with the package: {"appo/tiny": file, ...}."""
     others = (ACCELERATE_CONFIGS, "lmms_eval", "sft")
     files = (path for path in sorted(recipes_folder().glob("*/*.yaml")) if path.parent.name not in others)
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 
 
 def recipe_of_run(model: str) -> Path | None:
-    """The recipe that a run left beside its weights, for its folder or one of its checkpoints; None for other models."""
+    """Return the recipe saved with a run's weights, for its folder or a checkpoint; None for other models."""
     folder = Path(model).expanduser()
     beside = [folder, folder.parent] if folder.name.startswith("checkpoint-") else [folder]
     return next((place / RECIPE_OF_RUN for place in beside if (place / RECIPE_OF_RUN).is_file()), None)
 
 
 def recipe_name(path: Path) -> str:
-    """The name of a shipped recipe, or of a file; a run's own recipe has the name that the run began with."""
+    """Return the name of a shipped recipe, or of a file; a run's own recipe keeps its original name."""
     run = path.parent / "run.json"
     if path.name == RECIPE_OF_RUN and run.is_file():
         return json.loads(run.read_text())["recipe"]
@@ -53,9 +53,9 @@ def recipe_name(path: Path) -> str:
 
 
 def accelerate_config_path(name: str) -> Path:
-    """A configuration of `accelerate launch`: a file, or the name of one that ships with the package, such as `ddp`.
+    """Return the file of an `accelerate launch` configuration, given by path or by a shipped name, such as `ddp`.
 
-    Errors: FileNotFoundError with the names that there are.
+    Errors: FileNotFoundError with the shipped names.
     """
     if Path(name).expanduser().is_file():
         return Path(name).expanduser()
@@ -68,13 +68,13 @@ def accelerate_config_path(name: str) -> Path:
 
 
 def recipes_folder() -> Path:
-    """The folder of the shipped recipes, of the installed package or of a checkout."""
+    """Return the folder of the shipped recipes, in the installed package or a checkout."""
     here = Path(__file__).parent
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe, by file or name (see [`recipe_path`]). Errors: ValueError for what is no YAML mapping."""
+    """Read a recipe, by file or name (see [`recipe_path`]). Errors: ValueError if it is no YAML mapping."""
     path = recipe_path(name)
     try:
         recipe = yaml.safe_load(path.read_text())
@@ -87,7 +87,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def config_apart(args: Sequence[str]) -> list[str]:
-    """The arguments with `--config=RECIPE` as two of them. Errors: ValueError for a `--config` without a recipe."""
+    """Split `--config=RECIPE` into two arguments. Errors: ValueError for a `--config` without a recipe."""
     apart = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in apart and not any(apart[apart.index("--config") + 1 :][:1]):
         raise ValueError(
@@ -97,7 +97,7 @@ def config_apart(args: Sequence[str]) -> list[str]:
 
 
 def given(args: Sequence[str]) -> dict[str, list[str]]:
-    """The settings on a command line, `--config` excepted: {name: values}."""
+    """Return the settings on a command line except `--config`: {name: values}."""
     settings: dict[str, list[str]] = {}
     values: list[str] = []
     for arg in args:
@@ -112,18 +112,18 @@ def given(args: Sequence[str]) -> dict[str, list[str]]:
 
 
 def trainer_name(args: Sequence[str], recipe: dict[str, Any]) -> str:
-    """The trainer of the command line or else of the recipe, before the rest can be parsed."""
+    """Return the trainer of the command line, else of the recipe; needed to parse the rest."""
     return (given(args).get("trainer") or [recipe.get("trainer", "grpo")])[0]
 
 
 def require_trainer(name: str, known: Iterable[str]) -> None:
-    """Refuse a `trainer` that there is not. Errors: ValueError with the nearest name."""
+    """Reject an unknown `trainer`. Errors: ValueError with the nearest name."""
     if name not in known:
         raise ValueError(f"Unknown trainer {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
 
 
 def require_known(recipe: Iterable[str], command_line: Iterable[str], known: Iterable[str], trainer: str) -> None:
-    """Refuse keys of a recipe and of a command line that are no settings.
+    """Reject keys of a recipe and of a command line that are not settings.
 
     Args: known: the settings of the trainer's configuration, of `ModelConfig` and of `TrainArguments`.
     Errors: ValueError with the nearest setting.
@@ -136,10 +136,10 @@ def require_known(recipe: Iterable[str], command_line: Iterable[str], known: Ite
 
 
 def require_in_use(settings: Iterable[str], switches: Mapping[str, bool]) -> None:
-    """Refuse settings of an adapter, or of 4-bit weights, in a run that has none.
+    """Reject settings of an adapter, or of 4-bit weights, in a run without them.
 
-    Args: settings: what recipe and command line set. switches: `use_peft` and `load_in_4bit`.
-    Errors: ValueError with the setting that would switch it on.
+    Args: settings: names set by recipe and command line. switches: `use_peft` and `load_in_4bit`.
+    Errors: ValueError with the setting that would enable it.
     """
     for name in settings:
         adapter = name.startswith("lora_") or name in ("use_dora", "use_rslora")
@@ -151,10 +151,10 @@ def require_in_use(settings: Iterable[str], switches: Mapping[str, bool]) -> Non
 
 
 def require_types(recipe: Mapping[str, Any], hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse numbers, lists and mappings of a recipe where something else is wanted: argparse converts text alone.
+    """Reject numbers, lists and mappings of the wrong type in a recipe: argparse checks only text.
 
-    Args: hints: the type of each setting that is judged. defaults: values that a setting may have whatever its type.
-    Errors: ValueError with the value found and the type wanted.
+    Args: hints: the type of each setting to check. defaults: values that a setting may have regardless of its type.
+    Errors: ValueError with the value found and the type expected.
     """
     for name, hint in hints.items():
         if name in recipe and recipe[name] != defaults.get(name) and not _fits(value := recipe[name], hint):
@@ -163,7 +163,7 @@ def require_types(recipe: Mapping[str, Any], hints: Mapping[str, Any], defaults:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a recipe's value suits a field. Text is argparse's to convert; kinds that are not known here are not judged."""
+    """Whether a recipe's value fits a field. Text, which argparse converts, and unknown types are accepted."""
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, kind) for kind in get_args(hint))
     kind, (part, *_) = get_origin(hint) or hint, get_args(hint) or (Any,)
@@ -180,6 +180,6 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the nearest known name, or nothing where none is near."""
+    """Return ' Did you mean ...?' with the nearest known name, or '' if none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -46,12 +46,11 @@ from .trainers import TRAINERS, GRPOVideoTrainer
 @dataclass
 class TrainArguments:
     """
-    What to train on and how it is rewarded; everything else is a field of the trainer's configuration or of TRL's
-    `ModelConfig`.
+    Settings of data and rewards; all others are fields of the trainer's configuration or of TRL's `ModelConfig`.
 
     Parameters:
         trainer (`str`, *optional*, defaults to `"grpo"`):
-            Which trainer, and with it which configuration.
+            Name of the trainer, which determines the configuration class.
         dataset_name (`str`):
             `"synthetic"`, a local JSON, JSONL or parquet file or folder, or a data set on the Hub.
         dataset_config (`str`, *optional*):
@@ -106,7 +105,7 @@ class TrainArguments:
 
 
 class _Parser(TrlParser):
-    """TRL's parser, whose errors are one line."""
+    """TRL's parser with one-line errors."""
 
     error = Parser.error
 
@@ -120,10 +119,10 @@ class RewardProgress(ProgressCallback):
 
 
 def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig, ModelConfig]:
-    """Arguments of a run from `--config recipe.yaml` and the command line, which wins.
+    """Parse the arguments of a run from `--config recipe.yaml` and the command line, which overrides the recipe.
 
-    Errors: ValueError for an unknown trainer or key, with the nearest known name, for a recipe that is no YAML mapping, and
-        for a value of another type than its key's.
+    Errors: ValueError for an unknown trainer or key, with the nearest known name, for a recipe that is not a YAML
+        mapping, and for a value of the wrong type.
     """
     args = config_apart(sys.argv[1:] if args is None else args)
     recipe = {}
@@ -156,7 +155,7 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
 
 
 def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
-    """The trainer that a recipe describes."""
+    """Build the trainer of a recipe."""
     if script.merge_adapter and not model.use_peft:
         raise ValueError("merge_adapter is set, but no adapter is trained. Set use_peft: true, or unset merge_adapter.")
     config.model_init_kwargs = {
@@ -203,7 +202,7 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
 
 
 def train_rows(script: TrainArguments) -> Dataset:
-    """The rows that a recipe trains on."""
+    """Load the training rows of a recipe."""
     rows = _rows(script, script.dataset_train_split)
     return rows if script.dataset_limit is None else rows.select(range(min(script.dataset_limit, len(rows))))
 
@@ -219,10 +218,10 @@ def _rows(script: TrainArguments, split: str) -> Dataset:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train, save, and say in plain words what was done.
+    """Train, save, and print a summary.
 
-    Errors: SystemExit with one message where the Hub does not take the run: before anything is done where no repository
-    can be made, after everything is saved where the upload fails.
+    Errors: SystemExit with one message if the run cannot be uploaded to the Hub: at the start if no repository can be
+        created, or at the end, after everything is saved, if the upload fails.
     """
     with one_line("trl-perception train"):
         args = config_apart(sys.argv[1:] if args is None else args)
@@ -247,7 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
         (folder / RECIPE_OF_RUN).write_text(origin.recipe)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     with disk_full_guard(folder, "The trained model", "Make room, then resume_from_checkpoint: true saves it again."):
-        trainer.save_model(config.output_dir, _internal_call=True)  # it would be pushed half finished otherwise
+        trainer.save_model(config.output_dir, _internal_call=True)  # otherwise it would be pushed before it is complete
         trainer.save_state()  # the log, for the report
     trainer.accelerator.wait_for_everyone()  # every process has written its records
     if trainer.is_world_process_zero():

@@ -32,17 +32,17 @@ def ask(
     max_new_tokens: int = 256,
     position_rule: str = "released",
 ) -> str:
-    """The model's greedy answer to a question about one video or image.
+    """Generate the model's greedy answer to a question about one video or image.
 
     Args:
-        medium: path or URL; endings of image files make it an image, anything else is a video.
-        video_settings: frame sampling, as in training for figures that can be compared.
-        image_pixels: fewest and most pixels of an image; None leaves them to the processor.
-        template: prompt template that follows the question.
-        position_rule: where text behind a video starts, as in training (see [`~signals.apply_position_rule`], which is
+        medium: path or URL; an image if it has the suffix of an image file, else a video.
+        video_settings: frame sampling; use that of training for comparable figures.
+        image_pixels: min and max pixels of an image; None leaves them to the processor.
+        template: prompt template to append to the question.
+        position_rule: where text after a video starts, as in training (see [`~signals.apply_position_rule`], which is
             applied to `model`).
     """
-    import torch  # the command's parser answers first
+    import torch  # a slow import, after the options are parsed
 
     from ..media import PromptPreparer, forward_kwargs
     from ..modeling import apply_position_rule
@@ -69,7 +69,7 @@ def ask(
 
 
 def settings_of_run(model: str) -> dict[str, Any]:
-    """What a run's folder says of its media and prompts; nothing for another model."""
+    """Return the media and prompt settings of a run's folder; empty for any other model."""
     recipe = recipe_of_run(model)
     return {} if recipe is None else read_recipe(str(recipe))
 

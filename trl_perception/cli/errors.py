@@ -1,4 +1,4 @@
-"""Mistakes of a command line, each said in one line."""
+"""Reports mistakes of a command line in one line."""
 
 import argparse
 import os
@@ -16,10 +16,10 @@ WHERE = "TRL_PERCEPTION_TRACEBACK"
 
 @contextmanager
 def one_line(command: str) -> Iterator[None]:
-    """Context manager, and decorator, that ends a command with one line for an error that its user can mend.
+    """Context manager and decorator that exits with a one-line message for an error that the user can fix.
 
-    These are the package's own ValueErrors, and what files, the Hub or a missing package say. Any other error keeps its
-    traceback, and with TRL_PERCEPTION_TRACEBACK=1 every one does.
+    These are the package's own ValueErrors, and errors of files, the Hub or a missing package. Any other error keeps
+    its traceback; with TRL_PERCEPTION_TRACEBACK=1 all errors do.
 
     Errors: SystemExit.
     """
@@ -33,7 +33,7 @@ def one_line(command: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are one line and name the nearest option."""
+    """argparse's parser with one-line errors that name the nearest option."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -47,5 +47,5 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown_option(given: str, known: Sequence[str]) -> str:
-    """What is said of an option that there is not."""
+    """Return the message for an unknown option."""
     return f"Unknown option or stray value {given!r}.{nearest(given.split('=')[0], known)} --help lists the options."

@@ -43,7 +43,7 @@ FROM_RECIPE = {
         )
     },
 }
-"""Keys of a training recipe that an evaluation takes over, and what they are called here."""
+"""Keys of a training recipe that an evaluation uses, and their names here."""
 
 
 class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -51,7 +51,9 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def parse(argv: list[str] | None = None) -> "tuple[Namespace, EvaluationSettings | None]":
-    """The options of the command, and settings from recipe and command line, which wins; None for a comparison.
+    """Parse the options of the command, and settings from recipe and command line; None for a comparison.
+
+    The command line overrides the recipe.
 
     Errors: ValueError for an unknown option, with the nearest known one.
     """
@@ -89,7 +91,7 @@ def parse(argv: list[str] | None = None) -> "tuple[Namespace, EvaluationSettings
 
 
 def settings_of_recipe(name: str) -> dict[str, Any]:
-    """What a training recipe says about an evaluation, by the names of `EvaluationSettings`."""
+    """Return the settings of a training recipe that an evaluation uses, by the names of `EvaluationSettings`."""
     return {FROM_RECIPE[key]: value for key, value in read_recipe(name).items() if key in FROM_RECIPE}
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Hand the arguments to a command; each explains itself with --help."""
+    """Pass the arguments to a command; each has its own --help."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--version"]:
         print(f"trl-perception {__version__}")
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(2)
         print(f"usage: trl-perception COMMAND ... (--help after a command explains it; --version)\n{usage}")
         raise SystemExit(0 if argv else 2)
-    # Imported when asked for: --help should not wait for torch.
+    # Imported lazily: --help should not wait for torch.
     import_module(f"trl_perception.cli.{argv[0]}").main(argv[1:])
 
 

@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def accelerate_settings(name: str | None) -> dict[str, Any]:
-    """The settings of an accelerate configuration, by file or name; none where there is no name."""
+    """Return the settings of an accelerate configuration, by file or name; empty without a name."""
     return {} if name is None else yaml.safe_load(accelerate_config_path(name).read_text())
 
 
 def plan(args: list[str], launch: dict[str, Any], processes: int) -> "RunPlan":
-    """The plan of a recipe under an accelerate configuration."""
-    import torch  # the command's parser answers first
+    """Plan a recipe under an accelerate configuration."""
+    import torch  # a slow import, after the options are parsed
     from transformers import AutoProcessor
 
     from ..assets import model_path
@@ -43,7 +43,7 @@ def plan(args: list[str], launch: dict[str, Any], processes: int) -> "RunPlan":
     from ..planning import World, plan_recipe
     from ..train import parse, train_rows
 
-    script, config, model = parse([*args, "--use_cpu", "true"])  # a machine without a GPU plans for one
+    script, config, model = parse([*args, "--use_cpu", "true"])  # so that a machine without a GPU can plan for one
     sharding = "fsdp" if launch.get("distributed_type") == "FSDP" else "none"
     if stage := launch.get("deepspeed_config", {}).get("zero_stage"):
         sharding = f"zero{stage}"

@@ -1,6 +1,6 @@
-"""Mistakes in the settings of a run that need no torch to be seen, before the seconds that its import takes.
+"""Checks the settings of a run without torch, before its slow import.
 
-Whatever is not looked at here is judged where it is used.
+Settings that are not checked here are checked where they are used.
 """
 
 import ast
@@ -30,11 +30,11 @@ INHERITED = (
     Path("transformers/training_args.py"),
     *(Path(f"trl/trainer/{name}_config.py") for name in ("base", "grpo", "model")),
 )
-"""Where the settings that are not this package's are declared; a test compares them with the classes."""
+"""Files that declare the settings of other packages; a test compares them with the classes."""
 
 
 def check_training(args: Sequence[str]) -> None:
-    """Recipe, trainer, keys and their types, data set, template, rewards and model of `trl-perception train`.
+    """Check recipe, trainer, keys and their types, data set, template, rewards and model of `trl-perception train`.
 
     Errors: ValueError or FileNotFoundError, as the run itself would raise it.
     """
@@ -56,7 +56,7 @@ def check_training(args: Sequence[str]) -> None:
 
 
 def check_evaluation(args: Sequence[str]) -> None:
-    """Options, recipe, data, template, rewards and model of `trl-perception evaluate`."""
+    """Check options, recipe, data, template, rewards and model of `trl-perception evaluate`."""
     known = {
         *declared_fields([PACKAGE / "evaluation" / "settings.py"], "EvaluationSettings"),
         "recipe",
@@ -73,7 +73,7 @@ def check_evaluation(args: Sequence[str]) -> None:
 
 
 def check_values(settings: Mapping[str, Any], *, data: str, rewards: str, model: str) -> None:
-    """What names and paths say, where a setting is one text or several; dotted paths of rewards are not imported."""
+    """Check names and paths in settings of one or several texts; dotted paths of rewards are not imported."""
     lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
     texts = {key: [text for text in values if isinstance(text, str)] for key, values in lists.items()}
     for key, check in ((data, require_dataset), ("prompt_template", get_template), (model, model_path)):
@@ -85,13 +85,13 @@ def check_values(settings: Mapping[str, Any], *, data: str, rewards: str, model:
 
 
 def require_folder(name: str) -> None:
-    """Errors: FileNotFoundError where a run's folder is not there."""
+    """Errors: FileNotFoundError if a run's folder does not exist."""
     if not Path(name).expanduser().is_dir():
         raise FileNotFoundError(f"{name} is no folder (looked from {Path.cwd()}). Name the output_dir of a run.")
 
 
 def trainer_names() -> dict[str, str]:
-    """`TRAINERS` with the names of its classes, read from the sources: each class has its method's name in `method`."""
+    """Return `TRAINERS` with class names, read from the sources: each class has its method's name in `method`."""
     names = {}
     for file in sorted((PACKAGE / "trainers").glob("*_trainer.py")):
         for node in ast.parse(file.read_text()).body:
@@ -101,7 +101,7 @@ def trainer_names() -> dict[str, str]:
 
 
 def training_hints(trainer: str) -> dict[str, Any]:
-    """Every setting of a trainer's runs with its type: of its configuration, of `ModelConfig` and of `TrainArguments`."""
+    """Return all settings of a trainer and their types: of its config, of `ModelConfig` and of `TrainArguments`."""
     ours = [PACKAGE / "train.py", *(PACKAGE / "trainers").glob("*_config.py")]
     files = [*ours, *(Path(find_spec(file.parts[0]).origin).parents[1] / file for file in INHERITED)]
     config = trainer_names()[trainer].removesuffix("Trainer") + "Config"
@@ -109,9 +109,9 @@ def training_hints(trainer: str) -> dict[str, Any]:
 
 
 def declared_fields(files: Iterable[Path], *names: str) -> dict[str, Any]:
-    """The fields that classes and their bases declare, with their types: read from Python files without importing them.
+    """Return the fields of classes and their bases, with types, read from Python files without importing them.
 
-    A type that is not made of Python's own and of `typing`'s is Any.
+    A type is Any unless it consists of types of Python and `typing`.
     """
     classes = {node.name: node for file in files for node in ast.parse(file.read_text()).body if hasattr(node, "bases")}
 
@@ -133,7 +133,7 @@ def _hint(annotation: str) -> Any:
 
 
 def _require_number(key: str, values: Sequence[str], hint: Any) -> None:
-    """Refuse text where a number is wanted, as argparse does later on."""
+    """Reject text for a number, as argparse does later."""
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
     if len(kinds) != 1 or kinds[0] not in (int, float) or len(values) != 1:
         return

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         raise FileNotFoundError(
             f"The source {given.source} does not exist (looked from {Path.cwd()}). Correct --source."
         )
-    from ..data.preparation import as_text, prepare  # the parser answers first
+    from ..data.preparation import as_text, prepare  # a slow import, after the options are parsed
 
     try:
         summary = prepare(
@@ -108,7 +108,7 @@ def build_parser() -> Parser:
 
 
 def read_options(given: argparse.Namespace) -> "PrepareOptions":
-    """The options of a command line."""
+    """Convert the arguments of a command line to options."""
     from ..data.preparation import PrepareOptions
     from ..media import MediaLimits, VideoSettings
 
@@ -131,7 +131,7 @@ def read_options(given: argparse.Namespace) -> "PrepareOptions":
 
 
 def recipe_settings(name: str) -> dict[str, float]:
-    """The model and the `video_...`, `image_...` and `media_...` settings of a recipe.
+    """Return the model and the `video_...`, `image_...` and `media_...` settings of a recipe.
 
     Errors: FileNotFoundError with the nearest name.
     """
@@ -142,7 +142,7 @@ def recipe_settings(name: str) -> dict[str, float]:
 
 
 def processor_sizes(model: str | None) -> "ProcessorSizes":
-    """The sizes of a model's processor; those of Qwen2-VL and Qwen2.5-VL as published need no download.
+    """Return the sizes of a model's processor; the published Qwen2-VL and Qwen2.5-VL need no download.
 
     Errors: ValueError for a model whose processor cannot be read, or does not describe media as grids.
     """
@@ -150,7 +150,7 @@ def processor_sizes(model: str | None) -> "ProcessorSizes":
 
     if model is None or (model.startswith(PUBLISHED) and not Path(model).exists()):
         return ProcessorSizes()
-    from transformers import AutoProcessor  # seconds, for this alone
+    from transformers import AutoProcessor  # a slow import
 
     try:
         processor = AutoProcessor.from_pretrained(model_path(model))

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", help="the branch, main by default")
     options = parser.parse_args(argv)
-    from ..hub import UploadError, publish  # the parser answers first
+    from ..hub import UploadError, publish  # a slow import, after the options are parsed
 
     try:
         url = publish(

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _title(text: str) -> str:
-    """The first line, a comment that says what a file is."""
+    """Return the first line, a comment that describes the file."""
     return text.partition("\n")[0].removeprefix("# ")
 
 

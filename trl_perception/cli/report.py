@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     for folder in filter(None, (options.run, options.compare)):
         require_folder(folder)
-    from ..reports.html import MOST_GROUPS, write_report  # the parser answers first
+    from ..reports.html import MOST_GROUPS, write_report  # a slow import, after the options are parsed
 
     path = write_report(options.run, options.output, compare=options.compare, most_groups=options.groups or MOST_GROUPS)
     print(f"  report  {path}  ({path.stat().st_size / 1e6:.1f} MB, opens in a browser, loads nothing)")

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(
             f"{options.model} has no recipe.yaml beside it. Name the recipe that it was trained with: --recipe."
         )
-    from ..data.load import load_rows  # the parser answers first
+    from ..data.load import load_rows  # a slow import, after the options are parsed
     from ..media import media_columns
     from ..train import parse
 

@@ -6,7 +6,7 @@ from ..recipe import accelerate_config_path
 from .errors import Parser, one_line
 from .preflight import check_training
 
-# Of `accelerate launch`: beside --accelerate_config they go to it, and win over the configuration.
+# Options of `accelerate launch`: with --accelerate_config they are passed to it, and override the configuration.
 LAUNCH_KEYS = (
     *("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"),
     *("gpu_ids", "num_cpu_threads_per_process"),
@@ -14,7 +14,7 @@ LAUNCH_KEYS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check what can be checked at once, then train: here, or in the processes of an accelerate configuration."""
+    """Check the settings, then train: here, or in the processes of an accelerate configuration."""
     with one_line("trl-perception train"):
         args, launch = for_launcher(sys.argv[1:] if argv is None else argv)
         if "--help" not in args and "-h" not in args:
@@ -26,14 +26,14 @@ def main(argv: list[str] | None = None) -> None:
         return
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    # --quiet: the process at fault has said what is wrong.
+    # --quiet: the failing process has already reported its error.
     launch_command(launch_command_parser().parse_args(["--quiet", *launch, "-m", "trl_perception.train", *args]))
 
 
 def for_launcher(argv: list[str]) -> tuple[list[str], list[str] | None]:
-    """The trainer's arguments and those of `accelerate launch`; None for the latter where no configuration is named.
+    """Split off the arguments of `accelerate launch`; these are None without a configuration.
 
-    Errors: FileNotFoundError for a configuration that there is not; ValueError for its keys without one.
+    Errors: FileNotFoundError for a configuration that does not exist; ValueError for its keys without one.
     """
     parser = Parser(prog="trl-perception train", add_help=False, allow_abbrev=False)
     for key in ("accelerate_config", *LAUNCH_KEYS):

@@ -6,10 +6,10 @@ from datasets import Video
 
 
 def undecoded_videos(dataset: Any) -> Any:
-    """The dataset with its `Video` columns as `{"path", "bytes"}`, to be decoded with the package's own sampling.
+    """Return the dataset with `Video` columns as `{"path", "bytes"}`, to be decoded with the package's own sampling.
 
-    A `datasets.Video` feature decodes on access, every frame, by a backend that may not be installed. What has no such
-    column is returned as it is; None and dictionaries of datasets are fine.
+    A `datasets.Video` feature decodes every frame on access, with a backend that may not be installed. A dataset
+    without such a column is returned unchanged; None and dictionaries of datasets are accepted.
     """
     if isinstance(dataset, dict):
         return type(dataset)({name: undecoded_videos(part) for name, part in dataset.items()})

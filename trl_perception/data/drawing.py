@@ -17,18 +17,18 @@ WHITE = (250, 250, 250)
 
 
 def canvas(height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
-    """A plain frame (H,W,3) uint8 of one color."""
+    """Return a frame (H,W,3) uint8 of one color."""
     return np.full((height, width, 3), color, dtype=np.uint8)
 
 
 def dim_gray(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A backdrop dark enough that no named color and no white flash resembles it."""
+    """Return a gray dark enough to differ from every named color and from a white flash."""
     level = int(rng.integers(40, 91))
     return (level, level, level)
 
 
 def shape_mask(shape: str, height: int, width: int, center: tuple[int, int], radius: int) -> np.ndarray:
-    """Pixels (H,W) bool covered by a filled shape; center is (row, column), radius in pixels."""
+    """Return a mask (H,W) bool of a filled shape; center is (row, column), radius in pixels."""
     rows, columns = np.mgrid[:height, :width]
     dy, dx = rows - center[0], columns - center[1]
     inside = (np.abs(dy) <= radius) & (np.abs(dx) <= radius)
@@ -67,7 +67,7 @@ def scatter_distractors(frames: np.ndarray, count: int, rng: np.random.Generator
 
 
 def add_noise(frames: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Frames plus Gaussian pixel noise of standard deviation `sigma`, in levels of 255."""
+    """Add Gaussian pixel noise of standard deviation `sigma`, in levels of 255, to frames."""
     if sigma == 0:
         return frames
     noisy = frames + rng.normal(0.0, sigma, size=frames.shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Frames to files: H.264 in MP4 for clips, PNG for images."""
+"""Writes frames to files: H.264 in MP4 for clips, PNG for images."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -14,7 +14,7 @@ FAMILIES = (
     "flash_count",
     "needle",
     "static",
-)  # one medium each, of types that Video-R1 has
+)  # families with one medium each, and types of Video-R1
 LAYOUTS = {"video-r1": "Video-R1-260k.json", "video-r1-cot": "Video-R1-COT-165k.json"}
 
 
@@ -23,7 +23,7 @@ def export_synthetic(output_dir: str | Path, *, size: int, layout: str = "video-
 
     Args:
         layout: "video-r1", or "video-r1-cot", where `process` holds the reasoning.
-        synthetic: further arguments of `make_synthetic_dataset`: seed, split, medium, seconds, ...
+        synthetic: other arguments of `make_synthetic_dataset`: seed, split, medium, seconds, ...
     Returns: the JSON file. Errors: ValueError for an unknown layout.
     """
     if layout not in LAYOUTS:
@@ -41,7 +41,7 @@ def _record(row: Mapping[str, Any], folder: Path, layout: str) -> dict[str, Any]
     question = row["prompt"][0]["content"][-1]["text"]
     return {
         "problem_id": row["id"],
-        "problem": question.removesuffix("\n" + "\n".join(row["options"])),  # published problems leave options out
+        "problem": question.removesuffix("\n" + "\n".join(row["options"])),  # published problems leave out options
         "data_type": "video" if row["videos"] else "image",
         "problem_type": row["problem_type"],
         "options": row["options"],

@@ -1,4 +1,4 @@
-"""Datasets by name: from the Hub, from a local file or folder, or synthetic."""
+"""Loads datasets by name: from the Hub, from a local file or folder, or synthetic."""
 
 import codecs
 import difflib
@@ -30,14 +30,14 @@ MEDIA_KEYS = (*MEDIA_SINGLE, "url", "path", "image_url", "video_url")  # of a bl
 
 
 def cache_dir() -> Path:
-    """Where synthetic data are kept: $TRL_PERCEPTION_CACHE, or `~/.cache/trl_perception`."""
+    """Return the folder of synthetic data: $TRL_PERCEPTION_CACHE, or `~/.cache/trl_perception`."""
     return Path(os.environ.get("TRL_PERCEPTION_CACHE", "~/.cache/trl_perception")).expanduser()
 
 
 def synthetic_options(given: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
-    """The setting `synthetic`, a mapping or JSON, as arguments of `make_synthetic_dataset`.
+    """Convert the setting `synthetic`, a mapping or JSON, to arguments of `make_synthetic_dataset`.
 
-    Errors: ValueError for what is neither, and for a key that is no argument, with the nearest one.
+    Errors: ValueError for any other value, and for an unknown argument, with the nearest one.
     """
     found = given
     if isinstance(given, str):
@@ -64,7 +64,7 @@ def load_rows(
     synthetic: dict[str, Any] | None = None,
     prompt_template: str = "none",
 ) -> Dataset:
-    """Rows of one split.
+    """Load the rows of one split.
 
     Args:
         name: `"synthetic"`, a local JSON, JSONL or parquet file, a folder (written by `trl-perception prepare`, saved
@@ -72,11 +72,11 @@ def load_rows(
         split: the split. A single local file is one split, whatever its name.
         config: configuration name of a Hub data set.
         synthetic: arguments of `make_synthetic_dataset` for `"synthetic"`.
-        prompt_template: key of `TEMPLATES`; its text follows the last user turn of every prompt.
+        prompt_template: key of `TEMPLATES`; its text is appended to the last user turn of every prompt.
 
-    Relative media paths in local files count from the file's folder.
+    Relative media paths in local files are relative to the file's folder.
     Errors: FileNotFoundError for a path that does not exist, or media of a prepared folder that were moved; ValueError
-        for a file of an unknown kind or without rows, an unfinished preparation, or rows that carry another template.
+        for a file of an unknown kind or without rows, an unfinished preparation, or rows with another template.
     """
     return apply_template(_load(name, split, config, synthetic), prompt_template)
 
@@ -98,7 +98,7 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
     if path.is_dir() and (shards := prepared_shards(path, split)):
         rows = load_dataset("parquet", data_files=shards, split="train")
         return _read_from(shards, _require_first_medium(_with_absolute_paths(rows, path), path))
-    # `datasets` goes by the kind of most files, and media beside the rows are more.
+    # `datasets` infers the kind from the majority of files, and media files outnumber those with rows.
     if files := [file for file in (path / f"{split}{suffix}" for suffix in LOADERS) if file.is_file()]:
         if len(files) > 1:
             raise ValueError(f"{path} has {' and '.join(file.name for file in files)}. Keep one of them, or name it.")
@@ -119,13 +119,13 @@ def _load(name: str, split: str, config: str | None, synthetic: dict[str, Any] |
 
 
 def _read_from(files: Sequence[str | Path], rows: Dataset) -> Dataset:
-    """The rows, which know from which files they came: where `datasets` notes what it downloaded."""
+    """Record the source files of rows, in the field where `datasets` records downloads."""
     rows.info.download_checksums = {str(file): {} for file in files}
     return rows
 
 
 def _loaded(folder: Path, split: str) -> DatasetDict:
-    """The splits of a folder as `datasets` finds them. Errors: ValueError where it finds none."""
+    """Load the splits of a folder as `datasets` finds them. Errors: ValueError if it finds none."""
     try:
         builder = load_dataset_builder(str(folder))
         files = builder.config.data_files if builder.name == "json" else {}
@@ -141,7 +141,7 @@ def _loaded(folder: Path, split: str) -> DatasetDict:
 
 
 def _rows_of(file: Path) -> Dataset:
-    """The rows of a local file. Errors: ValueError for one without rows, or whose lines cannot be read as rows."""
+    """Load the rows of a local file. Errors: ValueError for no rows, or lines that cannot be read as rows."""
     if LOADERS[file.suffix] == "json":
         return _json_rows(file)
     try:
@@ -154,10 +154,10 @@ def _rows_of(file: Path) -> Dataset:
 
 
 def _json_rows(*files: Path) -> Dataset:
-    """The rows of files of one JSON object a line, or of one list of them each; kept in the cache of `datasets`.
+    """Load files of one JSON object per line, or of one list of objects each; stored in the cache of `datasets`.
 
-    Values keep the types that they have in the file: `datasets` would read every text that looks like a date as a time.
-    A column of several types is one of `datasets`' Json columns. Errors: ValueError as `_rows_of`.
+    Values keep their types in the file: `datasets` would convert every text that looks like a date to a timestamp.
+    A column of several types becomes a Json column of `datasets`. Errors: ValueError as `_rows_of`.
     """
     made_of = hashlib.sha256(__version__.encode())
     for file in files:
@@ -168,7 +168,7 @@ def _json_rows(*files: Path) -> Dataset:
         with TemporaryDirectory(dir=kept.parent) as unfinished:
             folder = Path(unfinished, "rows")
             _typed_rows(files).save_to_disk(str(folder))
-            with suppress(OSError):  # where another process was faster
+            with suppress(OSError):  # if another process was faster
                 folder.rename(kept)
     return load_from_disk(str(kept))
 
@@ -195,9 +195,9 @@ def _json_objects(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             found = json.loads(part.decode("utf-8"))
-            if re.search(rb"\\u[dD][89a-fA-F]", part):  # half of a surrogate pair is no character
+            if re.search(rb"\\u[dD][89a-fA-F]", part):  # half of a surrogate pair is not a character
                 json.dumps(found, ensure_ascii=False).encode()
-        except ValueError as error:  # not UTF-8, not JSON, or text that UTF-8 does not hold
+        except ValueError as error:  # not UTF-8, not JSON, or text that UTF-8 cannot encode
             raise ValueError(
                 f"{file} cannot be read as rows: line {number}: {error}. One JSON object a line in UTF-8 is wanted, or one "
                 "JSON list of objects."
@@ -223,9 +223,9 @@ def _split_of(rows: DatasetDict, split: str, name: str) -> Dataset:
 
 
 def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
-    """Relative media paths count from the dataset's folder, in columns and messages; everything else as it is.
+    """Make relative media paths in columns and messages absolute, relative to the dataset's folder.
 
-    The result depends on the arguments alone, whatever files there are, so that `datasets` can cache it.
+    The result depends only on the arguments, not on which files exist, so that `datasets` can cache it.
     """
     kinds = {key: str(feature) for key, feature in rows.features.items()}
     textual = [key for key in (*MEDIA_LISTS, *MEDIA_SINGLE) if re.search("string|Json", kinds.get(key, ""))]
@@ -233,7 +233,7 @@ def _with_absolute_paths(rows: Dataset, folder: Path) -> Dataset:
         textual.append("prompt")
     if not textual:
         return rows
-    # Functions of a module are hashed by name: of another version of this package, nothing cached is taken.
+    # Module functions are hashed by name; the version prevents reuse of another version's cache.
     given = {"columns": textual, "folder": str(folder.resolve()), "version": __version__}
     return rows.map(_absolute_row, features=rows.features, fn_kwargs=given)
 
@@ -264,7 +264,7 @@ def _absolute(medium: Any, folder: str) -> Any:
 
 
 def _require_first_medium(rows: Dataset, folder: Path) -> Dataset:
-    """The rows, once their first medium is found where they say. Errors: FileNotFoundError."""
+    """Return the rows after checking that their first medium exists. Errors: FileNotFoundError."""
     first = next((path for row in rows for key in MEDIA_LISTS for path in row[key]), None)
     if first is not None and "://" not in first and not Path(first).exists():
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""What a command line may say of data, judged without torch and datasets: paths, and the choices of a preparation."""
+"""Checks of a command line's data options without torch and datasets: paths, and the choices of a preparation."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ MALFORMED = ("error", "drop")
 
 
 def require_dataset(name: str) -> None:
-    """Refuse a path at which there is nothing. Errors: FileNotFoundError with the folder that was looked from."""
+    """Reject a path that does not exist. Errors: FileNotFoundError with the working directory."""
     path = Path(name).expanduser()
     if (name.startswith((".", "/", "~")) or path.suffix in LOADERS) and not path.exists():
         raise FileNotFoundError(f"Dataset file or folder {name} does not exist (looked from {Path.cwd()}).")

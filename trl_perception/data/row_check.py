@@ -1,4 +1,4 @@
-"""Every row looked at once before training: its messages, media, settings and solution. Nothing is decoded."""
+"""Checks every row once before training: its messages, media, settings and solution. Nothing is decoded."""
 
 import json
 import os
@@ -24,18 +24,18 @@ MISSING = "media that do not exist"
 SHOWN = 3  # rows of one kind of problem
 KINDS = 20  # kinds of problems
 BATCH = 1000
-MOST = 100_000  # problems that are kept
+MOST = 100_000  # maximum number of stored problems
 
-# Both raise ValueError: of a block whose own settings are wrong, of a row whose solution cannot be scored.
+# Both raise ValueError: for a block with wrong settings, for a row whose solution cannot be scored.
 Settings = Callable[[Mapping[str, Any]], Any]
 Solutions = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """What is wrong with one row.
+    """A problem of one row.
 
-    Args: number: of the row, from 0; row: its columns; kind: what part of it is wrong; detail: one sentence.
+    Args: number: of the row, from 0; row: its columns; kind: which part is wrong; detail: one sentence.
     """
 
     number: int
@@ -47,14 +47,14 @@ class RowProblem:
 def find_problems(
     rows: Iterable[Mapping[str, Any]], *, settings: Settings | None = None, solutions: Solutions | None = None
 ) -> Iterator[RowProblem]:
-    """What of the rows could not be trained on, in their order: tens of microseconds a row.
+    """Yield the problems of rows that cannot be trained on, in order; takes tens of microseconds per row.
 
-    Looks at the prompt and its media (see [`conversation`]), the settings of media blocks, whether local files exist, and the
-    solution.
+    Checks the prompt and its media (see [`conversation`]), the settings of media blocks, whether local files exist, and
+    the solution.
 
     Args:
         settings: reads the settings of a media block, those of `VideoSettings` by default.
-        solutions: looks at a row's solution; None where no reward reads it.
+        solutions: checks a row's solution; None if no reward reads it.
     """
     errors = _BlockErrors(settings or VideoSettings().override)
     is_file = _Folders().has
@@ -83,7 +83,7 @@ def _problems(row, settings: Callable, solutions: Solutions | None, is_file: Cal
 
 
 def _paths(medium: Any) -> Iterator[str]:
-    """The local files that a medium names."""
+    """Yield the local files that a medium refers to."""
     if isinstance(medium, Mapping):
         medium = medium.get("path") if medium.get("bytes") is None else None
     if isinstance(medium, str | os.PathLike):
@@ -95,7 +95,7 @@ def _paths(medium: Any) -> Iterator[str]:
 
 
 class _BlockErrors:
-    """What is wrong with the settings of a media block, "" for nothing; equal settings are read once."""
+    """Returns the error in the settings of a media block, or ""; equal settings are checked once."""
 
     def __init__(self, read: Settings):
         self._read = read
@@ -113,7 +113,7 @@ class _BlockErrors:
 
 
 class _Folders:
-    """Which files exist: a folder of which many are asked for is listed once, since a network's disk takes long for each."""
+    """Checks which files exist; a folder with many lookups is listed once: each lookup is slow on a network disk."""
 
     ASKED = 8
 
@@ -128,7 +128,7 @@ class _Folders:
             return True
         try:
             return os.path.isfile(path)
-        except ValueError:  # a zero byte
+        except ValueError:  # a null byte in the path
             return False
 
     def _listed(self, folder: str) -> set[str]:
@@ -142,7 +142,7 @@ class _Folders:
 
 
 def stored_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows as they are stored: no image or video is decoded, and of encoded bytes it is only kept that there are some."""
+    """Yield rows as stored: no image or video is decoded, and encoded bytes are replaced by a placeholder."""
     mixed = Features({name: feature for name, feature in dataset.features.items() if "Json" in str(feature)})
     for table in dataset.with_format("arrow").iter(batch_size=BATCH):
         columns = {name: _without_bytes(table[name].combine_chunks()).to_pylist() for name in table.column_names}
@@ -153,7 +153,7 @@ def stored_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _without_bytes(array: pa.Array) -> pa.Array:
-    """The array with one byte in place of every binary value."""
+    """Return the array with every binary value replaced by one byte."""
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return pc.if_else(pc.is_valid(array), pa.scalar(b"."), pa.scalar(None, pa.binary()))
@@ -169,14 +169,14 @@ def _without_bytes(array: pa.Array) -> pa.Array:
 
 
 class Origins:
-    """Where a row of a dataset was read: its file and line where they are known, else its number from 1."""
+    """The origin of a dataset's rows: file and line if known, else the number from 1."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
         self.files = list(dataset.info.download_checksums or ())
 
     def __call__(self, number: int, row: Mapping[str, Any]) -> str:
-        """Such as `/data/train.jsonl, line 3 (id 7)`."""
+        """Return a location such as `/data/train.jsonl, line 3 (id 7)`."""
         indices = self.dataset._indices
         stored = number if indices is None else indices.column(0)[number].as_py()
         place = f"row {stored + 1}"
@@ -191,7 +191,7 @@ class Origins:
 
     @cached_property
     def _is_whole_file(self) -> bool:
-        """Whether the dataset holds the rows of one file without lines: parquet, or one JSON list."""
+        """Whether the dataset comes from one file without lines: parquet, or one JSON list."""
         if len(self.files) != 1 or self._lines:
             return False
         file = Path(self.files[0])
@@ -213,14 +213,14 @@ class Origins:
 
 
 def _agree(line: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a line is that of a row, after rows were left out or put in another order: by its plain columns."""
+    """Whether a line belongs to a row, by its plain columns: rows may have been filtered or reordered."""
     plain = [key for key, value in line.items() if isinstance(value, str | int | float) and key not in MEDIA_COLUMNS]
     plain = [key for key in plain if key not in ("prompt", "prompt_template")]
     return bool(plain) and all(row.get(key) == line[key] for key in plain)
 
 
 def problem_table(problems: Sequence[RowProblem], where: Callable[[int, Mapping[str, Any]], str]) -> str:
-    """Problems by kind and sentence, the most frequent first, each with its first rows."""
+    """Format problems by kind and sentence, the most frequent first, each with its first rows."""
     groups: dict[tuple[str, str], list[RowProblem]] = defaultdict(list)
     for problem in problems:
         alike = "" if problem.kind == MISSING else re.sub(r"'[^']*'|\d+|\[.*\]", "", problem.detail)
@@ -246,14 +246,14 @@ def check_rows(
     settings: Settings | None = None,
     solutions: Solutions | None = None,
 ) -> str | None:
-    """Look at every row once (see [`find_problems`]), and say all that is wrong in one table.
+    """Check every row once (see [`find_problems`]), and report all problems in one table.
 
     Args:
-        title: how the data are named.
-        skip_missing: whether rows whose files are missing are left out while training (`on_bad_media="skip"`).
+        title: the name of the data.
+        skip_missing: whether rows whose files are missing are left out in training (`on_bad_media="skip"`).
         settings, solutions: as in [`find_problems`].
-    Returns: a table to warn with, where rows have missing files and are left out; None where all is right.
-    Errors: ValueError with the table of everything else, with file and line.
+    Returns: a table for a warning if rows with missing files are left out; None if there are no problems.
+    Errors: ValueError with a table of all other problems, with file and line.
     """
     problems = list(islice(find_problems(stored_rows(dataset), settings=settings, solutions=solutions), MOST))
     missing = [problem for problem in problems if skip_missing and problem.kind == MISSING]

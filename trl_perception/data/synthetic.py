@@ -1,4 +1,4 @@
-"""Synthetic clips and images whose evidence is known: real H.264 files, questions, answers and where they are seen."""
+"""Synthetic clips and images with known evidence: H.264 files, questions, answers, and where these are visible."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from .synthetic_video import VIDEO_FAMILIES
 FAMILIES = (*VIDEO_FAMILIES, "text_only")
 MEDIA = ("video", "image", "mixed")
 VERSION = 4
-"""Raised whenever the same arguments would give other rows, so that no old folder is taken for a new one."""
+"""Incremented when the same arguments would give other rows, so that an old folder is not reused."""
 
 FEATURES = Features(
     {
@@ -67,12 +67,12 @@ def make_synthetic_dataset(
     carries an unrelated clip or image, the others carry no media.
 
     Args:
-        output_dir: folder to write; one that already holds this dataset is reused, one that holds another is refused.
-        families: names from `FAMILIES`; None takes all that the medium has (`event_time` has no image version).
-        medium: "video", "image", or "mixed", where half of the rows of a family that has both are images.
-        scenes: (fewest, most) scenes of a clip, or panels of an image (four at most).
+        output_dir: folder to write; a folder with this dataset is reused, a folder with another one is rejected.
+        families: names from `FAMILIES`; None uses all families of the medium (`event_time` has no image version).
+        medium: "video", "image", or "mixed": half of the rows of a family with both versions are images.
+        scenes: (min, max) scenes of a clip, or panels of an image (at most four).
         seconds: length of a clip, a multiple of 0.5.
-        fps: frames a second, even, since events start and end on half seconds.
+        fps: frames per second, even, since events start and end on half seconds.
         resolution: pixels, one number for a square or (height, width).
         distractors: small gray shapes that drift through the picture.
         noise: standard deviation of the pixel noise, in levels of 255.
@@ -100,7 +100,7 @@ def make_synthetic_dataset(
 
 
 def reference_completion(row: Mapping) -> str:
-    """The completion to imitate: `<think>` the row's trace `</think><answer>` its solution `</answer>`."""
+    """Return the completion to imitate: `<think>` the row's trace `</think><answer>` its solution `</answer>`."""
     return f"<think>{row['reasoning']}</think><answer>{row['solution']}</answer>"
 
 
@@ -157,7 +157,7 @@ def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> 
 
 
 def _resolved(sample: Sample) -> str:
-    """The trace; for multiple choice it ends by naming the option, "scene 1 red scene 2 blue, blue B"."""
+    """Return the trace; for multiple choice it ends with the option, "scene 1 red scene 2 blue, blue B"."""
     chosen = [option for option in sample.question.options if option.startswith(sample.question.solution)]
     return sample.reasoning + "".join(f", {text} {letter}" for letter, text in (c.split(". ") for c in chosen))
 
@@ -174,7 +174,7 @@ def _write_media(folder: Path, name: str, sample: Sample, settings: SceneSetting
 
 
 def _holds(folder: Path, spec: dict) -> bool:
-    """Whether the folder holds exactly this dataset; a folder that holds anything else is refused."""
+    """Whether the folder holds exactly this dataset; a folder with any other content is rejected."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     found = json.loads((folder / "spec.json").read_text()) if (folder / "spec.json").exists() else {}
@@ -188,7 +188,7 @@ def _holds(folder: Path, spec: dict) -> bool:
 
 
 def _publish(draft: Path, output_dir: Path, spec: dict) -> None:
-    """Move a finished draft into place at once. Another process may have been faster: then its files are the same."""
+    """Move a finished draft into place atomically. If another process was faster, its files are the same."""
     try:
         os.rename(draft, output_dir)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a synthetic dataset is asked to be, and what one sample of it is."""
+"""The settings and the samples of a synthetic dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 TICK = 0.5
-"""Seconds: every event starts and ends on a multiple of it."""
+"""Seconds; every event starts and ends on a multiple of it."""
 
 LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """How clips and images look. A clip has `ticks` half-second steps of `frames_per_tick` frames."""
+    """The appearance of clips and images. A clip has `ticks` half-second steps of `frames_per_tick` frames."""
 
     scenes: tuple[int, int] = (2, 3)
     seconds: float = 4.0
@@ -49,7 +49,7 @@ class SceneSettings:
 
 @dataclass
 class Question:
-    """A question with its answer: `solution` is a letter for multiple choice, where `options` are 'A. red' strings."""
+    """A question and its answer: for multiple choice `solution` is a letter and `options` are strings like 'A. red'."""
 
     text: str
     solution: str
@@ -70,17 +70,17 @@ class Sample:
 
 
 def pick(rng: np.random.Generator, choices: Sequence):
-    """One of the choices, kept as the Python object it is."""
+    """Return one of the choices, as the original Python object."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def pick_distinct(rng: np.random.Generator, choices: Sequence, count: int) -> list:
-    """`count` different choices, in random order."""
+    """Return `count` different choices, in random order."""
     return [choices[int(i)] for i in rng.permutation(len(choices))[:count]]
 
 
 def ask(rng: np.random.Generator, text: str, answer: str, style: str, wrong: Sequence[str] = ()) -> Question:
-    """Put the answer in a style; 'multiple choice' offers up to three wrong answers beside it, in random order."""
+    """Make a question in a style; 'multiple choice' adds up to three wrong answers, in random order."""
     if style != "multiple choice":
         return Question(text, answer, style)
     others = pick_distinct(rng, [choice for choice in wrong if choice != answer], len(LETTERS) - 1)
@@ -90,5 +90,5 @@ def ask(rng: np.random.Generator, text: str, answer: str, style: str, wrong: Seq
 
 
 def clock(tick: int) -> str:
-    """A tick as seconds with one decimal, '2.5' for tick 5."""
+    """Format a tick as seconds with one decimal, '2.5' for tick 5."""
     return f"{tick * TICK:.1f}"

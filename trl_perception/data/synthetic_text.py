@@ -9,7 +9,7 @@ OPPOSITES |= {other: one for one, other in OPPOSITES.items()}
 
 
 def text_only(rng: np.random.Generator) -> Sample:
-    """A small sum, a difference or an opposite, with its answer; the caller may add a clip that has no say in it."""
+    """Ask for a small sum, a difference or an opposite; the caller may add an unrelated clip."""
     topic = pick(rng, ("sum", "difference", "opposite"))
     if topic == "opposite":
         word = pick(rng, tuple(OPPOSITES))

@@ -1,4 +1,4 @@
-"""Families of synthetic clips. Each function draws a clip, asks about it and says which seconds hold the answer."""
+"""Families of synthetic clips. Each function draws a clip, asks about it and returns which seconds hold the answer."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def scene_color(rng: np.random.Generator, settings: SceneSettings) -> Sample:
 
 
 def event_order(rng: np.random.Generator, settings: SceneSettings) -> Sample:
-    """Two shapes show up one after the other: which came first?"""
+    """Two shapes appear one after the other: which came first?"""
     frames = _backdrop(rng, settings)
     scatter_distractors(frames, settings.distractors, rng)
     split = int(rng.integers(1, settings.ticks))
@@ -50,10 +50,10 @@ def event_order(rng: np.random.Generator, settings: SceneSettings) -> Sample:
 
 
 def flash_count(rng: np.random.Generator, settings: SceneSettings) -> Sample:
-    """The frame turns white now and then: how many times? Flashes last one tick and never touch."""
+    """The frame flashes white: how many times? Flashes last one tick and are never adjacent."""
     most = min(4, (settings.ticks + 1) // 2)
     count = int(rng.integers(1, most + 1))
-    # Non-touching ticks: choose among ticks - (count - 1) places, then open a gap of one after each flash.
+    # Non-adjacent ticks: choose among ticks - (count - 1) places, then insert a gap of one after each flash.
     places = sorted(int(place) for place in rng.permutation(settings.ticks - count + 1)[:count])
     starts = [place + rank for rank, place in enumerate(places)]
     frames = _backdrop(rng, settings)
@@ -70,7 +70,7 @@ def flash_count(rng: np.random.Generator, settings: SceneSettings) -> Sample:
 
 
 def event_time(rng: np.random.Generator, settings: SceneSettings) -> Sample:
-    """A shape is visible for a while: from when to when? In half of the clips another shape shows up as well."""
+    """A shape is visible for a while: from when to when? In half of the clips another shape appears as well."""
     frames = _backdrop(rng, settings)
     scatter_distractors(frames, settings.distractors, rng)
     span = _span_within(rng, 0, settings.ticks, longest=max(2, settings.ticks // 2))
@@ -90,7 +90,7 @@ def event_time(rng: np.random.Generator, settings: SceneSettings) -> Sample:
 
 
 def needle(rng: np.random.Generator, settings: SceneSettings) -> Sample:
-    """One tick holds the answer: the color or the form of a shape that shows up for a moment."""
+    """One tick holds the answer: the color or the form of a shape that appears for a moment."""
     frames = _backdrop(rng, settings)
     scatter_distractors(frames, settings.distractors, rng)
     start = int(rng.integers(settings.ticks))
@@ -166,21 +166,21 @@ def _show(
 
 
 def _scene_bounds(rng: np.random.Generator, ticks: int, count: int) -> list[int]:
-    """Random ends of `count` scenes, 0 and `ticks` included; each lasts two ticks at least where they fit, else one."""
+    """Return random bounds of `count` scenes, from 0 to `ticks`; each lasts two ticks or more if possible, else one."""
     shortest = 2 if 2 * count <= ticks else 1
     spare = sorted(int(rng.integers(ticks - shortest * count + 1)) for _ in range(count - 1))
     return [0, *(shortest * number + extra for number, extra in enumerate(spare, 1)), ticks]
 
 
 def _span_within(rng: np.random.Generator, low: int, high: int, longest: int) -> tuple[int, int]:
-    """A random span of ticks inside [low, high], one tick at least and `longest` at most."""
+    """Return a random span of ticks inside [low, high], at least one tick and at most `longest`."""
     length = int(rng.integers(1, min(longest, high - low) + 1))
     start = int(rng.integers(low, high - length + 1))
     return start, start + length
 
 
 def _spans(ticks: list[tuple[int, int]]) -> list[list[float]]:
-    """Spans of ticks in seconds."""
+    """Convert spans of ticks to seconds."""
     return [[start * TICK, end * TICK] for start, end in ticks]
 
 

@@ -1,4 +1,4 @@
-"""Prompt templates: what the question is followed by, chosen by name in a recipe."""
+"""Prompt templates: the text after a question, selected by name in a recipe."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,13 @@ BY_TYPE = MappingProxyType(
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What follows the question: an instruction and, with `by_type`, one more sentence for the row's problem type."""
+    """The text after a question: an instruction and, with `by_type`, one more sentence for the row's problem type."""
 
     instruction: str
     by_type: Mapping[str, str] = field(default_factory=dict)
 
     def suffix(self, problem_type: str | None) -> str:
-        """The text that is added. Errors: ValueError for a problem type that the template has no sentence for."""
+        """Return the text to add. Errors: ValueError for a problem type without a sentence in the template."""
         if not self.by_type:
             return self.instruction
         if problem_type not in self.by_type:
@@ -68,7 +68,7 @@ RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each
 
 
 def get_template(name: str) -> PromptTemplate:
-    """The template of a name. Errors: ValueError naming the nearest."""
+    """Return a template by name. Errors: ValueError with the nearest name."""
     if name not in TEMPLATES:
         nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown prompt template {name!r}; did you mean {nearest!r}? Known: {', '.join(TEMPLATES)}.")
@@ -76,9 +76,9 @@ def get_template(name: str) -> PromptTemplate:
 
 
 def templated_prompt(prompt: Any, name: str, problem_type: str | None = None) -> Any:
-    """The prompt with the template's text on a new line after the last text of its last user turn.
+    """Add the template's text on a new line after the last text of the prompt's last user turn.
 
-    Args: prompt: messages whose content is text or a list of blocks, or a plain string. It is not written to.
+    Args: prompt: messages whose content is text or a list of blocks, or a plain string. It is not modified.
     Errors: ValueError for an unknown template, or a conversation without a user turn.
     """
     suffix = get_template(name).suffix(problem_type)
@@ -96,12 +96,12 @@ def templated_prompt(prompt: Any, name: str, problem_type: str | None = None) ->
 
 
 def apply_template(rows: "Dataset", name: str) -> "Dataset":
-    """The rows with a template on their prompts; rows that were prepared with the same one stay as they are.
+    """Apply a template to the prompts of rows; rows that were prepared with the same template are unchanged.
 
-    Reads `prompt`, `problem_type` (where the template asks for it) and `prompt_template`, the column in which
-    `trl-perception prepare --template` notes what a prompt already carries.
+    Reads `prompt`, `problem_type` (if the template needs it) and `prompt_template`, the column in which
+    `trl-perception prepare --template` stores the template of a prompt.
 
-    Errors: ValueError for an unknown name, or rows that carry another template.
+    Errors: ValueError for an unknown name, or rows with another template.
     """
     get_template(name)
     if name == "none":
@@ -114,21 +114,21 @@ def apply_template(rows: "Dataset", name: str) -> "Dataset":
             f"The rows were prepared with the prompt template {', '.join(map(repr, sorted(carried)))}, and {name!r} "
             "would follow it. Set prompt_template: none, or prepare the rows again without --template."
         )
-    from datasets import Value  # takes seconds, and names of templates are judged before
+    from datasets import Value  # a slow import, not needed to check template names
 
     features = rows.features.copy()
     features["prompt_template"] = Value("string")
 
     def extend(row: dict, number: int, version: str) -> dict:
         prompt = row["prompt"]
-        if is_readable(prompt):  # others are refused with all rows, before training
+        if is_readable(prompt):  # other prompts are rejected by the check of all rows before training
             try:
                 prompt = templated_prompt(prompt, name, row.get("problem_type"))
             except ValueError as error:
                 raise ValueError(f"row {number + 1} of the data: {error}") from error
         return {"prompt": prompt, "prompt_template": name}
 
-    # `version` is part of what `datasets` caches by: the texts of another version of this package are not taken.
+    # `version` is part of the cache key of `datasets`: texts of another version of this package are not reused.
     given = {"version": __version__}
     return rows.map(extend, with_indices=True, features=features, fn_kwargs=given, desc=f"prompt template {name}")
 

@@ -1,4 +1,4 @@
-"""What training refuses or warns of in its data: rows without prompts, rows too few, media that would be lost."""
+"""Checks of training data: rows without prompts, too few rows, media that would be lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_ex
 
 
 def require_prompts(dataset: Any) -> None:
-    """Refuse a dataset without a prompt column, or with one that would shadow an argument of rewards, before its first batch.
+    """Reject a dataset without a prompt column, or with a column that would shadow an argument of reward functions.
 
     Errors: ValueError naming the columns found.
     """
@@ -40,9 +40,9 @@ def require_prompts(dataset: Any) -> None:
 
 
 def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Look at every row of map-style data once (see [`check_rows`]); warn of rows that `on_bad_media="skip"` will leave out.
+    """Check every row of map-style data once (see [`check_rows`]); warn of rows that `on_bad_media="skip"` leaves out.
 
-    Errors: ValueError with a table of all that is wrong.
+    Errors: ValueError with a table of all problems.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     data = {
@@ -52,7 +52,7 @@ def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_datase
     media = MediaSettings(args.video_settings, args.image_min_pixels, args.image_max_pixels, args.media_limits)
     rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     for title, rows in data.items():
-        if not isinstance(rows, Dataset) or rows.format["type"] == "custom":  # a stream, or rows made as they are read
+        if not isinstance(rows, Dataset) or rows.format["type"] == "custom":  # a stream, or rows generated on access
             continue
         table = check_rows(
             rows,
@@ -66,11 +66,11 @@ def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_datase
 
 
 def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | None:
-    """TRL's sampler makes whole rollouts and leaves out the rest of an epoch; this says so. None where nothing is left.
+    """Return a warning that TRL's sampler leaves out rows that do not fill a rollout, or None if there are none.
 
     Args:
         rows: of the data set. prompts: of a rollout, over all processes. shuffled: whether each epoch has its own order.
-    Errors: ValueError where the rows make no rollout at all.
+    Errors: ValueError if the rows do not fill one rollout.
     """
     change = "per_device_train_batch_size or steps_per_generation"
     if rows < prompts:
@@ -88,10 +88,10 @@ def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | No
 
 
 def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
-    """Where TRL prepares the prompts itself, a video would be lost between rollout and update, and with a tokenizer alone
-    an image as well.
+    """Reject media that would be lost between rollout and update: videos if TRL prepares the prompts itself, and images
+    too if there is only a tokenizer.
 
-    Errors: ValueError for the first row with such a medium, naming what stands in its way.
+    Errors: ValueError for the first row with such a medium, naming the cause.
     """
     for row in rows:
         prompt = row.get("prompt")

@@ -1,4 +1,4 @@
-"""Two evaluations of the same rows: the difference row by row, and its interval."""
+"""Compares two evaluations of the same rows: the paired difference and its interval."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure in two evaluations, over the rows that have it in both.
+    """One figure in two evaluations, over the rows with a value in both.
 
     Args: first, second: means; difference: of second - first, row by row; higher, lower: rows where second is higher or
         lower than first.
@@ -38,13 +38,13 @@ class Comparison:
 def compare(
     first: str | Path, second: str | Path, *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Comparison]]]:
-    """{"all": {"all": ...}, column: {value: {figure: Comparison}}} of two finished evaluations.
+    """Compare two finished evaluations: {"all": {"all": ...}, column: {value: {figure: Comparison}}}.
 
     Rows are matched by id. The interval resamples the differences of rows: the difficulty of a row for both
     models cancels out, so the interval is narrower than the two separate intervals suggest.
 
-    Errors: FileNotFoundError for a folder without finished predictions; ValueError where the rows are not the same or
-        the completions of a row differ in number.
+    Errors: FileNotFoundError for a folder without finished predictions; ValueError if the rows are not the same or the
+        completions of a row differ in number.
     """
     first_table, second_table = _read(first), _read(second)
     _refuse_different_rows(first_table, second_table, str(first), str(second))
@@ -61,14 +61,14 @@ def compare(
 
 
 def different_settings(first: str | Path, second: str | Path) -> dict[str, tuple[Any, Any]]:
-    """{setting: (first, second)} of what differs between two evaluations beside their models: what a reader should know."""
+    """Return {setting: (first, second)} for the settings, other than the model, in which two evaluations differ."""
     one, other = (json.loads((Path(folder) / SETTINGS).read_text()) for folder in (first, second))
     keys = [key for key in {**one, **other} if key not in ("model", "adapter", "revision", "weights")]
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def comparison_json(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> dict[str, Any]:
-    """The same with plain numbers."""
+    """Convert a comparison to plain numbers."""
     return {
         column: {label: {name: asdict(found) for name, found in figures.items()} for label, figures in groups.items()}
         for column, groups in table.items()
@@ -81,7 +81,7 @@ def _group(
     found = {}
     for name in (name for name in first if name in second):
         one, other = first[name][chosen], second[name][chosen]
-        change = other - one  # NaN where either has none
+        change = other - one  # NaN if either has none
         if (difference := estimate(change, resamples=resamples, seed=seed)) is not None:
             both = ~change.isnan()
             means = one[both].mean().item(), other[both].mean().item()
@@ -90,7 +90,7 @@ def _group(
 
 
 def _read(folder: str | Path) -> pa.Table:
-    """Predictions in the order of their ids."""
+    """Read predictions in the order of their ids."""
     file = Path(folder) / PREDICTIONS
     if not file.is_file():
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""From predictions to figures."""
+"""Computes figures from predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,14 +19,14 @@ Figures = dict[str, dict[str, dict[str, Estimate]]]
 
 
 def pass_rate(scores: Sequence[float | None]) -> float | None:
-    """Share of a row's completions that score 0.5 or more; None where the reward does not apply to each of them."""
+    """Share of a row's completions that score 0.5 or more; None unless the reward applies to all of them."""
     if not scores or None in scores:
         return None
     return sum(score >= RIGHT_FROM for score in scores) / len(scores)
 
 
 def row_values(predictions: pa.Table) -> dict[str, Tensor]:
-    """Values of each figure for R rows: (R,) float64, NaN where a row has none.
+    """Return the values of each figure for R rows: (R,) float64, NaN for a row without a value.
 
     accuracy: share of right completions, named avg@K for K > 1 completions a row; pass@k: k = 2, 4, ... and K;
     miou: temporal IoU, and iou@0.3, iou@0.5: share of completions that reach it, for rows that ask for time spans;
@@ -62,7 +62,7 @@ def row_values(predictions: pa.Table) -> dict[str, Tensor]:
 def figures(
     predictions: pa.Table, values: Mapping[str, Tensor], by: Sequence[str], *, resamples: int, seed: int
 ) -> Figures:
-    """Means with intervals: {"all": {"all": ...}, column: {value: {figure: Estimate}}}; figures without rows are left out."""
+    """Means with intervals: {"all": {"all": ...}, column: {value: {figure: Estimate}}}; omits figures without rows."""
 
     def of(chosen: Tensor) -> dict[str, Estimate]:
         found = {name: estimate(column[chosen], resamples=resamples, seed=seed) for name, column in values.items()}
@@ -78,7 +78,7 @@ def figures(
 
 
 def as_json(table: Figures) -> dict[str, Any]:
-    """The same with plain numbers."""
+    """Convert figures to plain numbers."""
     return {
         column: {
             str(label): {name: asdict(figure) for name, figure in of_label.items()}
@@ -93,7 +93,7 @@ def _pass_at(rate: float | None, samples: int, k: int) -> float | None:
 
 
 def _powers_of_two(samples: int) -> list[int]:
-    """2, 4, ... below the samples, and their number; nothing for one sample."""
+    """Return 2, 4, ... below the number of samples, then that number; empty for one sample."""
     if samples == 1:
         return []
     return [*(1 << power for power in range(1, samples.bit_length()) if 1 << power < samples), samples]

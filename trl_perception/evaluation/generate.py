@@ -1,4 +1,4 @@
-"""Completions of prepared prompts, in batches."""
+"""Generates completions of prepared prompts, in batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from .settings import EvaluationSettings
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: its text without special tokens, its ids with the end of the turn, and whether that end is
-    missing because `max_new_tokens` was reached.
+    """One completion: its text without special tokens, its ids including the end of turn, and whether it was cut at
+    `max_new_tokens` before that end.
     """
 
     text: str
@@ -25,10 +25,10 @@ class Completion:
 def generation_config(
     settings: EvaluationSettings, model: PreTrainedModel, processor: ProcessorMixin
 ) -> GenerationConfig:
-    """Generation as the settings say, and nothing else: of the checkpoint's own only the ids that end a turn.
+    """Make a generation config from the settings; only the end-of-turn ids come from the checkpoint's own config.
 
-    Penalties, temperatures and the like that a checkpoint brings would make its figures another thing than those of
-    training. Placeholders of media belong to prompts: they are never generated.
+    Penalties, temperatures and the like of a checkpoint would make its figures incomparable with those of training.
+    Media placeholders belong to prompts and are never generated.
     """
     tokenizer = processor.tokenizer
     ends = model.generation_config.eos_token_id
@@ -53,13 +53,13 @@ def complete(
     samples: int = 1,
     seed: int = 0,
 ) -> list[list[Completion]]:
-    """`samples` completions of each of B prompts, by the model's own `generation_config`.
+    """Generate `samples` completions of each of B prompts, with the model's `generation_config`.
 
-    Every pass completes the B prompts once, so memory does not grow with the samples.
+    Every pass completes the B prompts once, so memory does not grow with `samples`.
 
     Args:
         prompts: on any device, none left out.
-        seed: of sampling. `generate` takes no generator: the global one is seeded and put back.
+        seed: of sampling. `generate` accepts no generator: the global one is seeded and then restored.
     """
     device, config = model.device, model.generation_config
     input_ids, attention_mask = _left_padded([prompt.input_ids for prompt in prompts], config.pad_token_id)
@@ -80,7 +80,7 @@ def complete(
 
 
 def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids (B,P) and their mask (B,P) int, padded on the left."""
+    """Return token ids (B,P) and their mask (B,P) int, padded on the left."""
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]

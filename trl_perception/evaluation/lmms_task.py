@@ -10,7 +10,7 @@ from ..rewards import accuracy_reward, format_reward
 
 
 def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The row's conversation in lmms-eval's spelling: blocks of type text, image or video, media under `url`."""
+    """Return the row's conversation in lmms-eval's format: blocks of type text, image or video, media under `url`."""
     messages = _filled(doc)
     return [
         {"role": message["role"], "content": [_block(block) for block in message["content"]]} for message in messages
@@ -18,12 +18,12 @@ def doc_to_messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list:
-    """The row's media in the order of the prompt: images opened, videos by path."""
+    """Return the row's media in the order of the prompt: opened images, paths of videos."""
     return [_url(block) for block in media_blocks(_filled(doc))]
 
 
 def doc_to_text(doc: Mapping[str, Any]) -> str:
-    """The texts of the prompt, without media."""
+    """Return the texts of the prompt, without media."""
     return "".join(block["text"] for message in _filled(doc) for block in message["content"] if block["type"] == "text")
 
 

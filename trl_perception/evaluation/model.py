@@ -1,4 +1,4 @@
-"""The model to evaluate: a checkpoint, or a base model with a LoRA adapter."""
+"""Loads the model to evaluate: a checkpoint, or a base model with a LoRA adapter."""
 
 import hashlib
 from pathlib import Path
@@ -15,9 +15,9 @@ WEIGHTS = (".safetensors", ".bin")
 
 
 def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model in evaluation mode on `device`, and its processor; the adapter's own processor where it has one.
+    """Load the model in evaluation mode on `device`, and its processor, or the adapter's own processor if it has one.
 
-    An adapter stays beside the weights, as it was trained: merged into bfloat16 weights it would be rounded.
+    An adapter is not merged: in bfloat16 weights it would be rounded.
 
     Errors: ValueError for a processor that does not describe media as grids.
     """
@@ -38,7 +38,7 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
 
 
 def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
-    """Where the base model and the adapter are; the adapter is None for a whole checkpoint.
+    """Return the locations of the base model and the adapter; the adapter is None for a full checkpoint.
 
     Errors: ValueError for two adapters.
     """
@@ -55,9 +55,9 @@ def base_and_adapter(settings: EvaluationSettings) -> tuple[str, str | None]:
 
 
 def weights_digest(settings: EvaluationSettings) -> str | None:
-    """Tells the weights in local folders from others that are written there later: names, sizes and times of the files.
+    """Return a digest of names, sizes and times of local weight files, to detect weights that were overwritten later.
 
-    None where nothing is local.
+    Returns None if nothing is local.
     """
     folders = [Path(path) for path in base_and_adapter(settings) if path is not None and Path(path).is_dir()]
     files = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)

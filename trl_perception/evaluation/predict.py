@@ -1,4 +1,4 @@
-"""From rows to predictions, batch by batch."""
+"""Computes predictions from rows, batch by batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ def complete_batches(
     *,
     bar: bool,
 ) -> None:
-    """Complete, score and write the pending batches, one after the other.
+    """Complete, score and write the pending batches in sequence.
 
     Args: pending: numbers of batches, one or more; functions: see `reward_functions`; bar: show progress.
     """
@@ -50,7 +50,7 @@ def complete_batches(
         for number, of_rows, prompts in _prepared(rows, planned, pending, preparer, settings.on_bad_media):
             usable = [place for place, prompt in enumerate(prompts) if not prompt.left_out]
             chosen = [prompts[place] for place in usable]
-            seed = crc32(f"{settings.seed} {number}".encode())  # the same whichever process has the batch
+            seed = crc32(f"{settings.seed} {number}".encode())  # independent of the process
             completions = complete(model, processor, chosen, samples=settings.samples, seed=seed) if chosen else []
             scores = score(functions, [of_rows[place] for place in usable], chosen, completions) if chosen else []
             found = dict(zip(usable, zip(completions, scores, strict=True), strict=True))
@@ -67,7 +67,7 @@ def complete_batches(
 def _prepared(
     rows: Dataset, planned: RowPlan, pending: Sequence[int], preparer: PromptPreparer, on_bad_media: str
 ) -> Iterator[tuple[int, list[dict], list[PreparedPrompt]]]:
-    """(batch number, its rows, its prompts), each decoded while the one before is completed."""
+    """Yield (batch number, its rows, its prompts); each batch is decoded while the previous one is completed."""
 
     def prepare(number: int) -> tuple[int, list[dict], list[PreparedPrompt]]:
         of_rows = [rows[place] for place in planned.batches[number]]
@@ -88,7 +88,7 @@ def _prepared(
 
 
 def _description(number: int, name: str, row: Mapping[str, Any], by: Sequence[str]) -> dict[str, Any]:
-    """What is known of a row before it is completed."""
+    """Return the columns of a row that are known before it is completed."""
     columns = {key: row.get(key) for key in ("problem_type", "solution", *by)}
     texts = {key: None if value is None else str(value) for key, value in columns.items()}
     return {"row": number, "id": name, "prompt": prompt_text(row["prompt"]), "media": media_names(row), **texts}
@@ -97,7 +97,7 @@ def _description(number: int, name: str, row: Mapping[str, Any], by: Sequence[st
 def _outcome(
     prompt: PreparedPrompt, completions: Sequence, scores: Mapping, right_by: str, functions: Mapping
 ) -> dict[str, Any]:
-    """What came of it: nothing for a row that is left out."""
+    """Return the result columns of a row; empty for a row that is left out."""
     return {
         "completions": [completion.text for completion in completions],
         "scores": {name: scores.get(name, []) for name in functions},

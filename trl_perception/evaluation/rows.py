@@ -1,4 +1,4 @@
-"""The rows of an evaluation before any of them is decoded: names, order, and what tells them from other rows."""
+"""The rows of an evaluation before decoding: names, order, and a digest."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ IDENTITY_COLUMNS = (*ID_COLUMNS, "prompt", "problem_type", "options", "solution"
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which rows are completed together.
+    """The batches of an evaluation.
 
     Args:
-        ids: one a row, all different.
-        batches: row numbers, each in one batch, long rows first: what does not fit into memory fails at once.
-        digest: tells these rows from others.
+        ids: one per row, all different.
+        batches: row numbers, each in one batch, long rows first: running out of memory happens at the start.
+        digest: identifies these rows.
     """
 
     ids: list[str]
@@ -40,7 +40,7 @@ class RowPlan:
 
 
 def read_rows(settings: EvaluationSettings) -> Dataset:
-    """The rows to evaluate, videos undecoded, each looked at once (see [`check_rows`]).
+    """Load the rows to evaluate, with undecoded videos, and check each once (see [`check_rows`]).
 
     Errors: ValueError for a split without rows, or without a column that `by` names, and for rows that cannot be used.
     """
@@ -74,8 +74,9 @@ def read_rows(settings: EvaluationSettings) -> Dataset:
 
 
 def plan(rows: Dataset, batch_size: int) -> RowPlan:
-    """Batches of rows alike in length. They depend on rows and batch size alone, so that any number of processes, and a
-    run that was interrupted, complete the same rows together: neighbours change the last bits of a sum.
+    """Make batches of rows with similar length. They depend only on rows and batch size, so that any number of
+    processes, and a resumed run, complete the same rows together: the other rows of a batch change the last bits of a
+        sum.
     """
     ids, lengths, digest = [], [], hashlib.sha256()
     for number, row in enumerate(rows.select_columns([c for c in rows.column_names if c not in MEDIA_COLUMNS])):
@@ -89,14 +90,14 @@ def plan(rows: Dataset, batch_size: int) -> RowPlan:
 
 
 def prompt_text(prompt: Any) -> str:
-    """The prompt to read: texts, with `<video>` and `<image>` where media stand, messages on lines of their own."""
+    """Return the prompt as text, with `<video>` and `<image>` for media and each message on its own line."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join("".join(_texts(message.get("content"))) for message in prompt if message is not None)
 
 
 def media_names(row: Mapping[str, Any]) -> list[str]:
-    """The row's media, shortly: paths and URLs as they are; those of columns first, then those of message blocks."""
+    """Return short names of the row's media, paths and URLs unchanged: of columns first, then of message blocks."""
     media = [medium for of_kind in media_columns(row).values() for medium in of_kind]
     if not isinstance(row["prompt"], str):
         messages = [message for message in row["prompt"] if message and isinstance(message.get("content"), list)]
@@ -109,7 +110,7 @@ def _name(medium: Any) -> str:
 
 
 def _length(row: Mapping[str, Any]) -> tuple:
-    """Orders rows roughly by prompt length, without decoding."""
+    """Return a sort key that approximates prompt length, without decoding."""
     text = prompt_text(row["prompt"])
     videos, images = (text.count(f"<{kind}>") for kind in reversed(MEDIA_KINDS))
     duration = row.get("duration")
@@ -126,7 +127,7 @@ def _texts(content: Any) -> Iterable[str]:
 
 
 def _distinct(ids: Sequence[str]) -> Iterable[str]:
-    """The ids, a repeated one with the number of its occurrence: "7", "7#2", "7#3"."""
+    """Make ids unique by appending the number of the occurrence: "7", "7#2", "7#3"."""
     seen: Counter[str] = Counter()
     for name in ids:
         seen[name] += 1

@@ -22,7 +22,7 @@ from .settings import EvaluationSettings
 from .store import SUMMARY, PredictionStore, schema, write_text
 
 PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others: they have different rows to complete."""
+"""Timeout for waiting for other processes, which complete different rows."""
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "av", "qwen-vl-utils")
 
@@ -41,11 +41,11 @@ def evaluate(settings: EvaluationSettings) -> Evaluation | None:
 
     Batches are distributed over processes; the completions do not depend on the number of processes.
 
-    Returns: None in every process but the main one.
+    Returns: None in all processes except the main one.
     Errors: ValueError for an output folder that holds something else; `UnusableSampleError` for media that cannot be
-        used, where `on_bad_media` is "error".
+        used, if `on_bad_media` is "error".
     """
-    # Without `cpu`, accelerate takes each of several processes on a machine without accelerators for the only one.
+    # Without `cpu`, each of several processes on a machine without accelerators would start as a single process.
     on_cpu = (
         settings.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     )
@@ -64,7 +64,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation | None:
         )
     state.wait_for_everyone()
     pending = store.pending()[state.process_index :: state.num_processes]
-    state.wait_for_everyone()  # so that nobody writes while another looks what is pending
+    state.wait_for_everyone()  # so that no process writes while another reads what is pending
     if pending:
         complete_batches(settings, device, rows, planned, pending, functions, store, bar=state.is_main_process)
     state.wait_for_everyone()
@@ -78,7 +78,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation | None:
 
 
 def summarize(settings: EvaluationSettings, predictions: pa.Table, table: Figures) -> dict[str, Any]:
-    """Settings, versions, counts, rows left out with their reasons, and figures with their intervals."""
+    """Return settings, versions, counts, rows left out with their reasons, and figures with their intervals."""
     left_out = [row for row in predictions.select(["id", "left_out"]).to_pylist() if row["left_out"]]
     return {
         "settings": settings.of_predictions(),
@@ -91,7 +91,7 @@ def summarize(settings: EvaluationSettings, predictions: pa.Table, table: Figure
 
 
 def versions() -> dict[str, str]:
-    """What the figures were made with."""
+    """Return the versions of the packages that the figures depend on."""
     return {"trl_perception": __version__} | {name: version(name) for name in PACKAGES}
 
 

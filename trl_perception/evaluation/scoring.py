@@ -1,4 +1,4 @@
-"""Scores of completions by reward functions, called as in training."""
+"""Scores completions with reward functions, called as in training."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 def reward_functions(names: Sequence[str], rows: Dataset) -> dict[str, Callable]:
-    """The reward functions by name; rows that ask for time spans get their temporal IoU in addition."""
+    """Return the reward functions by name, plus temporal IoU if rows ask for time spans."""
     functions = {name: checked(get_reward(name)) for name in names}
     if "problem_type" in rows.column_names and TEMPORAL_GROUNDING in rows.unique("problem_type"):
         functions[TEMPORAL_IOU] = checked(temporal_iou_reward)
@@ -32,7 +32,7 @@ def score(
     prompts: Sequence[PreparedPrompt],
     completions: Sequence[Sequence[Completion]],
 ) -> list[dict[str, list[float | None]]]:
-    """{reward: K scores} of each of B rows; None where a reward does not apply.
+    """Return {reward: K scores} for each of B rows; None if a reward does not apply.
 
     Args: rows, prompts: B; completions: B times K.
     """
@@ -42,7 +42,7 @@ def score(
         "completions": [_as_trl_does(row, completion.text) for row, _, completion in samples],
         "completion_ids": [completion.ids for _, _, completion in samples],
         **{key: [row[key] for row, _, _ in samples] for key in rows[0] if key not in NOT_COLUMNS},
-        # What TRL's trainer offers beside the columns; there is no log here.
+        # Arguments that TRL's trainer passes beside the columns; there is no log here.
         "log_extra": lambda *_: None,
         "log_metric": lambda *_: None,
     }

@@ -1,4 +1,4 @@
-"""What is evaluated, on what, and how."""
+"""The settings of an evaluation."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from ..modeling import check_position_rule
 from ..rewards.registry import split_names
 
 SUMMARY_ONLY = ("output", "resamples", "check_rows")
-"""Settings that no prediction depends on."""
+"""Settings that do not affect predictions."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -192,7 +192,7 @@ class EvaluationSettings:
                 "top_p and top_k are for sampling, and temperature 0 is greedy. Set temperature, or neither."
             )
         get_template(self.prompt_template)
-        _ = self.video_settings, self.media_limits  # refuses what is out of its bounds
+        _ = self.video_settings, self.media_limits  # validates their bounds
 
     @property
     def sampling(self) -> bool:
@@ -201,12 +201,12 @@ class EvaluationSettings:
 
     @property
     def media_limits(self) -> MediaLimits:
-        """What one medium may cost, as the decoder takes it."""
+        """Resource limits of one medium for the decoder."""
         return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
 
     @property
     def video_settings(self) -> VideoSettings:
-        """Frame sampling and sizes as the decoder takes them."""
+        """Frame sampling and sizes for the decoder."""
         return VideoSettings(
             fps=self.video_fps,
             min_frames=self.video_min_frames,
@@ -217,5 +217,5 @@ class EvaluationSettings:
         )
 
     def of_predictions(self) -> dict[str, Any]:
-        """The settings that predictions depend on."""
+        """Return the settings that predictions depend on."""
         return {key: value for key, value in asdict(self).items() if key not in SUMMARY_ONLY}

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: pass@k, and means with bootstrap intervals over rows."""
+"""Statistics: pass@k, and means with bootstrap intervals over rows."""
 
 import math
 from dataclasses import dataclass
@@ -59,12 +59,12 @@ def bootstrap_interval(
 
 
 def estimate(values: Tensor, *, resamples: int, seed: int = 0) -> Estimate | None:
-    """Mean and interval of the rows that have a value.
+    """Return mean and interval of the rows that have a value.
 
     Args:
-        values: (R,) float, NaN where a row has none.
+        values: (R,) float, NaN for rows without a value.
         seed: of the generator, so that equal values give equal intervals in every table.
-    Returns: None where no row has a value.
+    Returns: None if no row has a value.
     """
     values = values[~values.isnan()]
     if not len(values):

@@ -1,4 +1,4 @@
-"""Predictions on disk: a shard for every finished batch, one file at the end, and what they were made with."""
+"""Predictions on disk: a shard for every finished batch, one file at the end, and the settings that produced them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SETTINGS, SHARDS, PREDICTIONS, SUMMARY = "settings.json", "shards", "predictions
 
 
 def schema(rewards: Sequence[str], by: Sequence[str]) -> pa.Schema:
-    """Columns of the predictions; K samples a row.
+    """Return the columns of the predictions; K samples per row.
 
     row: number in the data set; id; prompt: its text; media: paths and URLs; problem_type, solution and the columns of
     `by` as text; completions (K); scores: {reward: (K)}, null where a reward does not apply; pass_rate: share of right
@@ -31,11 +31,11 @@ def schema(rewards: Sequence[str], by: Sequence[str]) -> pa.Schema:
 
 
 class PredictionStore:
-    """The folder of one evaluation. Every file appears whole or not at all, so that a run may stop at any time.
+    """The folder of one evaluation. Every file is written atomically, so that a run may stop at any time.
 
     Args:
         folder: `output` of the settings.
-        batches: how many there are.
+        batches: number of batches.
         columns: see `schema`.
     """
 
@@ -45,7 +45,7 @@ class PredictionStore:
     def claim(self, made_with: Mapping[str, Any]) -> None:
         """Claim the folder for this evaluation, or resume in it; called by one process.
 
-        Args: made_with: everything that predictions depend on, as JSON holds it.
+        Args: made_with: everything that predictions depend on, as JSON.
         Errors: ValueError for a folder that holds another evaluation, naming what differs, or anything else.
         """
         made_with = json.loads(json.dumps(made_with))
@@ -69,17 +69,17 @@ class PredictionStore:
             write_text(file, json.dumps(made_with, indent=2) + "\n")
 
     def pending(self) -> list[int]:
-        """Numbers of the batches that are not on disk."""
+        """Return the numbers of batches that are not on disk."""
         if (self.folder / PREDICTIONS).is_file():
             return []
         return [number for number in range(self.batches) if not self._shard(number).is_file()]
 
     def write(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """One finished batch."""
+        """Write one finished batch."""
         _write_table(self._shard(number), pa.Table.from_pylist(list(records), schema=self.columns))
 
     def merge(self) -> pa.Table:
-        """All predictions in row order, from now on in one file; called by one process when nothing is pending."""
+        """Merge all predictions into one file in row order; called by one process when nothing is pending."""
         file = self.folder / PREDICTIONS
         if not file.is_file():
             shards = [pq.read_table(self._shard(number)) for number in range(self.batches)]

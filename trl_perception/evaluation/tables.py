@@ -1,4 +1,4 @@
-"""Figures as tables to read: Markdown that lines up."""
+"""Formats figures as aligned Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,16 +7,16 @@ from .figures import ALL, Figures
 from .statistics import Estimate
 
 PLAIN = ("tokens",)
-"""Figures that are no shares."""
+"""Figures that are not shares."""
 
 
 def is_main(name: str) -> bool:
-    """Whether a figure says how good the answers are: those are shown with intervals, and for every group."""
+    """Whether a figure measures the quality of answers: these are shown with intervals, and for every group."""
     return name != "cut" and name not in PLAIN and not name.startswith("reward/")
 
 
 def figures_table(table: Figures) -> str:
-    """A line for all rows and one for each value of the columns; shares in percent, with their 95 % intervals."""
+    """Format a line for all rows and one for each value of the columns; shares in percent, with 95 % intervals."""
     names = list(table[ALL][ALL])
     lines = [["", "rows", *names]]
     for column, groups in table.items():
@@ -28,7 +28,7 @@ def figures_table(table: Figures) -> str:
 
 
 def comparison_table(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> str:
-    """First, second, second - first with its 95 % interval, and rows that differ.
+    """Format first, second, second - first with its 95 % interval, and rows that differ.
 
     A line for every figure over all rows, and for the main ones of every group.
     """

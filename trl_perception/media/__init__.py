@@ -79,7 +79,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Names are imported when asked for: messages, paths and settings are read without torch."""
+    """Import names lazily: messages, paths and settings do not need torch."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""Containers opened with PyAV, every packet and frame of which is charged to a budget."""
+"""Opens containers with PyAV; every packet and frame counts against a budget."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from .errors import MediaError
 from .limits import Budget
 from .sniff import begins_like
 
-# Formats that name other files, devices or servers, or that draw text as pictures: no file may stand for another.
+# Formats that refer to other files, devices or servers, or that render text as pictures: none may be opened.
 NAMES_OTHERS = (
     "concat",
     "dash",
@@ -32,14 +32,14 @@ NAMES_OTHERS = (
 DEVICES = ("alsa", "fbdev", "kmsgrab", "lavfi", "video4linux2", "v4l2", "x11grab")
 TEXT_ART = ("adf", "bin", "idf", "tty", "xbin")
 REFUSED_FORMATS = frozenset((*NAMES_OTHERS, *DEVICES, *TEXT_ART))
-PADDING = 1 << 20  # pixels that decoders may add to a frame; their own bound, before they allocate, is the looser one
+PADDING = 1 << 20  # pixels that decoders may add to a frame; decoders check this looser bound before they allocate
 CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 REPLACE = "Re-encode or replace the file, or drop this sample"
 
 
 class BudgetedContainer:
-    """A container whose packets and frames count against a budget, with the part of PyAV's container that is used here.
+    """A container whose packets and frames count against a budget, with the PyAV interface that is used here.
 
     Attributes: damaged: whether the frame last decoded, or one that it may have been predicted from, is marked as damaged.
     """
@@ -51,7 +51,7 @@ class BudgetedContainer:
         self._container, self._budget = container, budget
 
     def demux(self, stream: av.VideoStream | None = None) -> Iterator[av.Packet]:
-        """Packets of one stream, or of all with those of the video counted. Raises: MediaError past a limit."""
+        """Yield packets of one stream, or of all, counting those of the video. Raises: MediaError past a limit."""
         count, flushed = 0, False
         try:
             for packet in self._container.demux(*([] if stream is None else [stream])):
@@ -60,18 +60,18 @@ class BudgetedContainer:
                 self._budget.check_time()
                 self._budget.check_frames(count)
                 yield packet
-        except IndexError:  # PyAV flushes streams in order and trips over one that appeared midway: ours came before it
+        except IndexError:  # PyAV flushes streams in order and fails at one that appeared midway: ours came before it
             if not flushed:
                 raise
 
     def decode(
         self, stream: av.VideoStream, from_keyframe: bool, key_pts: int | None = None
     ) -> Iterator[av.VideoFrame]:
-        """Frames of one stream, from the container's position. Raises: MediaError past a limit.
+        """Decode frames of one stream from the container's position. Raises: MediaError past a limit.
 
         Args:
-            from_keyframe: leave out what cannot be decoded before the first keyframe.
-            key_pts: the keyframe's time; there are no frames where the container's position is behind it.
+            from_keyframe: skip packets that cannot be decoded before the first keyframe.
+            key_pts: the keyframe's time; no frames if the container's position is after it.
         """
         count, self.damaged = 0, False
         packets = self.demux(stream)
@@ -89,7 +89,7 @@ class BudgetedContainer:
 
 
 def decodable(packets: Iterable[Any]) -> Iterator[Any]:
-    """Packets from the first keyframe on, without those right behind it that are shown before it: they need lost ones."""
+    """Skip packets before the first keyframe, and those behind it that are shown before it: they need earlier ones."""
     packets = dropwhile(lambda packet: not packet.is_keyframe, packets)
     for keyframe in islice(packets, 1):
         yield keyframe
@@ -98,11 +98,11 @@ def decodable(packets: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[BudgetedContainer, av.VideoStream]]:
-    """The container and its best video stream that is no cover picture; FFmpeg's errors become MediaError."""
+    """Context manager that opens a container and its best video stream (no cover picture); errors become MediaError."""
     budget.check_time()
     bound = {"max_pixels": str(2 * budget.limits.max_pixels + PADDING)}
     try:
-        # An absolute path, so that no name of a file is taken for a protocol.
+        # An absolute path, so that FFmpeg does not read a file name as a protocol.
         file = BytesIO(medium) if isinstance(medium, bytes) else str(medium.absolute())
         left = budget.seconds_left
         with av.open(
@@ -114,13 +114,13 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[BudgetedConta
             budget.check_pixels(stream.height or 0, stream.width or 0)
             budget.check_frames(stream.frames, "declared in its header")
             stream.thread_type, stream.codec_context.thread_count = "AUTO", budget.threads
-            # Decoders look at checksums and stop at damage only where asked to: they would log it and show a wrong frame.
+            # By default decoders do not check checksums, and on damage they log it and return a wrong frame.
             stream.codec_context.options = bound | {"err_detect": "crccheck+explode"}
             yield BudgetedContainer(container, budget), stream
     except (av.error.FFmpegError, OSError) as error:
         budget.check_time()
         kind = "truncated, damaged or not a video"
-        if isinstance(error, av.error.ArgumentError):  # what decoders answer to a size beyond their bound
+        if isinstance(error, av.error.ArgumentError):  # decoders raise this for a size beyond their bound
             kind = f"truncated, damaged, not a video or far above media_max_pixels {budget.limits.max_pixels}"
         why = f"{error.strerror or error}{begins_like(medium)}"
         reason = f"decoding failed, it is {kind} ({why})"
@@ -128,7 +128,7 @@ def opened(medium: Path | bytes, budget: Budget) -> Iterator[tuple[BudgetedConta
 
 
 def declared_seconds(stream: av.VideoStream) -> float | None:
-    """Seconds that a file says its video stream lasts; None where it says nothing of this stream."""
+    """Return the duration in seconds that a file declares for its video stream, or None."""
     if stream.duration is not None:
         return stream.duration * float(stream.time_base)
     tag = CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
@@ -139,7 +139,7 @@ def declared_seconds(stream: av.VideoStream) -> float | None:
 
 
 def _best_video(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The stream that players choose, by FFmpeg's rule: the default one, then frames and bit rate."""
+    """Return the stream that players choose, by FFmpeg's rule: the default one, then frames and bit rate."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -152,6 +152,6 @@ def _best_video(container: av.container.InputContainer, name: str) -> av.VideoSt
 
 @cache
 def _formats() -> str:
-    """Names of the formats that may be opened, as FFmpeg's option takes them."""
+    """Return the names of the formats that may be opened, for FFmpeg's option."""
     names = {name for names in av.formats_available for name in names.split(",")}
     return ",".join(sorted(names - REFUSED_FORMATS))

@@ -1,4 +1,4 @@
-"""A decoded frame as a player shows it: one field of two, turned and mirrored, in RGB."""
+"""Converts a decoded frame to what a player shows: deinterlaced, rotated and mirrored, in RGB."""
 
 import av
 import numpy as np
@@ -12,13 +12,13 @@ DEINTERLACER = "estdif"  # needs no other frame: it keeps the first field's line
 
 
 def upright(frame: av.VideoFrame, name: str) -> Tensor:
-    """(3,h,w) uint8 RGB, turned and mirrored as the frame's display matrix says, without the later of two fields.
+    """Return (3,h,w) uint8 RGB, rotated and mirrored by the frame's display matrix, without the later of two fields.
 
     (x, y) -> (a x + c y, b x + d y); a, b, c, d each -1, 0 or 1 up to the scale of a row, which is not applied
 
-    Raises: MediaError for a matrix that is no quarter turn or mirroring.
+    Raises: MediaError for a matrix that is not a quarter turn or mirroring.
     """
-    # Not frame.side_data: it and the frame would hold each other, with threads and pixels, until garbage is collected.
+    # Not frame.side_data: it forms a reference cycle with the frame, which keeps threads and pixels until the gc runs.
     matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     shown = _one_field(frame) if frame.interlaced_frame else frame
     pixels = shown.to_ndarray(format="rgb24")

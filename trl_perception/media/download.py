@@ -1,4 +1,4 @@
-"""Media from http(s) URLs, within a bound of bytes and of seconds that a server cannot stretch."""
+"""Downloads media from http(s) URLs, within limits of bytes and seconds that a slow server cannot exceed."""
 
 import socket
 from contextlib import suppress
@@ -15,11 +15,12 @@ SILENCE = 30.0  # seconds without a byte before a download is given up
 
 
 def download(url: str, budget: Budget, max_bytes: int) -> bytes:
-    """The content behind a URL.
+    """Download the content of a URL.
 
-    A server that sends a byte now and then never lets a read time out: at the end of the budget its connection is shut.
+    A server that sends a byte now and then never triggers a read timeout, so the connection is closed at the end of the
+    budget.
 
-    Raises: MediaError for a status of failure, an empty or compressed answer, or one past max_bytes or the budget.
+    Raises: MediaError for an error status, an empty or compressed response, or one past max_bytes or the budget.
     """
     budget.check_time()
     content, adapter = BytesIO(), _Interruptible()
@@ -45,14 +46,14 @@ def download(url: str, budget: Budget, max_bytes: int) -> bytes:
         raise MediaError(budget.name, f"the download failed ({error})", "Check the URL, or use a local file") from error
     finally:
         watchdog.cancel()
-    budget.check_time()  # without a declared length, a connection that was shut looks like the end of the content
+    budget.check_time()  # without a declared length, a closed connection looks like the end of the content
     if content.tell() == 0:
         raise MediaError(budget.name, "the download is empty", "Check the file, or drop this sample")
     return content.getvalue()
 
 
 def _refuse_compressed(response: requests.Response, name: str) -> None:
-    """Plain bytes were asked for: what unpacks to a thousand times its size is not read."""
+    """Reject a compressed response, which may unpack to a thousand times its size; plain bytes were requested."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         reason = f"the answer is compressed ({encoding}), and the plain file is wanted"
@@ -60,7 +61,7 @@ def _refuse_compressed(response: requests.Response, name: str) -> None:
 
 
 class _Interruptible(HTTPAdapter):
-    """Knows the sockets of its connections, so that they can be shut in the middle of a read."""
+    """Records the sockets of its connections, so that they can be closed in the middle of a read."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +82,7 @@ class _Interruptible(HTTPAdapter):
         return pool
 
     def shut(self) -> None:
-        """Wakes whoever reads from these connections; those still to come are shut as they open."""
+        """Shut down these connections, which wakes their readers; later connections are closed as they open."""
         self._over = True
         for open_socket in self._sockets:
             with suppress(OSError):

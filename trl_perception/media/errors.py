@@ -1,4 +1,4 @@
-"""The one error that media reading raises."""
+"""The error that media reading raises."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ MAX_SHOWN = 200  # characters of a path or URL kept in a message
 
 
 class MediaError(ValueError):
-    """A medium that cannot be read. Callers catch this one class and choose: skip the sample, or stop.
+    """A medium that cannot be read. Callers catch this class and either skip the sample or stop.
 
     str(error) = "<source>: <reason>. <remedy>"
 
-    Args: source: the medium, or its short description; reason: what was found and what is wanted;
+    Args: source: the medium, or its short description; reason: what was found and what is expected;
         remedy: what to change. All three survive pickling, so that worker processes can return the error.
     """
 
@@ -26,7 +26,7 @@ class MediaError(ValueError):
 
 
 def describe(source: Any) -> str:
-    """Short name of a medium for messages: path or URL, "bytes (1234 B)", "array (8, 64, 64, 3)", "3 frames", "4x40 image"."""
+    """Short name for messages: path or URL, "bytes (1234 B)", "array (8, 64, 64, 3)", "3 frames", "4x40 image"."""
     if isinstance(source, Mapping):
         named = source.get("path") or source.get("bytes")
         return describe(named) if named is not None else f"mapping with keys {sorted(map(str, source))}"

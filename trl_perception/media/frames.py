@@ -1,4 +1,4 @@
-"""Which frame a prompt token belongs to, and the order of frames."""
+"""Maps prompt tokens to frames, and shuffles frames."""
 
 from dataclasses import replace
 
@@ -9,14 +9,14 @@ from .visual_inputs import TOKEN_TYPE, VisualInputs
 
 
 def token_frames(visual: VisualInputs) -> Tensor:
-    """The frame of each prompt token, from the grids.
+    """Return the frame of each prompt token, computed from the grids.
 
     A frame is one temporal cell of a video (with Qwen2-VL and Qwen2.5-VL two raw frames) or one image. Frames are
-    numbered through the prompt in the order in which the model sees them, over all its images and videos. Counting goes
-    by placeholder tokens, so text between the cells of a video does no harm.
+    numbered through the prompt in the order in which the model sees them, over all its images and videos. Only
+    placeholder tokens are counted, so there may be text between the cells of a video.
 
     Returns: (P,) int64, -1 on text.
-    Errors: ValueError where grids and placeholders differ in number.
+    Errors: ValueError if grids and placeholders differ in number.
     """
     frames = torch.full_like(visual.token_types, -1, dtype=torch.long)
     cells = {kind: _tokens_per_frame(visual, kind) for kind in TOKEN_TYPE}
@@ -35,23 +35,23 @@ def token_frames(visual: VisualInputs) -> Tensor:
 
 
 def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[VisualInputs, list[list[int]]]:
-    """The same prompt with the temporal cells of each video in another order; grid and positions unchanged.
+    """Shuffle the temporal cells of each video of a prompt; grid and positions are unchanged.
 
-    A permutation is drawn for each video with at least two cells, and is never the identity.
+    The permutation of each video with at least two cells is random and never the identity.
 
     Returns: the shuffled inputs, and for each video its permutation: cell i now shows what cell order[i] showed.
     """
     if visual.video_grid_thw is None:
         return visual, []
     orders = [not_identity(t, generator) for t in visual.video_grid_thw[:, 0].tolist()]
-    names = ("pixel_values_videos", "video_features")  # features of other pixels now, but of the same frames
+    names = ("pixel_values_videos", "video_features")  # features are reordered with the pixels
     known = {name: getattr(visual, name) for name in names if getattr(visual, name) is not None}
     reordered = {key: _reordered(values, visual.video_grid_thw, orders) for key, values in known.items()}
     return replace(visual, **reordered, video_features_of=None), orders
 
 
 def not_identity(length: int, generator: torch.Generator) -> list[int]:
-    """A permutation of `length` things, uniform over all but the identity; the identity of fewer than two."""
+    """Draw a permutation uniformly from all but the identity; returns the identity if `length` < 2."""
     identity = list(range(length))
     if length < 2:
         return identity
@@ -62,7 +62,7 @@ def not_identity(length: int, generator: torch.Generator) -> list[int]:
 
 
 def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
-    """Pixels or features of videos one behind the other, the cells of each in its new order."""
+    """Reorder the cells of each video in the concatenated pixels or features of videos."""
     cells, patches = grid[:, 0].tolist(), grid.prod(-1)
     patches_a_row = int(patches.sum()) // len(values)
     parts = values.split((patches // patches_a_row).tolist())
@@ -75,7 +75,7 @@ def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
 
 
 def _tokens_per_frame(visual: VisualInputs, kind: str) -> list[int]:
-    """Tokens of each frame of one kind: h*w / merge_size^2, t times."""
+    """Return the tokens of each frame of one kind: h*w / merge_size^2, t times."""
     grid = visual.image_grid_thw if kind == "image" else visual.video_grid_thw
     rows = [] if grid is None else grid.tolist()
     return [h * w // visual.merge_size**2 for t, h, w in rows for _ in range(t)]

@@ -1,4 +1,4 @@
-"""Images, and the reading of paths, URLs and bytes that videos share."""
+"""Reads images, and resolves paths, URLs and bytes, also for videos."""
 
 import base64
 import binascii
@@ -34,7 +34,7 @@ def read_image(
     size_limits: SizeLimits | None = None,
     limits: MediaLimits | Budget | None = None,
 ) -> Image.Image:
-    """An upright RGB image, transparency flattened on white; resized only where a bound or a size is given.
+    """Read an image as upright RGB, transparency flattened on white; resized only if a bound or a size is given.
 
     Args:
         source: PIL image, path, file:// or http(s) URL, data: URI, bytes, {"path", "bytes"}, or an array
@@ -43,8 +43,8 @@ def read_image(
         min_pixels, max_pixels: bounds on height * width; a missing one is that of size_limits, or 4, 16384 times factor**2.
         resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the bounds.
         size_limits: the processor's (min_pixels, max_pixels), used where no others are given.
-        limits: what reading it may cost, None means MediaLimits(); or the budget of the clip that it is a frame of.
-    Raises: MediaError for anything that cannot be read whole or within the limits, or resized within the bounds.
+        limits: resource limits, None means MediaLimits(); or the budget of the clip that contains this frame.
+    Raises: MediaError if it cannot be read completely and within the limits, or resized within the bounds.
     Source: qwen_vl_utils.vision_process.fetch_image. Differs: the EXIF orientation is applied.
     """
     name = describe(source)
@@ -75,7 +75,7 @@ def _decoded(source: Any, name: str, budget: Budget) -> Image.Image:
 
 
 def _flat(image: Image.Image, name: str, budget: Budget) -> Image.Image:
-    """The picture upright and in RGB, its size checked before its pixels are read, and after: some formats hide it."""
+    """Return the image upright and in RGB; its size is checked before and after decoding, as some headers lack it."""
     _charge(image, name, budget)
     _scale_clear_value(image, name)
     with readable(name):
@@ -96,11 +96,11 @@ def _charge(image: Image.Image, name: str, budget: Budget) -> None:
 
 
 def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
-    """The local file or the bytes that a source names; URLs are downloaded, data: URIs decoded.
+    """Return the local file or the bytes of a source; URLs are downloaded, data: URIs decoded.
 
-    Any file that the process may read can be named, by absolute or relative path, `..` and symbolic links included.
+    Any file that the process may read is accepted, by absolute or relative path, including `..` and symbolic links.
 
-    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes win); budget: of a download.
+    Args: source: path, file:// or http(s) URL, data: URI, bytes, or {"path", "bytes"} (bytes first); budget: limits.
     Raises: MediaError for a missing or empty file, a failed download, or a source of another type.
     """
     name = describe(source)
@@ -130,7 +130,7 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
         size = path.stat().st_size
     except OSError as error:
         raise MediaError(name, f"the file cannot be opened ({error.strerror})", "Check the path") from error
-    except ValueError as error:  # a zero byte
+    except ValueError as error:  # a null byte in the path
         raise MediaError(name, f"the path is no path ({error})", "Check the path") from error
     if not path.is_file():
         raise MediaError(name, "it is not a file", "Give the path of one file")
@@ -140,7 +140,7 @@ def resolve(source: Any, budget: Budget | None = None) -> Path | bytes:
 
 
 def _scale_clear_value(image: Image.Image, name: str) -> None:
-    """The one value that a PNG says is clear, scaled as Pillow scales the pixels: 2 and 4 bits to 8."""
+    """Scale a PNG's transparent gray value as Pillow scales the pixels: 2 and 4 bits to 8."""
     raw = image.tile[0].args if image.format == "PNG" and "transparency" in image.info and image.tile else None
     if raw in ("L;2", "L;4"):
         image.info["transparency"] *= 85 if raw == "L;2" else 17
@@ -177,7 +177,7 @@ def _image_array(source: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
 
 
 def array_frames(source: np.ndarray | torch.Tensor, indices: list[int], budget: Budget) -> Iterator[torch.Tensor]:
-    """Frames (3,H,W) uint8 of an array (F,H,W,3) or (F,3,H,W), in the order of indices. Raises: MediaError."""
+    """Yield frames (3,H,W) uint8 of an array (F,H,W,3) or (F,3,H,W), in the order of indices. Raises: MediaError."""
     name, shape = budget.name, tuple(source.shape)
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or not all(shape):
         reason = f"its shape is {shape}, and (F,H,W,3) or (F,3,H,W) is wanted"
@@ -189,7 +189,7 @@ def array_frames(source: np.ndarray | torch.Tensor, indices: list[int], budget: 
 
 
 def listed_frames(source: Sequence[Any], indices: list[int], budget: Budget) -> Iterator[torch.Tensor]:
-    """Frames (3,H,W) uint8 of a list of images, read one at a time. Raises: MediaError, also for unequal sizes."""
+    """Yield frames (3,H,W) uint8 of a list of images. Raises: MediaError, also for unequal sizes."""
     first_size = None
     for index in indices:
         image = read_image(source[index], limits=budget)
@@ -201,7 +201,7 @@ def listed_frames(source: Sequence[Any], indices: list[int], budget: Budget) -> 
 
 
 def as_uint8(source: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """The array as a CPU uint8 tensor; floats in [0, 1] become round(255 * x). The source is not written to.
+    """Convert an array to a CPU uint8 tensor; floats in [0, 1] become round(255 * x). The source is not written to.
 
     Raises: MediaError for another dtype, or floats out of [0, 1] (NaN included).
     """

@@ -1,4 +1,4 @@
-"""How much one medium may cost: pixels, frames, seconds. They refuse a hostile file before it fills the host's memory."""
+"""Limits on pixels, frames and seconds of one medium: a hostile file is rejected before it fills the host's memory."""
 
 import os
 import time
@@ -11,12 +11,12 @@ _OR_DROP = ", or drop this sample"
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What one medium may cost to read; a medium that costs more is refused. Each is a setting of the trainers' configs.
+    """Resource limits for reading one medium; a medium past a limit is rejected. Each is a setting of the trainers.
 
     Args:
-        max_pixels: most pixels (height * width) of an image or a frame as it is stored, before any resizing.
-        max_frames: most frames of a clip, declared in its header or found while it is read.
-        timeout: most seconds for one medium, its download included.
+        max_pixels: maximum pixels (height * width) of an image or a frame as stored, before any resizing.
+        max_frames: maximum frames of a clip, declared in its header or found while reading.
+        timeout: maximum seconds for one medium, including its download.
     Raises: ValueError for a limit that is not above 0.
     """
 
@@ -31,15 +31,15 @@ class MediaLimits:
 
 
 def decoder_threads(workers: int) -> int:
-    """Threads of each of so many decoders that run at once: processors / workers, at least one."""
+    """Return the threads of each of `workers` concurrent decoders: processors / workers, at least one."""
     return max(1, (os.cpu_count() or 1) // workers)
 
 
 class Budget:
-    """What one medium may still spend. Readers ask before they spend, and its clock runs from the start.
+    """The limits of one medium while it is read. Readers check before they allocate; the timeout starts on creation.
 
-    Args: name: the medium, for errors; limits: None means MediaLimits(); threads: most threads of its decoder, None for
-        one a processor.
+    Args: name: the medium, for errors; limits: None means MediaLimits(); threads: maximum threads of its decoder, None
+        for one per processor.
     """
 
     def __init__(self, name: str, limits: MediaLimits | None = None, threads: int | None = None):

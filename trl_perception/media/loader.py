@@ -1,4 +1,4 @@
-"""Many media at once: decoded in parallel, each distinct one once, with the latest kept in memory."""
+"""Loads many media: decodes in parallel, each distinct medium once, and caches the latest in memory."""
 
 import hashlib
 import os
@@ -34,12 +34,12 @@ class MediaRequest:
 
     Args:
         kind: "image" or "video".
-        source: what read_image or read_video takes.
-        settings: sampling and size; of an image only the size counts (see `IMAGE_KEYS`).
+        source: a source of read_image or read_video.
+        settings: sampling and size; for an image only the size is used (see `IMAGE_KEYS`).
         factor: sides become multiples of it, patch_size * merge_size of the processor.
-        size_limits: (min_pixels, max_pixels) used where settings have none.
+        size_limits: (min_pixels, max_pixels) used if settings have none.
         source_fps: frames per second of a list of frames or an array.
-        limits: what reading it may cost.
+        limits: resource limits.
     Raises: ValueError for another kind, or a source_fps that is not above 0.
     """
 
@@ -59,15 +59,15 @@ class MediaRequest:
 
     @property
     def key(self) -> Hashable:
-        """Equal for requests that give equal results: content or path, modification time and size, and every setting.
+        """A cache key: content, or path, modification time and size, and every setting.
 
-        Raises: MediaError where the source cannot be read well enough to be told apart.
+        Raises: MediaError if the source cannot be read far enough to make a key.
         """
         sizes = None if self.size_limits is None else tuple(self.size_limits)
         return self.kind, fingerprint(self.source), self.settings, self.factor, sizes, self.source_fps, self.limits
 
     def read(self, threads: int | None = None) -> Medium:
-        """The decoded medium. Args: threads: most threads of a video's decoder, None for one a processor.
+        """Decode the medium. Args: threads: maximum threads of a video's decoder, None for one per processor.
 
         Raises: MediaError.
         """
@@ -86,11 +86,11 @@ class MediaRequest:
 
 
 class MediaLoader:
-    """Reads lists of requests with worker threads and keeps the latest results, up to cache_bytes. Safe across threads.
+    """Reads lists of requests with worker threads and caches the latest results, up to cache_bytes. Thread-safe.
 
-    Args: workers: threads of one call, None for one a processor up to 8, each of which decodes with processors / workers
-        threads, at least one; cache_bytes: bytes of decoded media kept between calls, 0 for none. What is returned is
-        shared: do not write to it.
+    Args: workers: threads of one call, None for one per processor up to 8, each of which decodes with processors /
+        workers threads, at least one; cache_bytes: bytes of decoded media cached between calls, 0 for none. The results
+        are shared: do not write to them.
     """
 
     def __init__(self, workers: int | None = None, cache_bytes: int = 1 << 30):
@@ -108,10 +108,10 @@ class MediaLoader:
         self._lock = Lock()
 
     def load(self, requests: Sequence[MediaRequest]) -> list[Medium | MediaError]:
-        """One result a request, in their order. A medium that cannot be read leaves its MediaError in its place.
+        """Return one result per request, in order. A medium that cannot be read gives its MediaError as the result.
 
         stats counts decoded (read from their source), cache_hits (distinct requests found in memory) and failed (distinct
-        requests that gave an error; errors are not kept, the next call tries again).
+        requests with an error; errors are not cached, so the next call tries again).
         """
         keys = [self._key(request) for request in requests]
         results: dict[Hashable, Medium | MediaError | Future] = {}
@@ -158,7 +158,7 @@ class MediaLoader:
 
     def _keep(self, key: Hashable, medium: Medium, request: MediaRequest) -> None:
         size = _nbytes(medium)
-        if size > self.cache_bytes or hasattr(request.source, "get_frames_at"):  # a decoder is known by id only
+        if size > self.cache_bytes or hasattr(request.source, "get_frames_at"):  # a decoder's key is only its id
             return
         self._cache[key] = medium
         self._held += size
@@ -167,7 +167,7 @@ class MediaLoader:
 
 
 def fingerprint(source: Any) -> Hashable:
-    """A key that differs between sources: path, time and size of a file; URL; sha1 of bytes, images and arrays.
+    """Return a key of a source: path, time and size of a file; URL; sha1 of bytes, images and arrays.
 
     Raises: MediaError for an image whose pixels cannot be read.
     """
@@ -182,7 +182,7 @@ def fingerprint(source: Any) -> Hashable:
         path = os.path.abspath(local_path(source))
         try:
             status = os.stat(path)
-        except (OSError, ValueError):  # reading it will say why
+        except (OSError, ValueError):  # reading it will raise the error
             return "path", path, None, None
         return "path", path, status.st_mtime_ns, status.st_size
     if isinstance(source, Image.Image):

@@ -1,4 +1,4 @@
-"""Conversations with media: every placeholder filled with its image or video, nothing left over."""
+"""Fills the placeholders of a conversation with its images and videos."""
 
 import mimetypes
 import re
@@ -17,7 +17,7 @@ _NO_MEDIUM = (bool, int, float, complex, type(None))
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict]:
-    """The messages of a dataset row with its media filled in (see [`fill_media`]); none for a plain string prompt.
+    """Return the messages of a row with its media filled in (see [`fill_media`]); empty for a plain string prompt.
 
     Errors: ValueError for a row without a prompt, a malformed message or medium, or media that do not fit the prompt.
     """
@@ -38,10 +38,10 @@ def conversation(row: Mapping[str, Any]) -> list[dict]:
 
 
 def media_columns(row: Mapping[str, Any]) -> dict[str, list]:
-    """The media of a dataset row by kind: `{"image": [...], "video": [...]}`.
+    """Return the media of a dataset row by kind: `{"image": [...], "video": [...]}`.
 
     Reads the list columns `images`, `videos` and the single columns `image`, `video`; None counts as absent.
-    Errors: ValueError where both spellings of a kind hold something.
+    Errors: ValueError if both columns of a kind hold media.
     """
     found = {}
     for kind in MEDIA_KINDS:
@@ -64,16 +64,16 @@ def media_columns(row: Mapping[str, Any]) -> dict[str, list]:
 
 
 def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), videos: Sequence = ()) -> list[dict]:
-    """Messages whose contents are lists of blocks, with every `image` and `video` block holding its medium.
+    """Return messages whose contents are lists of blocks, with every `image` and `video` block holding its medium.
 
-    - Blocks lose keys whose value is None: Arrow gives every block of a column all keys of the others.
-    - A block that names its own medium (`{"type": "video", "video": "a.mp4", "fps": 2}`) keeps it; one without takes
+    - Keys whose value is None are removed from blocks: Arrow gives every block of a column all keys of the others.
+    - A block with its own medium (`{"type": "video", "video": "a.mp4", "fps": 2}`) keeps it; a block without one gets
       the next medium of its column.
-    - In a plain string the tags `<image>` and `<video>` are placeholders where their column holds media, else text; media
-      for which there is no placeholder anywhere go before the text of the first user message, images first, as TRL does.
+    - In a plain string the tags `<image>` and `<video>` are placeholders if their column holds media, else text; media
+      without any placeholder are placed before the text of the first user message, images first, as TRL does.
 
-    Errors: ValueError for what is no message, block or medium, for a user message that is empty, and where placeholders
-        and media differ in number.
+    Errors: ValueError for an invalid message, block or medium, an empty user message, or if placeholders and media
+        differ in number.
     """
     columns = {"image": list(images), "video": list(videos)}
     messages = _messages(prompt, [kind for kind in MEDIA_KINDS if columns[kind]])
@@ -116,7 +116,7 @@ def fill_media(prompt: Sequence[Mapping[str, Any]], images: Sequence = (), video
 
 
 def is_readable(prompt: Any) -> bool:
-    """Whether a prompt is text, or messages that [`fill_media`] reads, whatever their media."""
+    """Whether a prompt is text, or messages that [`fill_media`] accepts, regardless of their media."""
     if isinstance(prompt, str):
         return True
     try:
@@ -126,7 +126,7 @@ def is_readable(prompt: Any) -> bool:
 
 
 def media_blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict]:
-    """The image and video blocks of a conversation, in the order in which the model sees them."""
+    """Yield the image and video blocks of a conversation, in the order in which the model sees them."""
     for message in messages:
         for block in message["content"]:
             if block["type"] in MEDIA_KINDS:
@@ -134,7 +134,7 @@ def media_blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict]:
 
 
 def without_payloads(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """The same conversation for logs and chat templates: media stay only where a path or URL names them."""
+    """Return the conversation for logs and chat templates: only media given by path or URL are kept."""
     return [
         {
             **message,
@@ -152,7 +152,7 @@ def without_payloads(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
 
 
 def _messages(prompt: Any, tagged: Sequence[str]) -> list[dict]:
-    """The messages with their contents as blocks; tags of the kinds `tagged` are placeholders. Errors: ValueError."""
+    """Convert the contents of messages to blocks; tags of the kinds `tagged` are placeholders. Errors: ValueError."""
     if not isinstance(prompt, list | tuple):
         raise ValueError(f"The prompt is a {type(prompt).__name__}; a string or a list of messages is wanted.")
     tags = re.compile("|".join(f"(?:<{kind}>)" for kind in tagged) or r"(?!)")
@@ -161,7 +161,7 @@ def _messages(prompt: Any, tagged: Sequence[str]) -> list[dict]:
 
 
 def _message(number: int, message: Any, tags: re.Pattern) -> dict:
-    """One message with its content as blocks. Errors: ValueError."""
+    """Convert the content of one message to blocks. Errors: ValueError."""
     if not isinstance(message, Mapping):
         raise ValueError(
             f"Message {number} is a {type(message).__name__}; {{'role': 'user', 'content': ...}} is wanted."
@@ -181,7 +181,7 @@ def _message(number: int, message: Any, tags: re.Pattern) -> dict:
 
 
 def _blocks(content: str | Sequence | None, tags: re.Pattern) -> list[dict]:
-    """Content as a list of typed blocks without None values."""
+    """Convert content to a list of typed blocks without None values."""
     if isinstance(content, str):
         texts, kinds = tags.split(content), [tag[1:-1] for tag in tags.findall(content)]
         parts = [{"type": "text", "text": texts[0]}]
@@ -192,7 +192,7 @@ def _blocks(content: str | Sequence | None, tags: re.Pattern) -> list[dict]:
 
 
 def _typed(block: Any) -> dict:
-    """The block with its type spelled out and its medium, if any, under the name of its type. Errors: ValueError."""
+    """Return the block with an explicit type and its medium, if any, under that name. Errors: ValueError."""
     if not isinstance(block, Mapping):
         raise ValueError(
             f"A content block is the {type(block).__name__} {str(block)[:80]!r}; {{'type': 'text', 'text': ...}} is wanted."
@@ -223,7 +223,7 @@ def _typed(block: Any) -> dict:
 
 
 def _require_medium(kind: str, medium: Any) -> None:
-    """Refuse what cannot be a medium, whatever it holds. Errors: ValueError."""
+    """Reject a value that cannot be a medium. Errors: ValueError."""
     article = "An" if kind == "image" else "A"
     if isinstance(medium, _NO_MEDIUM) or (isinstance(medium, str) and not medium.strip()):
         raise ValueError(

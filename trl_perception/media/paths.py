@@ -1,4 +1,4 @@
-"""Where a medium lies, by its name alone."""
+"""Local paths of media, from their names alone."""
 
 import os
 from urllib.parse import unquote
@@ -7,7 +7,7 @@ REMOTE = ("http://", "https://", "data:")
 
 
 def local_path(source: str | os.PathLike) -> str:
-    """The path behind a file:// URL or a leading `~`; percent escapes are read where no file has the literal name."""
+    """Return the path of a file:// URL or of a leading `~`; percent escapes are decoded unless such a file exists."""
     path = os.fspath(source)
     if not path.startswith("file://"):
         return os.path.expanduser(path)

@@ -1,4 +1,4 @@
-"""Picture files opened with Pillow, whose many kinds of failure become one."""
+"""Opens picture files with Pillow and converts its errors to MediaError."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ from .sniff import begins_like, is_heic
 # Read by running Ghostscript; by the operating system; floats without a scale.
 REFUSED_FORMATS = frozenset(["EPS", "WMF", "SPIDER"])
 
-# What Pillow's decoders raise for damaged files; of the format's own readers, the plain errors of Python's parsers too.
+# Errors that Pillow's decoders raise for damaged files; readers of some formats raise plain errors of Python's parsers.
 DAMAGE = (
     OSError,
     EOFError,
@@ -35,7 +35,7 @@ DAMAGE = (
 
 @contextmanager
 def readable(name: str, medium: Path | bytes = b"") -> Iterator[None]:
-    """Pillow's errors within become MediaError. Args: medium: the file, for what the error says it looks like."""
+    """Context manager that converts Pillow's errors to MediaError. Args: medium: the file, to describe its content."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -50,7 +50,7 @@ def readable(name: str, medium: Path | bytes = b"") -> Iterator[None]:
 
 @contextmanager
 def opened_picture(medium: Path | bytes, name: str) -> Iterator[Image.Image]:
-    """The picture with its header read, its pixels not yet. Raises: MediaError."""
+    """Context manager that opens a picture and reads its header only. Raises: MediaError."""
     with readable(name, medium):
         image = Image.open(BytesIO(medium) if isinstance(medium, bytes) else medium, formats=_formats())
     with image:
@@ -58,7 +58,7 @@ def opened_picture(medium: Path | bytes, name: str) -> Iterator[Image.Image]:
 
 
 def has_heif() -> bool:
-    """Whether the reader of HEIC, the extra `heif`, is installed."""
+    """Whether the HEIC reader, the extra `heif`, is installed."""
     return find_spec("pillow_heif") is not None
 
 

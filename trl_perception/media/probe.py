@@ -1,4 +1,4 @@
-"""What a medium is, read without decoding: size, length, and the visual tokens that it will make."""
+"""Reads size, length and number of visual tokens of a medium without decoding it."""
 
 import math
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ class MediaFacts:
 
 
 def probe(kind: str, source: Any, limits: MediaLimits | None = None) -> MediaFacts:
-    """Facts from the header of an image, or from the header and the packets of a video: only packets hold its times.
+    """Read the header of an image, or the header and the packets of a video: only packets hold its times.
 
-    Nothing is decoded, so a damaged body goes unseen; a truncated one does not.
+    Nothing is decoded, so truncation is detected but other damage is not.
 
-    Args: source: path, URL or bytes; limits: what the medium may cost, None means MediaLimits().
-    Raises: MediaError where the medium cannot be read, holds no picture, is truncated or past a limit.
+    Args: source: path, URL or bytes; limits: resource limits, None means MediaLimits().
+    Raises: MediaError if the medium cannot be read, holds no picture, is truncated or past a limit.
     """
     name = describe(source)
     budget = Budget(name, limits)
@@ -65,13 +65,13 @@ def visual_tokens(
     video_limits: SizeLimits = QWEN_PIXELS,
     factor: int = 28,
 ) -> int:
-    """Tokens that a medium makes: ceil(n / 2) * h * w / factor^2 for n sampled frames resized to h x w; n = 2 for an image.
+    """Return the tokens of a medium: ceil(n / 2) * h * w / factor^2 for n sampled frames of h x w; n = 2 for an image.
 
     Args:
         settings: sampling and size of videos.
-        image_limits, video_limits: (min_pixels, max_pixels) of an image, and of a frame where settings have none.
+        image_limits, video_limits: (min_pixels, max_pixels) of an image, and of a frame if settings have none.
         factor: patch_size * merge_size of the processor.
-    Raises: MediaError where settings and medium do not go together, as when the medium is read.
+    Raises: MediaError if the settings do not fit the medium, as when the medium is read.
     """
     if facts.kind == "image":
         return _tokens(1, *image_size(facts.height, facts.width, factor=factor, size_limits=image_limits), factor)
@@ -81,7 +81,7 @@ def visual_tokens(
 
 
 def expected_tokens(facts: MediaFacts, request: MediaRequest) -> int:
-    """Tokens that the medium of a request makes, by its header. Raises: MediaError as [`visual_tokens`]."""
+    """Return the tokens of a request's medium, from its header. Raises: MediaError as [`visual_tokens`]."""
     settings, factor, limits = request.settings, request.factor, request.size_limits
     if facts.kind == "video":
         return visual_tokens(facts, settings, video_limits=limits, factor=factor)
@@ -90,7 +90,7 @@ def expected_tokens(facts: MediaFacts, request: MediaRequest) -> int:
 
 
 def read_tokens(medium: Medium, factor: int = 28) -> int:
-    """Tokens that a medium makes as it was read: sampled and resized."""
+    """Return the tokens of a medium after reading: sampled and resized."""
     return (
         clip_tokens(medium, factor)
         if isinstance(medium, VideoClip)
@@ -99,7 +99,7 @@ def read_tokens(medium: Medium, factor: int = 28) -> int:
 
 
 def clip_tokens(clip: VideoClip, factor: int = 28) -> int:
-    """Tokens that decoded frames make."""
+    """Return the tokens of decoded frames."""
     return _tokens(clip.frames.shape[0], *clip.frames.shape[-2:], factor)
 
 

@@ -1,4 +1,4 @@
-"""From dataset rows to prompts that a model can read: decode, apply the chat template, tokenize, count."""
+"""Prepares dataset rows as model inputs: decodes media, applies the chat template, tokenizes, and checks lengths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,19 +19,19 @@ from .visual_inputs import FORWARD_KEYS, TOKEN_TYPE, VisualInputs, check_placeho
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:
-    """One prompt, tokenized, with what the model sees of it.
+    """One prompt, tokenized, with its visual inputs.
 
     Args:
-        row: the dataset row as it was given.
+        row: the original dataset row.
         messages: the prompt with media filled in (or the plain string of a standard prompt).
         logged: the same without image and video objects, for logs.
         input_ids: the P prompt tokens.
-        visual: its visual inputs; None where they are not made here.
-        images: its images as PIL, for engines that take them so.
+        visual: its visual inputs; None if they are not made here.
+        images: its images as PIL, for engines that take PIL images.
         frames: per video, the sampled frames (F,3,H,W) uint8.
         frame_times: per video, the time of each sampled frame in seconds.
-        left_out: why the sample is left out, "" for one that counts. Such a prompt is one token without media that
-            keeps its place in the batch; nothing is learned from it.
+        left_out: the reason why the sample is left out, else "". A left-out prompt is one token without media that
+            keeps its place in the batch and does not contribute to the loss.
     """
 
     row: Mapping[str, Any]
@@ -45,12 +45,12 @@ class PreparedPrompt:
     left_out: str = ""
 
     def to(self, device: torch.device | str) -> "PreparedPrompt":
-        """The same prompt with its visual inputs on `device`."""
+        """Return the prompt with its visual inputs on `device`."""
         return replace(self, visual=self.visual and self.visual.to(device))
 
 
 class UnusableSampleError(ValueError):
-    """A sample whose media cannot be decoded or whose prompt is too long; `on_unusable` decides what becomes of it."""
+    """A sample whose media cannot be decoded or whose prompt is too long; `on_unusable` selects an error or a skip."""
 
 
 class PromptPreparer:
@@ -61,7 +61,7 @@ class PromptPreparer:
         loader: decodes and caches media.
         video_settings: frame sampling and sizes; a message block overrides them key by key.
         image_min_pixels, image_max_pixels: size limits of images; None leaves sizes to the processor.
-        media_limits: what reading one medium may cost; None means MediaLimits().
+        media_limits: resource limits for reading one medium; None means MediaLimits().
         max_prompt_length: longest prompt in tokens, visual tokens included; None for no limit.
         chat_template_kwargs: passed to the chat template.
     """
@@ -92,12 +92,12 @@ class PromptPreparer:
         self.placeholder_ids = placeholder_ids(processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], *, on_unusable: str = "error") -> list[PreparedPrompt]:
-        """One prepared prompt a row, in order; media of all rows are decoded together, each distinct one once.
+        """Prepare one prompt per row, in order; media of all rows are decoded together, each distinct one once.
 
         Args:
-            rows: dataset rows with `prompt` and, where it has media, `images`/`videos` (or `image`/`video`).
-            on_unusable: "error" raises for the first row whose media cannot be decoded, that the processor refuses or that
-                is too long; "skip" puts a prompt in its place that says why it is `left_out`.
+            rows: dataset rows with `prompt` and, if it has media, `images`/`videos` (or `image`/`video`).
+            on_unusable: "error" raises for the first row whose media cannot be decoded, that the processor rejects or
+                that is too long; "skip" replaces it by a prompt whose `left_out` is the reason.
         Errors: ValueError for a malformed row, under either policy.
         """
         conversations, requests = [], []
@@ -163,7 +163,7 @@ class PromptPreparer:
         )
 
     def _processed(self, messages: Any, images: list, clips: list) -> Any:
-        """The processor's inputs for one prompt. Errors: ValueError, TemplateError for what it or its template refuses."""
+        """Process one prompt. Errors: ValueError, TemplateError if the processor or its template rejects it."""
         text = messages
         if not isinstance(messages, str):
             text = self.processor.apply_chat_template(
@@ -180,13 +180,13 @@ class PromptPreparer:
             text=[text],
             images=images or None,
             videos=[clip.frames for clip in clips] or None,
-            images_kwargs={"do_resize": False},  # images and frames have their final size
+            images_kwargs={"do_resize": False},  # images and frames already have their final size
             videos_kwargs=_as_decoded(clips),
             return_tensors="pt",
         )
 
     def pixels(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Patches (video patches, patch dimension) of clips (F,3,H,W) uint8 that have their final size."""
+        """Return patches (video patches, patch dimension) of clips (F,3,H,W) uint8 that have their final size."""
         settings = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
         processed = self.processor.video_processor(videos=list(clips), return_tensors="pt", **settings)
         return processed["pixel_values_videos"]
@@ -218,7 +218,7 @@ def has_visual_grids(processor: Any) -> bool:
 
 
 def sample_name(row: Mapping[str, Any], index: int) -> str:
-    """How errors name a row: its id where it has one, else its place in the batch and the start of its prompt."""
+    """Return the name of a row for errors: its id if it has one, else its index in the batch and the prompt's start."""
     for key in ID_COLUMNS:
         if row.get(key) is not None:
             return f"sample {row[key]}"
@@ -226,7 +226,7 @@ def sample_name(row: Mapping[str, Any], index: int) -> str:
 
 
 def _as_decoded(clips: Sequence) -> dict[str, Any]:
-    """Video keywords for frames that are sampled and resized already."""
+    """Return video keywords for frames that are already sampled and resized."""
     if not clips:
         return {}
     return {

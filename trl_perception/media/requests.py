@@ -1,6 +1,6 @@
-"""From message blocks to what is read: the one place where settings, processor and block become a size.
+"""Converts message blocks to media requests: combines the settings of run, processor and block.
 
-Training, evaluation and `trl-perception prepare` make their requests here.
+Training, evaluation and `trl-perception prepare` all use this module.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
 
 @dataclass(frozen=True)
 class ProcessorSizes:
-    """What a processor fixes of sizes; the defaults are those of Qwen2-VL and Qwen2.5-VL as published.
+    """The sizes that a processor determines; the defaults are those of Qwen2-VL and Qwen2.5-VL as published.
 
     Args:
         image_factor, video_factor: patch_size * merge_size; sides become multiples of it.
-        image_pixels, video_pixels: (least, most) pixels of an image, of a frame, where nothing else is set.
+        image_pixels, video_pixels: (min, max) pixels of an image, of a frame, if nothing else is set.
     """
 
     image_factor: int = 28
@@ -31,7 +31,7 @@ class ProcessorSizes:
 
     @classmethod
     def of(cls, processor: Any) -> "ProcessorSizes":
-        """Those of a processor with image and video grids."""
+        """Return the sizes of a processor with image and video grids."""
         sizes = {}
         for kind in ("image", "video"):
             part = getattr(processor, f"{kind}_processor")
@@ -42,12 +42,12 @@ class ProcessorSizes:
 
 @dataclass(frozen=True)
 class MediaSettings:
-    """How the media of a run are read.
+    """The media settings of a run.
 
     Args:
         video: frame sampling and sizes.
         image_min_pixels, image_max_pixels: size limits of images; None leaves them to the processor.
-        limits: what reading one medium may cost.
+        limits: resource limits for reading one medium.
         sizes: of the processor.
     """
 
@@ -58,9 +58,9 @@ class MediaSettings:
     sizes: ProcessorSizes = field(default_factory=ProcessorSizes)
 
     def request(self, block: Mapping[str, Any]) -> MediaRequest:
-        """The request for the medium of an image or video block, whose own keys win over these settings, one by one.
+        """Return the request for an image or video block, whose own keys override these settings.
 
-        Errors: ValueError for a key that is no setting, or a value out of its bounds.
+        Errors: ValueError for a key that is not a setting, or a value out of its bounds.
         """
         kind = block["type"]
         if kind == "video":

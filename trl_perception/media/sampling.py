@@ -1,4 +1,4 @@
-"""Which frames of a clip are used, and at what size: the rules of qwen-vl-utils on plain numbers."""
+"""Computes which frames of a clip are used, and at what size: the rules of qwen-vl-utils on plain numbers."""
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ SizeLimits = tuple[int | None, int | None]
 
 
 def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: str) -> tuple[int, int, int]:
-    """First index, last index and number of frames between video_start and video_end, both ends included.
+    """Return first index, last index and number of frames between video_start and video_end, both inclusive.
 
     [ceil(video_start * fps), min(floor(video_end * fps), total_frames - 1)]
 
-    Raises: MediaError for no frames, a start at or past the clip's end, or fewer than two frames in the range. A clip of one frame is used whole.
+    A clip of one frame is used whole.
+
+    Raises: MediaError for no frames, a start at or past the clip's end, or fewer than two frames in the range.
     Source: qwen_vl_utils.vision_process.calculate_video_frame_range.
     """
     start, end = settings.video_start, settings.video_end
@@ -51,12 +53,12 @@ def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: 
 def sample_indices(
     settings: VideoSettings, total_frames: int, fps: float, source: str = "video"
 ) -> tuple[list[int], int]:
-    """Frames to keep of a clip that plays total_frames at fps frames per second.
+    """Return the frames to keep of a clip with total_frames at fps frames per second.
 
     indices = round(linspace(first, last, n)), n = even floor of clip(seconds * settings.fps, min_frames, max_frames)
 
     Returns: absolute frame indices, ascending, and count, the number of frames in the range they were drawn from.
-    Raises: MediaError as frame_range, and where the range has fewer frames than nframes.
+    Raises: MediaError as frame_range, and if the range has fewer frames than nframes.
     Source: qwen_vl_utils.vision_process.smart_nframes. Differs: a clip of one frame keeps it.
     """
     first, last, count = frame_range(settings, total_frames, fps, source)
@@ -77,12 +79,12 @@ def sample_indices(
 def thin_indices(
     settings: VideoSettings, total_frames: int, fps: float, source: str = "frames"
 ) -> tuple[list[int], int]:
-    """Frames to keep of a list or array that was sampled already: all in the range, or evenly fewer above the bound.
+    """Return the frames to keep of an already sampled list or array: all in the range, or evenly spaced up to a bound.
 
     Returns: absolute frame indices, ascending, and the number of frames in the range. The bound is nframes, or
-        max_frames where nframes is None.
+        max_frames if nframes is None.
     Raises: MediaError as frame_range.
-    Source: qwen_vl_utils.vision_process.fetch_video. Differs: max_frames and the time range hold here too, and an odd
+    Source: qwen_vl_utils.vision_process.fetch_video. Differs: max_frames and the time range apply here too, and an odd
         count stays odd.
     """
     first, last, count = frame_range(settings, total_frames, fps, source)
@@ -93,10 +95,10 @@ def thin_indices(
 
 
 def average_fps(times: np.ndarray, last_duration: float, declared: float, rounding: float) -> float:
-    """Frames per second of a clip whose N frames are shown at times (N,), in seconds, the last for last_duration.
+    """Return the frame rate of a clip whose N frames are shown at times (N,), in seconds, the last for last_duration.
 
-    (N - 1) / (times[-1] - times[0]) where gaps are even within rounding, or declared where it agrees;
-    N / (times[-1] - times[0] + last_duration) where they are not
+    (N - 1) / (times[-1] - times[0]) if gaps are even within rounding, or declared if it agrees;
+    N / (times[-1] - times[0] + last_duration) otherwise
     """
     gaps, span = np.diff(times), float(times[-1] - times[0])
     if span <= 0:
@@ -116,12 +118,12 @@ def frame_size(
     size_limits: SizeLimits | None = None,
     source: str = "video",
 ) -> tuple[int, int]:
-    """Height and width, in pixels, that every kept frame is resized to: multiples of factor within the pixel bounds.
+    """Return height and width that every kept frame is resized to: multiples of factor within the pixel bounds.
 
     min_pixels <= h * w <= min(max_pixels, 768 * factor**2, 2 * total_pixels / nframes)
 
-    Bounds come from settings, then from size_limits (min, max), then 128 and 768 times factor**2. A bound of
-    weaker origin gives way: a max_pixels of settings below the processor's minimum lowers that minimum.
+    Bounds come from settings, then from size_limits (min, max), then 128 and 768 times factor**2. A bound from an
+    earlier source overrides one from a later source: a max_pixels of settings below the processor's minimum lowers it.
 
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_video.
@@ -144,12 +146,12 @@ def image_size(
     size_limits: SizeLimits | None = None,
     source: str = "image",
 ) -> tuple[int, int]:
-    """Height and width, in pixels, that an image is resized to: multiples of factor within the pixel bounds.
+    """Return height and width that an image is resized to: multiples of factor within the pixel bounds.
 
     min_pixels <= h * w <= max_pixels, or resized_height x resized_width to the nearest multiples
 
-    Bounds that are None come from size_limits (min, max), then 4 and 16384 times factor**2. A bound of weaker origin
-    gives way: a max_pixels below the processor's minimum lowers that minimum.
+    Bounds that are None come from size_limits (min, max), then 4 and 16384 times factor**2. A bound from an earlier
+    source overrides one from a later source: a max_pixels below the processor's minimum lowers it.
 
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_image.
@@ -169,7 +171,7 @@ def image_size(
 def _multiples(
     height: int, width: int, factor: int, bounds: tuple[float, float] | None, source: str
 ) -> tuple[int, int]:
-    """Both sides as multiples of factor, the pixels within bounds (least, most). Raises: MediaError."""
+    """Round both sides to multiples of factor with pixels within bounds (min, max). Raises: MediaError."""
     least, most = bounds or (None, None)
     if bounds and least > most:
         raise MediaError(source, f"min_pixels {least} is above max_pixels {most}", "Lower the one or raise the other")
@@ -189,7 +191,7 @@ def _multiples(
 def pixel_bounds(
     nframes: int, settings: VideoSettings, factor: int, size_limits: SizeLimits
 ) -> tuple[int, float, float]:
-    """Pixels of a frame: the fewest, the most that settings and processor allow, and the most that a clip of nframes allows."""
+    """Return the minimum pixels of a frame, the maximum of settings and processor, and that of a clip of nframes."""
     low, high = settings.min_pixels, settings.max_pixels
     if low is None:
         low = size_limits[0] if size_limits[0] is not None else VIDEO_MIN_TOKEN_NUM * factor**2

@@ -1,4 +1,4 @@
-"""Sampling and size of one medium: the settings of a run, and what a message block says itself."""
+"""Sampling and size of one medium: the settings of a run, and their overrides in a message block."""
 
 import difflib
 import math
@@ -11,12 +11,12 @@ MIN_FRAMES = 2  # a clip is sampled in pairs of frames
 # Keys of a message block that name the medium or its source rate rather than sampling and size.
 BLOCK_KEYS = ("type", "video", "image", "text", "sample_fps", "raw_fps")
 IMAGE_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-_SECONDS = ("fps", "video_start", "video_end")  # what need not be a whole number
+_SECONDS = ("fps", "video_start", "video_end")  # may be fractional
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a clip is cut, sampled and resized. The names are those of a qwen-vl-utils message block.
+    """Settings to cut, sample and resize a clip. The names are those of a qwen-vl-utils message block.
 
     Args:
         fps: frames kept per second of video; not used where nframes is set.
@@ -28,8 +28,8 @@ class VideoSettings:
         total_pixels: pixels that the frames of the whole clip share, two frames counting as one.
         video_start, video_end: seconds from the first frame of the file; None means its start, its end.
         resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the pixel bounds.
-    Raises: ValueError for a value that is no number or out of its bounds, min_pixels > max_pixels, video_start >= video_end,
-        or one of resized_* without the other.
+    Raises: ValueError for a value that is not a number or out of its bounds, min_pixels > max_pixels, video_start >=
+        video_end, or one of resized_* without the other.
     """
 
     fps: float = 2.0
@@ -73,12 +73,12 @@ class VideoSettings:
             )
 
     def override(self, block: Mapping[str, Any]) -> "VideoSettings":
-        """These settings with the values that a message block sets; None values and the medium's own keys set none.
+        """Return these settings with the values of a message block; None values and keys of the medium are ignored.
 
-        A block's fps replaces an nframes of these settings, and the reverse; of its pixel bounds one alone moves the other
-        of these settings where it must. A block of type "image" sets its size alone.
+        A block's fps replaces an nframes of these settings, and vice versa; a single pixel bound of a block moves the
+        other bound of these settings if they conflict. A block of type "image" sets only its size.
 
-        Raises: ValueError for a key that is no setting of the block's type, or a block with both fps and nframes.
+        Raises: ValueError for a key that is not a setting of the block's type, or a block with both fps and nframes.
         """
         kind = "image" if block.get("type") == "image" else "video"
         known = IMAGE_KEYS if kind == "image" else [field.name for field in fields(self)]
@@ -105,12 +105,12 @@ class VideoSettings:
 
 
 def image_bounds(settings: VideoSettings) -> dict[str, int | None]:
-    """What of the settings counts for an image: `IMAGE_KEYS` -> value."""
+    """Return the settings that apply to an image: `IMAGE_KEYS` -> value."""
     return {key: getattr(settings, key) for key in IMAGE_KEYS}
 
 
 def _number(name: str, value: Any) -> float | int:
-    """The value of a setting: a finite number, of a whole one an int. Raises: ValueError."""
+    """Validate the value of a setting: a finite number, returned as int if whole. Raises: ValueError."""
     wanted = "number" if name in _SECONDS else "whole number"
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (wanted == "whole number" and value != int(value)):

@@ -1,8 +1,8 @@
-"""What a file that cannot be read looks like, for its error."""
+"""Describes the start of an unreadable file, for its error."""
 
 from pathlib import Path
 
-HEAD = 512  # bytes looked at
+HEAD = 512  # bytes read
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 

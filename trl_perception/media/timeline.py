@@ -1,4 +1,4 @@
-"""When each frame of a clip is shown: read from its packets, and from its decoded frames where packets do not say."""
+"""The display time of each frame of a clip: read from its packets, or from decoded frames if packets lack times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from .container import REPLACE, BudgetedContainer, declared_seconds, decodable
 from .errors import MediaError
 from .sampling import average_fps
 
-MIN_SHARE = 0.9  # of the declared frames or seconds; a file with less is truncated
+MIN_SHARE = 0.9  # of the declared frames or seconds; a file with fewer is truncated
 CAPTURES = Flags.ts_discont.value | Flags.no_timestamps.value  # MPEG and raw streams, which may be cut anywhere
-ROUNDING = 2  # ticks of the time base by which a frame's time may be rounded, that of the first frame included
+ROUNDING = 2  # ticks of the time base by which a frame's time may be rounded, including the first frame's
 
 
 class Entry(NamedTuple):
-    """What is kept of a packet or a frame; pts, dts and duration in ticks of the stream's time base."""
+    """The stored fields of a packet or a frame; pts, dts and duration in ticks of the stream's time base."""
 
     pts: int | None
     duration: int
@@ -36,10 +36,10 @@ class Timeline:
         times: (N,) seconds from the first shown frame, ascending.
         fps: average frames per second.
         rounding: seconds by which times may be rounded.
-        from_keyframe: whether what comes before the first keyframe is left out: a capture starts anywhere; where another
-            file does, its first keyframe is damaged.
+        from_keyframe: whether packets before the first keyframe are skipped: a capture may start anywhere; in any other
+            file this means that the first keyframe is damaged.
         packets: those of the N frames in order of presentation, so that frames are found by timestamp after a seek; None
-            where frames are found by counting.
+            if frames are found by counting.
     """
 
     times: np.ndarray
@@ -49,14 +49,14 @@ class Timeline:
     packets: list[Entry] | None = None
 
     def shown_at(self, times: np.ndarray) -> list[int]:
-        """Number of the frame on the screen at each time: the last one shown by then, the first before it."""
+        """Return the number of the frame on screen at each time: the last one shown by then, or the first frame."""
         return (np.searchsorted(self.times, times + self.rounding, side="right") - 1).clip(0).tolist()
 
 
 def packet_timeline(container: BudgetedContainer, stream: av.VideoStream, name: str) -> Timeline:
-    """The timeline of an opened file's packets: nothing is decoded. Without usable times they count as evenly spaced.
+    """Build the timeline from packets, without decoding. Without usable times frames count as evenly spaced.
 
-    Raises: MediaError for a file without frames, a truncated one, or one whose time table is corrupt.
+    Raises: MediaError for a file without frames, a truncated file, or a corrupt time table.
     """
     packets, end = _read_packets(container, stream)
     is_capture = container.format.flags & CAPTURES
@@ -74,7 +74,7 @@ def packet_timeline(container: BudgetedContainer, stream: av.VideoStream, name: 
 
 
 def decoded_timeline(container: BudgetedContainer, stream: av.VideoStream, name: str, from_keyframe: bool) -> Timeline:
-    """The timeline of the frames that decode, one full pass that converts none of them. Raises: MediaError."""
+    """Build the timeline from decoded frames, in one full pass without pixel conversion. Raises: MediaError."""
     frames = [Entry(frame.pts, frame.duration or 0) for frame in container.decode(stream, from_keyframe)]
     if not frames:
         raise MediaError(name, "no video frame decodes, and at least one is wanted", REPLACE)
@@ -84,14 +84,14 @@ def decoded_timeline(container: BudgetedContainer, stream: av.VideoStream, name:
 
 
 def _read_packets(container: BudgetedContainer, stream: av.VideoStream) -> tuple[list[Entry], float]:
-    """The stream's packets in order of decoding, and the time in seconds at which the last packet of any stream ends."""
+    """Return the stream's packets in decoding order, and the end in seconds of the last packet of any stream."""
     packets, end = [], 0.0
     hides = stream.codec_context.codec.canonical_name == "vp8"
     for packet in container.demux():
         duration = packet.duration or 0
         if packet.pts is not None:
             end = max(end, (packet.pts + duration) * float(packet.time_base))
-        # A clear bit 4 marks a VP8 frame that others are predicted from and that is never shown (RFC 6386, 9.1).
+        # Bit 4 is 0 for a VP8 frame that is a reference for others and is never shown (RFC 6386, 9.1).
         if packet.stream is stream and packet.size and not (hides and not bytes(packet)[0] & 16):
             packets.append(Entry(packet.pts, duration, packet.dts, packet.is_keyframe, packet.is_discard))
     return packets, end
@@ -115,7 +115,7 @@ def _timeline(stream, shown: list[Entry], timed: bool, name: str, from_keyframe:
 
 
 def _refuse_corrupt_times(stream, packets: list[Entry], shown: list[Entry], timed: bool, name: str) -> None:
-    """An MP4 has its length also beside its time table, and an edit list that leaves out frames by time."""
+    """Check an MP4's time table against its declared length and against its edit list, which drops frames by time."""
     reason, declared = "", declared_seconds(stream)
     length = sum(packet.duration for packet in shown) * float(stream.time_base)
     if declared and stream.frames >= len(packets) and length * MIN_SHARE > declared:
@@ -129,7 +129,7 @@ def _refuse_corrupt_times(stream, packets: list[Entry], shown: list[Entry], time
 def _refuse_truncated(
     container: BudgetedContainer, stream, found: list[Entry], timed: bool, end: float | None, name: str
 ) -> None:
-    """Compare with what the file declares: an edited file is short of one measure, a truncated one of all."""
+    """Compare with the declared values: an edited file falls short of one of them, a truncated file of all."""
     shares = {}
     if stream.frames:
         shares[f"{len(found)} of {stream.frames} declared frames"] = len(found) / stream.frames

@@ -1,4 +1,4 @@
-"""Video clips: a file, URL, bytes, frames or array in, the chosen frames with their times out. Decoding is PyAV's."""
+"""Reads selected frames and their times from a file, URL, bytes, list of frames or array, with PyAV."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +23,8 @@ from .limits import Budget, MediaLimits
 from .sampling import VideoSettings, frame_size, sample_indices, thin_indices
 from .timeline import Entry, Timeline, decoded_timeline, packet_timeline
 
-SEEK_GAP = 32  # frames that must lie before the next wanted keyframe for a seek to be cheaper than decoding on
-DECODER_BATCH = 16  # full-size frames asked of a decoder object at once
+SEEK_GAP = 32  # a seek is cheaper than continued decoding if the next keyframe is at least so many frames ahead
+DECODER_BATCH = 16  # full-size frames requested from a decoder object at once
 
 Fit = Callable[[Tensor], Tensor]
 
@@ -37,7 +37,7 @@ class VideoClip:
         frames: (F,3,H,W) uint8, RGB, resized.
         times: (F,) float64, seconds at which each frame is shown; the file's first shown frame is at 0.
         fps: average frames per second of the source.
-        indices: F frame numbers such that index / fps is the time that was asked for. With a constant frame rate they
+        indices: F frame numbers such that index / fps is the requested time. With a constant frame rate they
             number the file's frames from 0.
         total_frames: frames of the source in the range that was sampled.
     """
@@ -50,7 +50,7 @@ class VideoClip:
 
     @property
     def metadata(self) -> VideoMetadata:
-        """What a processor reads: sampled_fps = F / total_frames * fps, timestamps = indices / fps."""
+        """Metadata for a processor: sampled_fps = F / total_frames * fps, timestamps = indices / fps."""
         return VideoMetadata(
             total_num_frames=self.total_frames,
             fps=self.fps,
@@ -77,7 +77,7 @@ def read_video(
     limits: MediaLimits | None = None,
     threads: int | None = None,
 ) -> VideoClip:
-    """Decode the frames that settings ask for, resized with antialiased bicubic interpolation.
+    """Decode the frames that settings select, resized with antialiased bicubic interpolation.
 
     frame[k] = the source's last frame with a time <= indices[k] / fps: the one on the screen then, also at a variable rate
 
@@ -87,14 +87,14 @@ def read_video(
             and get_frames_at. Lists and arrays keep all their frames, up to nframes or max_frames.
         settings: sampling and size; None means VideoSettings().
         factor: frame sides become multiples of it, patch_size * merge_size of the processor.
-        size_limits: the processor's (min_pixels, max_pixels) of one frame, used where settings have none.
-        source_fps: frames per second at which a list or array was sampled; files know their own.
-        limits: what reading it may cost, None means MediaLimits().
-        threads: most threads of a file's decoder, None for one a processor.
-    Raises: MediaError for whatever cannot be read whole: missing, truncated, damaged, without video, out of range, or
-        past a limit.
-    Source: qwen_vl_utils.vision_process.fetch_video. Differs: uint8 out; times come from presentation timestamps;
-        the display matrix is applied; nothing stands in for a clip that fails.
+        size_limits: the processor's (min_pixels, max_pixels) of one frame, used if settings have none.
+        source_fps: frames per second at which a list or array was sampled; ignored for files.
+        limits: resource limits, None means MediaLimits().
+        threads: maximum threads of a file's decoder, None for one per processor.
+    Raises: MediaError for a source that cannot be read completely: missing, truncated, damaged, without video, out of
+        range, or past a limit.
+    Source: qwen_vl_utils.vision_process.fetch_video. Differs: returns uint8; times come from presentation timestamps;
+        the display matrix is applied; a clip that fails is not replaced.
     """
     settings = settings or VideoSettings()
     name = describe(source)
@@ -106,7 +106,7 @@ def read_video(
         size: list[int] = []
         bounds = {"factor": factor, "size_limits": size_limits, "source": name}
 
-        def fit(frame: Tensor) -> Tensor:  # one size for the clip, fixed by its first frame
+        def fit(frame: Tensor) -> Tensor:  # one size for the clip, that of its first frame
             if not size:
                 size.extend(frame_size(*frame.shape[-2:], nframes, settings, **bounds))
             return functional.resize(frame, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -125,13 +125,13 @@ def read_video(
 def frames_at(
     source: Any, times: Sequence[float], *, longest_side: int, limits: MediaLimits | None = None
 ) -> list[Tensor]:
-    """The frames of a file that are on the screen at some times, to look at: (3,h,w) uint8 RGB, one a time.
+    """Return the frames of a file that are on screen at given times, for display: (3,h,w) uint8 RGB, one per time.
 
     Args:
         source: path, file:// or http(s) URL, bytes, or {"path", "bytes"}.
         times: seconds from the file's first frame, in any order.
-        longest_side: pixels; larger frames are made smaller.
-        limits: what reading it may cost, None means MediaLimits().
+        longest_side: pixels; larger frames are reduced.
+        limits: resource limits, None means MediaLimits().
     Raises: MediaError as [`read_video`].
     """
     budget = Budget(describe(source), limits)
@@ -196,7 +196,7 @@ def _from_file(
 
 
 def _timelines(medium: Path | bytes, budget: Budget) -> Iterator[Timeline]:
-    """The timeline of the packets; then, where those lack times or include frames that are never shown, that of the decoded frames."""
+    """Yield the timeline of the packets; if these lack times or include hidden frames, also that of decoded frames."""
     with opened(medium, budget) as (container, stream):
         timeline = packet_timeline(container, stream, budget.name)
     if timeline.packets is not None:
@@ -206,7 +206,7 @@ def _timelines(medium: Path | bytes, budget: Budget) -> Iterator[Timeline]:
 
 
 def _decode_chosen(medium, timeline: Timeline, numbers: set[int], fit: Fit, budget: Budget) -> dict[int, Tensor]:
-    """Resized frames by number, as many as could be found whole."""
+    """Return resized frames by number, as many as were found undamaged."""
     found = {}
     with opened(medium, budget) as (container, stream):
         if timeline.packets is None:
@@ -224,8 +224,8 @@ def _decode_chosen(medium, timeline: Timeline, numbers: set[int], fit: Fit, budg
 
 
 def _by_timestamp(container, stream, numbers: list[int], timeline: Timeline) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Numbered frames, decoded forward from the keyframe of each number where that lies far ahead. They end with a frame
-    that comes out of turn or not at all: its packets, or those that a seek skipped, are then not what is shown."""
+    """Yield numbered frames, seeking to the keyframe of a number if that is far ahead. Stops at a missing or unordered
+    frame: then its packets, or those that a seek skipped, do not match the frames shown."""
     packets = timeline.packets
     keyframes = [number for number, packet in enumerate(packets) if packet.is_keyframe]
     number_of = {packets[keyframe].pts: keyframe for keyframe in keyframes}
@@ -249,7 +249,7 @@ def _by_timestamp(container, stream, numbers: list[int], timeline: Timeline) -> 
 def _from_keyframe(
     container: BudgetedContainer, stream: av.VideoStream, targets: list[Entry]
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a keyframe: the first target that a seek finds, or one before it. Containers seek by pts or by dts."""
+    """Decode from a keyframe: the first target that a seek finds, or one before it. Containers seek by pts or dts."""
     for target, by in product(targets, ("pts", "dts")):
         with suppress(av.error.FFmpegError):  # a container without seeking
             container.seek(getattr(target, by) or 0, stream=stream, backward=True)

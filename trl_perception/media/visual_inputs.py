@@ -1,4 +1,4 @@
-"""The visual inputs of a prompt, how a batch of them enters a forward, and the count that must hold there."""
+"""The visual inputs of a prompt, their batching for a forward pass, and the check of placeholder counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 @dataclass(frozen=True, eq=False)
 class VisualInputs:
-    """What the model sees of one prompt, as its processor made it. The G completions of the prompt share one object.
+    """The visual inputs of one prompt, as its processor returns them. The G completions of the prompt share one object.
 
     Args:
         sample: name of the sample for errors.
@@ -24,11 +24,11 @@ class VisualInputs:
         pixel_values_videos: (video patches, patch dimension) float, or None without videos.
         video_grid_thw: (videos, 3) int.
         second_per_grid_ts: (videos,) float, seconds between two temporal cells.
-        image_features, video_features: what a frozen vision tower makes of the pixels, where it was run already:
-            (tokens, D) merged, or (tokens, merge_size^2, C) before a merger that trains.
-        image_features_of, video_features_of: the very tensors of pixels that the features were made of. Where the pixels are
-            replaced by others (`dataclasses.replace`), features of the former ones are dropped. Pixels that were let go are
-            empty tensors on the device "meta", which no forward takes.
+        image_features, video_features: precomputed outputs of a frozen vision tower: (tokens, D) merged, or
+            (tokens, merge_size^2, C) before a trainable merger.
+        image_features_of, video_features_of: the pixel tensors (by identity) from which the features were computed. If
+            the pixels are replaced (`dataclasses.replace`), the features are dropped. Freed pixels are empty tensors on
+            the device "meta", which no forward accepts.
         merge_size: patches per token along each side.
     """
 
@@ -53,19 +53,19 @@ class VisualInputs:
             object.__setattr__(self, f"{kind}_features_of", None if stale or features is None else pixels)
 
     def to(self, device: torch.device | str) -> "VisualInputs":
-        """The same inputs with every tensor on `device`."""
+        """Return the inputs with every tensor on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         tensors = {id(v): v if v.is_meta else v.to(device) for v in values.values() if isinstance(v, Tensor)}
         return replace(self, **{key: tensors.get(id(value), value) for key, value in values.items()})
 
     def features(self, kind: str) -> int:
-        """Visual features, that is tokens, of the images or the videos: sum of t*h*w / merge_size^2."""
+        """Number of visual features (tokens) of the images or the videos: sum of t*h*w / merge_size^2."""
         grid = self.image_grid_thw if kind == "image" else self.video_grid_thw
         return 0 if grid is None else int((grid.prod(-1) // self.merge_size**2).sum())
 
     @property
     def knows_features(self) -> bool:
-        """Whether the features of a frozen vision tower are held for a kind of medium."""
+        """Whether the inputs hold precomputed features of a kind of medium."""
         return self.image_features is not None or self.video_features is not None
 
     @property
@@ -79,9 +79,9 @@ FORWARD_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_
 
 
 def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:
-    """The media of several samples one behind the other, as the model takes them: keyword -> concatenated tensor.
+    """Concatenate the media of several samples for the model: keyword -> concatenated tensor.
 
-    Keywords for which no sample has anything are left out, and pixels that were let go.
+    Keywords without a value in any sample are left out, and so are freed pixels.
     """
     given = {key: [getattr(v, key) for v in visual_inputs] for key in FORWARD_KEYS}
     parts = {key: [v for v in values if v is not None and not v.is_meta] for key, values in given.items()}
@@ -89,15 +89,15 @@ def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:
 
 
 def forward_kwargs(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> dict[str, Tensor]:
-    """Keyword arguments that a batch of left-padded prompts with right-padded completions adds to `model(...)`.
+    """Return the keyword arguments for `model(...)` of a batch of left-padded prompts with right-padded completions.
 
-    Token types mark the prompt's placeholders by position: a completion is text whatever its ids are.
+    Token types mark the prompt's placeholders by position: a completion counts as text whatever its ids are.
 
     Args:
         visual_inputs: B samples.
         prompt_width: padded width of the prompts.
         total_width: padded width of prompts and completions.
-    Returns: empty for a batch of pure text; else media and `mm_token_type_ids` (B,total_width) int.
+    Returns: empty for a text-only batch; else media and `mm_token_type_ids` (B,total_width) int.
     """
     kwargs = stack_media(visual_inputs)
     if kwargs:
@@ -107,7 +107,7 @@ def forward_kwargs(visual_inputs: Sequence[VisualInputs], prompt_width: int, tot
 
 
 def padded_token_types(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> Tensor:
-    """Token types (B,total_width) int of a batch of left-padded prompts with right-padded completions."""
+    """Return token types (B,total_width) int of a batch of left-padded prompts with right-padded completions."""
     token_types = torch.zeros(len(visual_inputs), total_width, dtype=torch.long)
     for row, visual in enumerate(visual_inputs):
         token_types[row, prompt_width - len(visual.token_types) : prompt_width] = visual.token_types.cpu()
@@ -120,13 +120,13 @@ def check_placeholders(
     placeholder_ids: dict[str, int],
     visual_inputs: Sequence[VisualInputs] | None,
 ) -> None:
-    """Hold every forward to: number of placeholder tokens = number of visual features, sample by sample.
+    """Check that the number of placeholder tokens equals the number of visual features, sample by sample.
 
     Args:
         input_ids: (B,L) int; attention_mask: (B,L), 0 on padding.
         placeholder_ids: {"image": id, "video": id}.
-        visual_inputs: B samples, or None where the media did not arrive.
-    Errors: ValueError naming the sample, both counts and what to look at.
+        visual_inputs: B samples, or None if the media are missing.
+    Errors: ValueError naming the sample, both counts and what to check.
     """
     for kind, token_id in placeholder_ids.items():
         counts = ((input_ids == token_id) & attention_mask.bool()).sum(1).tolist()

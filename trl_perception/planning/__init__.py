@@ -1,4 +1,4 @@
-"""What a run will do and need, before it begins: batches, tokens, memory."""
+"""Predicts batches, tokens and memory of a run before it starts."""
 
 from .memory import MemoryPart, World, memory_parts, peak
 from .plan import RunPlan, plan_recipe, plan_run, world_of

@@ -1,6 +1,6 @@
-"""Peak memory of a process, part by part, from shapes alone.
+"""Estimates the peak memory of a process, part by part, from shapes alone.
 
-Letters of the formulas: A all parameters, N trained ones, B completions sampled at a time, n tokens of a forward of an
+Symbols of the formulas: A all parameters, N trained ones, B completions sampled at a time, n tokens of a forward of an
 update, s bytes of a computed value, P prompt and R completion tokens, L layers, h hidden size, q and k sizes of queries and
 of keys, m intermediate size, V vocabulary.
 """
@@ -23,7 +23,7 @@ TILES = {"cuda": 1, "cpu": 7}
 
 
 class MemoryPart(NamedTuple):
-    """`size` in bytes, how it is computed, and the `moment` at which it is held.
+    """`size` in bytes, its formula, and the `moment` at which the memory is held.
 
     Moments: "always"; "rollout"; "update"; and within an update "head", while the loss is formed from the last hidden
     states, or "layer", while the backward pass is in a layer.
@@ -37,11 +37,11 @@ class MemoryPart(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """How a run is spread over processes.
+    """The distribution of a run over processes.
 
     Args:
-        processes: how many there are.
-        sharding: what each holds a share of: "none" (one process, DDP), "zero1" (optimizer states), "zero2" (and
+        processes: number of processes.
+        sharding: what is sharded: "none" (one process, DDP), "zero1" (optimizer states), "zero2" (and
             gradients), "zero3" or "fsdp" (and weights).
         bf16: whether forwards compute in bfloat16.
     """
@@ -51,7 +51,7 @@ class World:
     bf16: bool = False
 
     def share(self, part: str) -> int:
-        """By how much a part is divided: "optimizer", "gradients" or "weights"."""
+        """Return the number of shards of a part: "optimizer", "gradients" or "weights"."""
         divided = {
             "optimizer": ("zero1", "zero2", "zero3", "fsdp"),
             "gradients": ("zero2", "zero3", "fsdp"),
@@ -68,7 +68,7 @@ class Batch:
         sampled, sampled_prompts: completions, and distinct prompts, of a rollout.
         updated, prompts: completions, and distinct prompts, of a micro-batch.
         prompt, visual, completion: tokens of one prompt, visual ones among them, and of one completion.
-        packed: whether completions of a prompt share one copy of it in a forward.
+        packed: whether completions of a prompt share one copy of it in a forward pass.
     """
 
     sampled: int
@@ -99,15 +99,15 @@ def memory_parts(
     bits: int | None = None,
     device: str = "cuda",
 ) -> list[MemoryPart]:
-    """Estimated memory of one process, part by part; fragmentation and what libraries hold are not counted.
+    """Estimate the memory of one process, part by part, without fragmentation and memory of libraries.
 
     Args:
         model: on any device, "meta" included, with `requires_grad` as in training.
-        checkpointing: whether layers are computed again in the backward.
+        checkpointing: whether layers are recomputed in the backward pass.
         optimizer: transformers' name of it, such as "adamw_torch".
         other_models: bytes of a reference model and a teacher on this process.
-        bits: of the language layers' weights where they will be quantised and are not yet, 4 or 8.
-        device: "cuda" or "cpu", where the run takes place.
+        bits: of the language layers' weights if they will be quantised later, 4 or 8.
+        device: "cuda" or "cpu", the device of the run.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = sum(parameter.numel() for parameter in trained)
@@ -135,7 +135,7 @@ def memory_parts(
 
 
 def peak(parts: list[MemoryPart]) -> float:
-    """Bytes at the fullest moment: always + max(rollout, update + max(head, layer))."""
+    """Return the peak in bytes: always + max(rollout, update + max(head, layer))."""
     held = {
         moment: sum(part.size for part in parts if part.moment == moment)
         for moment in ("always", "rollout", "update", "head", "layer")
@@ -144,7 +144,7 @@ def peak(parts: list[MemoryPart]) -> float:
 
 
 def weights_size(model: nn.Module, bits: int | None = None) -> float:
-    """Bytes of a model's parameters, frozen linear layers of the language model in `bits` (4 or 8) where given."""
+    """Bytes of a model's parameters, with frozen linear layers of the language model in `bits` (4 or 8) if given."""
     whole = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if bits is None:
         return whole
@@ -159,7 +159,7 @@ def weights_size(model: nn.Module, bits: int | None = None) -> float:
 
 
 def optimizer_states(name: str) -> tuple[int, int | None]:
-    """States that a trained parameter has, and bytes of each; None means those of the parameter's type."""
+    """Return the number of states per trained parameter and bytes of each; None means the parameter's dtype."""
     if "8bit" in name:
         return 2, 1
     if "adafactor" in name:
@@ -170,7 +170,7 @@ def optimizer_states(name: str) -> tuple[int, int | None]:
 
 
 def _media(model: nn.Module, batch: Batch) -> list[MemoryPart]:
-    """Pixels of the distinct prompts of a rollout, which updates read again."""
+    """Pixels of the distinct prompts of a rollout, kept for the updates."""
     tower = getattr(model.config, "vision_config", None)
     if tower is None or not batch.visual:
         return []
@@ -221,22 +221,22 @@ def _update(model: nn.Module, batch: Batch, world: World, checkpointing: bool, d
 
 
 def _kept(layers: int, saved: float, inputs: float, checkpointing: bool) -> MemoryPart:
-    """What all layers save for the backward pass: their inputs alone where they are computed again."""
+    """Memory that all layers save for the backward pass: only their inputs if they are recomputed."""
     if checkpointing:
         return MemoryPart("activations", layers * inputs, "L n h s", "update")
     return MemoryPart("activations", layers * saved, "L n s (6 h + 3 q + 2 k + 4 m), repeated keys", "update")
 
 
 def _saved_of_layer(config: PreTrainedConfig, size: int) -> float:
-    """Bytes that a layer saves a token: inputs and outputs of norms (normed values in float32) and linear layers."""
+    """Bytes that a layer saves per token: inputs and outputs of norms (normed values in float32) and linear layers."""
     hidden, queries, keys, intermediate = _widths(config)
     return size * (4 * hidden + 3 * queries + 2 * keys + 4 * intermediate) + 2 * FLOAT32 * hidden
 
 
 def _repeated_keys(text: PreTrainedConfig, batch: Batch, size: int) -> float:
-    """Bytes of the keys and values that attention keeps in a layer beside the tokens' own.
+    """Bytes of the keys and values that attention keeps in a layer in addition to the tokens' own.
 
-    Each completion of a packed row has its prompt's. SDPA with a mask repeats them for every query head.
+    Each completion of a packed row copies those of its prompt. SDPA with a mask repeats them for every query head.
     """
     _, queries, keys, _ = _widths(text)
     rows = batch.updated * (batch.prompt + batch.completion) * size

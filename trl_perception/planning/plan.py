@@ -1,4 +1,4 @@
-"""What a run will do, in numbers that hold before its first step."""
+"""Plans a run: steps, batches, tokens and memory before its first step."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SAMPLED_ROWS = 16
 
 @dataclass(frozen=True)
 class PromptSizes:
-    """Tokens, and visual tokens among them, of the prompts of some rows; `left_out` of the rows cannot be used."""
+    """Tokens, and visual tokens among them, of the prompts of some rows; `left_out` rows cannot be used."""
 
     tokens: Sequence[int]
     visual: Sequence[int]
@@ -42,11 +42,11 @@ class RunPlan:
 
     @property
     def peak(self) -> float:
-        """Bytes of one process at the fullest moment."""
+        """Peak memory of one process in bytes."""
         return peak(self.memory)
 
     def as_text(self, *, formulas: bool = False) -> str:
-        """One line a fact; `formulas` adds one line for each part of the memory."""
+        """Format one line per fact; `formulas` adds one line for each part of the memory."""
         parts = [part for part in self.memory if part.size]
         largest = sorted(parts, key=lambda part: -part.size)[:3]
         shown = ", ".join(f"{part.name} {readable(part.size)}" for part in largest)
@@ -70,9 +70,9 @@ def plan_recipe(
     preparer: PromptPreparer | None,
     device: str,
 ) -> RunPlan:
-    """The plan of a recipe; no weights are loaded.
+    """Plan a recipe without loading weights.
 
-    Args: rows: of the training data. preparer: of their prompts, or None where TRL prepares them. device: "cuda" or "cpu".
+    Args: rows: of the training data. preparer: of their prompts, or None if TRL prepares them. device: "cuda" or "cpu".
     """
     return plan_run(
         policy_skeleton(config, model),
@@ -87,14 +87,14 @@ def plan_recipe(
 
 
 def world_of(accelerator: Accelerator) -> World:
-    """The processes of a run that has begun."""
+    """Return the processes of a started run."""
     stage = accelerator.state.deepspeed_plugin.zero_stage if accelerator.distributed_type == "DEEPSPEED" else 0
     sharding = "fsdp" if accelerator.distributed_type == "FSDP" else f"zero{stage}" if stage else "none"
     return World(accelerator.num_processes, sharding, accelerator.mixed_precision == "bf16")
 
 
 def prompt_sizes(preparer: PromptPreparer, dataset: Sequence, on_bad_media: str = "error") -> PromptSizes:
-    """Sizes of the prompts of `SAMPLED_ROWS` rows, evenly spaced, prepared as training prepares them."""
+    """Return the sizes of the prompts of `SAMPLED_ROWS` evenly spaced rows, prepared as in training."""
     count = min(SAMPLED_ROWS, len(dataset))
     rows = [dataset[round(index * (len(dataset) - 1) / max(count - 1, 1))] for index in range(count)]
     prompts = [prompt for prompt in preparer(rows, on_unusable=on_bad_media) if not prompt.left_out]
@@ -106,7 +106,7 @@ def prompt_sizes(preparer: PromptPreparer, dataset: Sequence, on_bad_media: str 
 
 
 def steps_of(config: GRPOConfig, rows: int, processes: int) -> int:
-    """Optimisation steps of the run: `max_steps`, or epochs * rollouts an epoch * micro-batches a rollout / accumulation."""
+    """Optimisation steps: `max_steps`, or epochs * rollouts per epoch * micro-batches per rollout / accumulation."""
     if config.max_steps > 0:
         return config.max_steps
     sampled = config.per_device_train_batch_size * config.steps_per_generation * processes
@@ -128,13 +128,13 @@ def plan_run(
 ) -> RunPlan:
     """Plan a run of a configuration.
 
-    Completions count at `max_completion_length`, prompts at the mean of `sizes` for tokens a step and at the longest for
-    memory.
+    Completions are assumed to have `max_completion_length` tokens; prompts the mean of `sizes` for tokens per step, and
+    the longest for memory.
 
     Args:
         model: with its adapter and `requires_grad` as in training, on any device, "meta" included.
         world: the processes. rows: of the training data.
-        sizes: of some prompts, or None where TRL prepares them: memory and tokens are then left out.
+        sizes: of some prompts, or None if TRL prepares them: memory and tokens are then left out.
         other_models: bytes of a reference model and a teacher on one process.
         bits, device: see [`memory_parts`].
     """
@@ -195,7 +195,7 @@ def plan_run(
 
 
 def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, str]:
-    """Whether rows are packed, and why not."""
+    """Whether rows are packed, and the reason if not."""
     if config.group_forward == "off":
         return False, "group_forward is off"
     if reason := packing_unsupported_reason(model):
@@ -208,7 +208,7 @@ def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, s
 
 
 def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
-    """What completions of a prompt share, or why they do not."""
+    """Return what completions of a prompt share, or the reason why not."""
     prefill = (
         shared_prefill_unsupported_reason(model, model.generation_config)
         if config.shared_prefill
@@ -224,7 +224,7 @@ def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
 
 
 def _checkpoint(model: nn.Module, config: GRPOConfig, trained: list[nn.Parameter]) -> float:
-    """Bytes of a checkpoint: weights, or those of the adapter alone, and the optimizer's states."""
+    """Bytes of a checkpoint: weights, or only those of the adapter, and the optimizer states."""
     saved = trained if hasattr(model, "peft_config") else list(model.parameters())
     states, size = optimizer_states(str(getattr(config.optim, "value", config.optim)))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in saved)
@@ -234,5 +234,5 @@ def _checkpoint(model: nn.Module, config: GRPOConfig, trained: list[nn.Parameter
 
 
 def readable(size: float) -> str:
-    """Bytes as MiB or GiB."""
+    """Format bytes as MiB or GiB."""
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"

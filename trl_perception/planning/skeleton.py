@@ -1,4 +1,4 @@
-"""A model without its weights: parameters on the meta device, frozen and adapted as training does it."""
+"""Builds a model without weights: parameters on the meta device, frozen and adapted as in training."""
 
 import torch
 import transformers
@@ -14,11 +14,11 @@ from .memory import World, weights_size
 
 
 def policy_skeleton(config: GRPOConfig, model: ModelConfig) -> nn.Module:
-    """The policy that a recipe trains: its parameters have shapes, types and `requires_grad`, and no values."""
+    """Return the policy of a recipe; its parameters have shapes, dtypes and `requires_grad`, but no values."""
     frozen = {"tower": config.freeze_vision_tower, "merger": config.freeze_merger}
     policy = _skeleton(model.model_name_or_path, model.model_revision, model.dtype, config.trust_remote_code)
     if model.attn_implementation:
-        policy.config._attn_implementation = model.attn_implementation  # what is not installed here can be planned with
+        policy.config._attn_implementation = model.attn_implementation  # set here so that it need not be installed
     adapter = outside_frozen_parts(adapter_of(model), **frozen)
     if adapter is not None:
         with torch.device("meta"):
@@ -29,7 +29,7 @@ def policy_skeleton(config: GRPOConfig, model: ModelConfig) -> nn.Module:
 
 
 def other_models_size(config: GRPOConfig, model: ModelConfig, world: World) -> float:
-    """Bytes of a reference model and a teacher on one process, whose weights ZeRO-3 and FSDP share."""
+    """Bytes of a reference model and a teacher on one process; ZeRO-3 and FSDP shard their weights."""
     size = 0.0
     if config.beta > 0 and not model.use_peft:
         size += weights_size(
@@ -43,7 +43,7 @@ def other_models_size(config: GRPOConfig, model: ModelConfig, world: World) -> f
 
 
 def quantised_bits(model: ModelConfig) -> int | None:
-    """Bits of the language layers' weights where a recipe quantises them."""
+    """Return the bits of the language layers' weights if a recipe quantises them, else None."""
     return 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
 
 

@@ -1,4 +1,4 @@
-"""The model card: TRL's, with what was done (recipe, command, data, parts) and what came of it (numbers, a figure)."""
+"""Completes TRL's model card with the training (recipe, command, data, parts) and its results (numbers, a figure)."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SAMPLING_IMPORTS = (
 )
 PACKAGES = ("peft", "accelerate", "qwen-vl-utils", "av")
 
-# TRL's card: its title, what it says of the training, the versions of packages and the citations.
+# TRL's card: its title, its text on the training, the versions of packages and the citations.
 TRL_CARD = re.compile(
     r"(.+)\nThis model is a fine-tuned version of .+\n## Training procedure\n(.+)\n### Framework versions\n(.+)",
     re.DOTALL,
@@ -31,7 +31,7 @@ TRL_CARD = re.compile(
 
 
 def require_card_template(name: str | None) -> None:
-    """Errors: ValueError where TRL's template of cards (its file name) is not one that [`complete_card`] completes."""
+    """Errors: ValueError if TRL's card template (its file name) is not one that [`complete_card`] supports."""
     path = files("trl") / "templates" / (name or "lm_model_card.md")
     if not TRL_CARD.fullmatch(path.read_text(encoding="utf-8")):
         raise ValueError(
@@ -43,11 +43,11 @@ def require_card_template(name: str | None) -> None:
 def complete_card(path: Path, facts: CardFacts) -> None:
     """Complete the card that TRL wrote.
 
-    TRL's introduction and example are those of a text model from the Hub: a vision model's stand in their place.
+    TRL's introduction and example are for a text model from the Hub; this replaces them by those of a vision model.
     """
     card = ModelCard.load(path)
     title, training, versions = TRL_CARD.fullmatch(card.text).groups()
-    card.data.pop("licence", None)  # TRL's; the key is `license`, and which it is we do not know
+    card.data.pop("licence", None)  # TRL's; the correct key is `license`, and its value is unknown
     card.data.pipeline_tag = "video-text-to-text" if facts.reads_media else "text-generation"
     if facts.is_adapter:
         card.data.library_name = "peft"
@@ -92,7 +92,7 @@ def _introduction(facts: CardFacts, base: str | None) -> Iterator[str]:
 
 
 def _example(facts: CardFacts, base: str | None) -> list[str]:
-    """Code that loads the model with plain transformers, and asks it about a clip if it reads media."""
+    """Return code that loads the model with plain transformers, and asks about a clip if the model reads media."""
     name, origin = facts.name, facts.origin
     base = base or ("path/to/its/base" if origin is None else f"path/to/{Path(origin.base).name}")
     model, reader = (
@@ -132,7 +132,7 @@ def _example(facts: CardFacts, base: str | None) -> list[str]:
 
 
 def _frames(facts: CardFacts) -> list[str]:
-    """Code that reads a clip's frames, as many and as large as in training where its prompts were prepared here."""
+    """Return code that reads a clip's frames, as in training if this package prepared the prompts."""
     args, settings = facts.settings, facts.settings.video_settings
     if not facts.prepares_prompts:
         return [f'frames, metadata = load_video("clip.mp4", fps={args.video_fps:g}, backend="pyav")']
@@ -157,7 +157,7 @@ def _frames(facts: CardFacts) -> list[str]:
 
 
 def _positions(facts: CardFacts) -> Iterator[str]:
-    """Where text behind a video stood in training, for models that programs run differently."""
+    """Yield a note on the position of text after a video in training, if other programs use another position."""
     rule = position_rule_of(facts.model)
     if rule == "released":
         yield (
@@ -209,7 +209,7 @@ def _procedure(facts: CardFacts) -> Iterator[str]:
 
 
 def _media(facts: CardFacts) -> str:
-    """The settings of media and prompts that were trained with."""
+    """Return the media and prompt settings of the training."""
     names = (
         "video_fps",
         "video_min_frames",

@@ -1,4 +1,4 @@
-"""What a model card states of a run: where it comes from, what it trained, what came of it."""
+"""The facts of a run for its model card: origin, trained parts, results."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from ..modeling.freezing import part_of
 from .curve import reward_gain
 
 PARTS = {"tower": "vision tower", "merger": "merger", None: "language model"}
-# Metrics of TRL that say how a run went, and the prefixes of those that do not: any other prefix is a method's own.
+# Metrics of TRL to show, and prefixes of those not to show: any other prefix is a method's own.
 OUTCOMES = ("completions/mean_length", "entropy", "kl", "clip_ratio/region_mean", "eval_reward")
 OTHER_PREFIXES = ("rewards", "completions", "clip_ratio", "sampling", "media", "profiling")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from.
+    """The origin of a run.
 
     Args:
-        recipe: its settings, as YAML that runs again.
+        recipe: its settings, as YAML that can be run again.
         command: the command line.
         base: name or path of the model that was trained.
         dataset, split: the rows it was trained on.
@@ -47,11 +47,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card needs of a run.
+    """The facts of a run that a card needs.
 
     Args:
         trainer: the trainer's class, with TRL's `_name` and `_paper`.
-        name: under which the model is loaded: on the Hub, or its folder's.
+        name: the name to load the model by: on the Hub, or its folder's.
         settings: the trainer's config.
         model: what was trained. processor: its processor or tokenizer.
         prepares_prompts: whether this package prepared the prompts' media, and not TRL.
@@ -79,7 +79,7 @@ class CardFacts:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether what is saved is to be loaded onto a base model."""
+        """Whether the saved weights are an adapter of a base model."""
         return isinstance(self.model, PeftModel) and not (self.origin is not None and self.origin.merged)
 
     @property
@@ -89,11 +89,11 @@ class CardFacts:
 
 
 def before_and_after(log_history: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Means of a run's metrics over the first and over the last tenth of the steps that logged them.
+    """Return means of a run's metrics over the first and over the last tenth of the steps that logged them.
 
     Args:
         log_history: `trainer.state.log_history`.
-    Returns: {metric: (before, after)}: rewards, then what TRL says of completions and loss, then the method's own.
+    Returns: {metric: (before, after)}: rewards, then TRL's metrics of completions and loss, then the method's own.
     """
     keys = sorted({key for entry in log_history for key in entry})
     rewards = [key for key in keys if key.removeprefix("eval_").startswith("rewards/") and key.endswith("/mean")]
@@ -104,7 +104,7 @@ def before_and_after(log_history: Sequence[Mapping[str, float]]) -> dict[str, tu
 
 
 def parts_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parameters of each part of a model, and how many of them were trained: {part: (all, trained)}."""
+    """Count the parameters of each part of a model: {part: (all, trained)}."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         part = "adapter" if "lora_" in name else PARTS[part_of(name)]
@@ -115,7 +115,7 @@ def parts_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def hardware(accelerator: Accelerator) -> str:
-    """The kind of device and the number of processes, as text."""
+    """Return the kind of device and the number of processes, as text."""
     device, processes = accelerator.device, accelerator.num_processes
     kind = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()} ({platform.machine()})"
@@ -127,5 +127,5 @@ def hardware(accelerator: Accelerator) -> str:
 
 
 def _in_reward_place(log_history: Sequence[Mapping[str, float]], key: str) -> list[dict[str, float]]:
-    """Another metric where `reward_gain` looks for the reward."""
+    """Copy another metric to the key that `reward_gain` reads."""
     return [{"step": entry["step"], "reward": entry[key]} for entry in log_history if entry.get(key) is not None]

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
 
 
 def draw(chart: Chart) -> Markup:
-    """The chart as SVG: each line's moving average over a twentieth of its points, its raw values faint behind it."""
+    """Draw a chart as SVG: each line's moving average over a twentieth of its points, with faint raw values behind."""
     xs = [x for line in chart.lines for x, _ in line.points]
     ys = [y for line in chart.lines for _, y in line.points]
     x_low, x_high = min(xs), max(xs)
@@ -65,7 +65,7 @@ def draw(chart: Chart) -> Markup:
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Two to `most` round numbers that hold [low, high] between their first and last."""
+    """Return two to `most` round numbers whose range contains [low, high]."""
     if high - low < 1e-12 * max(1.0, abs(high)):
         reach = abs(high) / 2 or 1.0
         low, high = min(low, high - reach) if low < 0 else max(0.0, low - reach), high + reach
@@ -78,7 +78,7 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """All with as many decimals as tell them apart; powers of ten where plain digits would be too many."""
+    """Format ticks with enough decimals to differ; in powers of ten if plain digits are too many."""
     largest = max(map(abs, ticks))
     if not 1e-3 <= largest < 1e5:
         return [f"{tick:g}" for tick in ticks]
@@ -89,14 +89,14 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def moving_average(points: Points) -> Points:
-    """Each point the mean of the last twentieth of the series up to it."""
+    """Return, for each point, the mean of the last twentieth of the series up to it."""
     window, values = max(1, len(points) // 20), [value for _, value in points]
     kept = [values[max(0, i - window + 1) : i + 1] for i in range(len(values))]
     return [(x, sum(part) / len(part)) for (x, _), part in zip(points, kept, strict=True)]
 
 
 def number(value: float) -> str:
-    """A number for people: at most three significant digits, no exponent where it can be helped."""
+    """Format a number with at most three significant digits, without an exponent if possible."""
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.2g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"

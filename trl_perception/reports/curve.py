@@ -13,7 +13,7 @@ def reward_gain(log_history: Sequence[Mapping[str, float]]) -> tuple[float, floa
 
     Args:
         log_history: `trainer.state.log_history`.
-    Returns: (before, after), or None where no step logged a reward.
+    Returns: (before, after), or None if no step logged a reward.
     """
     return gain(_series(log_history, "reward"))
 
@@ -21,7 +21,7 @@ def reward_gain(log_history: Sequence[Mapping[str, float]]) -> tuple[float, floa
 def reward_curve(log_history: Sequence[Mapping[str, float]], path: str | Path) -> Path | None:
     """Draw the reward, and each reward function's mean, against the optimisation step; PNG at `path`.
 
-    Returns: the path, or None where no step logged a reward.
+    Returns: the path, or None if no step logged a reward.
     """
     series = {"reward": _series(log_history, "reward")}
     if not series["reward"]:

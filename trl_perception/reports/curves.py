@@ -1,4 +1,4 @@
-"""Which curves a report shows of a run's log, in which order, and what each says."""
+"""Defines the curves that a report shows from a run's log, their order, and their captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from .run import Points, Run
 
 NOT_THE_METHODS = ("rewards", "completions/", "clip_ratio/", "sampling/", "media/", "tools/", "eval_")
 OPTIMISER = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
-ACCURACY = "accuracy"  # the reward whose name holds it is shown by type of question
+ACCURACY = "accuracy"  # the reward whose name contains this is shown by type of question
 
-# What the methods log, in words. A key that is not here is shown under its own name.
+# Descriptions of the methods' metrics. A key that is not here is shown under its own name.
 METHOD_METRICS = {
     "appo/weight_mean": ("Mean weight", "1 is GRPO's credit"),
     "appo/weight_max": ("Largest weight", "mean over groups"),
@@ -51,9 +51,9 @@ METHOD_METRICS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its label among the chart's keys, points, colour (an index), and the run where two are shown.
+    """One line of a chart: its label among the chart's keys, points, colour (an index), and the run if two are shown.
 
-    `other` is whether it belongs to the run compared with.
+    `other` is whether it belongs to the run of the comparison.
     """
 
     label: str
@@ -74,9 +74,9 @@ class Chart:
 
 
 def sections(runs: Sequence[Run]) -> list[tuple[str, list[Chart]]]:
-    """Title and charts of each section, of one run or of two laid over each other; charts without a point are left out.
+    """Return title and charts of each section, for one run or two overlaid runs; charts without points are left out.
 
-    Learning first, then how the policy behaves, then what the method itself says, then the optimiser.
+    The order is: learning, behaviour of the policy, metrics of the method, optimiser.
     """
     keys = sorted({key for run in runs for key in run.keys})
     rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
@@ -116,7 +116,7 @@ def sections(runs: Sequence[Run]) -> list[tuple[str, list[Chart]]]:
 
 
 def _chart(runs: Sequence[Run], title: str, caption: str, named: dict[str, str]) -> Chart:
-    """One line a key and run: colours tell keys apart, or the runs where there is one key."""
+    """Make one line per key and run: colours distinguish keys, or runs if there is one key."""
     lines = []
     for number, (key, label) in enumerate(named.items()):
         for which, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""One recorded group as the page needs it: words for the template, numbers for the script."""
+"""Prepares a recorded group for the page: text for the template, numbers for the script."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from .summary import evidence_frames
 
 @dataclass(frozen=True)
 class Cell:
-    """A frame of the strip; a slim one has no picture. `marks` are the titles of frame masks that hold it."""
+    """A frame of the strip; a slim one has no picture. `marks` are the titles of frame masks that include it."""
 
     title: str
     label: str
@@ -52,7 +52,7 @@ class GroupView:
 
 
 def view_of(group: dict[str, Any], stills: Stills, reach: float) -> GroupView:
-    """The view of a row of [`trl_perception.reports.rollouts.SCHEMA`].
+    """Make the view of a row of [`trl_perception.reports.rollouts.SCHEMA`].
 
     Args: reach: the largest |advantage| on the page.
     """
@@ -138,5 +138,5 @@ def _answer(completion: dict[str, Any], names: list[str], reach: float) -> Answe
 
 
 def _short(values: Iterable[float]) -> list[float | None]:
-    """Numbers of four digits for JSON; None for what is not finite."""
+    """Round numbers to four digits for JSON; None for non-finite values."""
     return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""The report of a run, or of two side by side, as one HTML file that loads nothing."""
+"""The report of one run, or of two side by side, as a self-contained HTML file."""
 
 import os
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ def write_report(
     """Write the report of a run folder.
 
     Args:
-        output: the HTML file; None is `report.html` in the run folder.
-        compare: another run, whose curves are laid over and whose gains stand beside.
-        most_groups: how many of the recorded groups are shown, spread over the run.
+        output: the HTML file; None means `report.html` in the run folder.
+        compare: another run; its curves are overlaid and its gains shown next to those of the first.
+        most_groups: maximum number of recorded groups to show, spread over the run.
     Returns: the file's path.
-    Errors: FileNotFoundError where a folder holds no run.
+    Errors: FileNotFoundError if a folder holds no run.
     """
     path = Path(run) / "report.html" if output is None else Path(output)
     page = render(read_run(run), None if compare is None else read_run(compare), most_groups=most_groups)
@@ -46,7 +46,7 @@ def write_report(
 
 
 def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS) -> str:
-    """The report as text. Frames are decoded from the run's media, as far as these can be read."""
+    """Return the report as text. Frames are decoded from the run's media if these can be read."""
     runs = [run] if other is None else [run, other]
     chosen = spread(run.groups, most_groups, MOST_TOKENS)
     stills = Stills(MOST_PICTURE_BYTES)
@@ -93,7 +93,7 @@ def render(run: Run, other: Run | None = None, *, most_groups: int = MOST_GROUPS
 
 
 def spread(groups: Sequence[dict[str, Any]], most: int, most_tokens: int) -> list[dict[str, Any]]:
-    """At most so many groups, and tokens in all, of steps spread evenly over the run, last and first step first."""
+    """Select at most `most` groups and `most_tokens` tokens from steps spread evenly, starting with last and first."""
     by_step = [list(of_step) for _, of_step in groupby(groups, key=lambda group: group["step"])]
     last = len(by_step) - 1
     order = [last, 0][: len(by_step)]
@@ -114,7 +114,7 @@ def _file(environment: Environment, name: str) -> Markup:
 
 
 def _headline(runs: Sequence[Run]) -> dict[str, str]:
-    """Log key -> title of the figures that sum a run up."""
+    """Return log key -> title of the main figures of a run."""
     keys = sorted({key for run in runs for key in run.keys})
     rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
     accuracy = [key for key in keys if key.startswith("rewards_by_type/") and ACCURACY in key.split("/")[1]]
@@ -137,7 +137,7 @@ def _gain_of(run: Run, key: str) -> dict[str, str] | None:
 
 
 def signed(value: float) -> str:
-    """A change, with its sign."""
+    """Format a change with its sign."""
     return number(value) if value == 0 else ("+" if value > 0 else "−") + number(abs(value))
 
 
@@ -170,7 +170,7 @@ def _bar(mean: float, means: TokenMeans) -> str:
 
 
 def _legend(chart: Chart) -> list[tuple[str, Line]]:
-    """Words for a chart's lines: by key where it has several, else by run."""
+    """Label a chart's lines: by key if it has several, else by run."""
     keys = dict.fromkeys(line.label for line in chart.lines)
     by_key = {line.label: line for line in reversed(chart.lines)}
     return [(key, by_key[key]) for key in keys] if len(keys) > 1 else [(line.run, line) for line in chart.lines]

@@ -1,4 +1,4 @@
-"""The row of a record: a group of completions with its prompt and media, cut to size, and the signals logged of it."""
+"""Builds the row of a record: a group of completions with its prompt and media, truncated, and its logged signals."""
 
 import math
 import os
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ..media import PreparedPrompt, media_blocks, media_columns
 from ..media.errors import describe
 
-# What bounds a row: 8 completions at every bound, with weights and five signals, take some 0.33 MB on disk.
+# Limits of a row: 8 completions at every limit, with weights and five signals, take about 0.33 MB on disk.
 MOST_TOKENS = 1024  # of a completion
 MOST_LETTERS = 16_384  # of a prompt or a completion
-MOST_TOKEN_FRAMES = 8192  # numbers that say where one completion's tokens look: those that look most are kept
+MOST_TOKEN_FRAMES = 8192  # token-frame values of one completion: the tokens with the largest values are kept
 
 PLAIN_SETTINGS = ("loss_type", "num_generations", "num_iterations", "learning_rate", "temperature", "beta", "max_steps")
 
@@ -32,11 +32,11 @@ def record_row(
     advantages: Tensor,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """A group as a row of [`trl_perception.reports.rollouts.SCHEMA`], without signals.
+    """Convert a group to a row of [`trl_perception.reports.rollouts.SCHEMA`], without signals.
 
     Args:
         prompt: the group's prompt.
-        step: the optimisation step that the rollout feeds first.
+        step: the first optimisation step that uses the rollout.
         completions: G completions' token ids, without padding.
         mask: (G,T) bool, True on tokens that the policy is trained on.
         rewards: {name: (G,)}, NaN where a reward does not apply. reward_weights: one for each of them.
@@ -76,11 +76,11 @@ def record_row(
 
 
 class RecordBuilder:
-    """Adds signals to the row of a group; a later signal of a name replaces an earlier one.
+    """Adds signals to the row of a group; a signal replaces an earlier one of the same name.
 
     Args:
-        row: the row of [`record_row`], which is changed.
-        start: the place of the group's first completion among the rows of its rollout.
+        row: the row of [`record_row`], modified in place.
+        start: the index of the group's first completion among the rows of its rollout.
         mask: (G,T) bool, True on tokens that the policy is trained on.
     """
 
@@ -97,7 +97,7 @@ class RecordBuilder:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "RecordBuilder":
-        """The record that a checkpoint kept."""
+        """Restore a record from a checkpoint."""
         return cls(state["row"], state["start"], torch.tensor(state["mask"], dtype=torch.bool))
 
     def log_group_signal(self, name: str, values: Tensor) -> None:
@@ -130,7 +130,7 @@ class RecordBuilder:
 
 
 def settings_of(config: Any, model: nn.Module) -> dict[str, str]:
-    """The model and the settings that say what a method did: its own fields and a few of TRL's."""
+    """Return the model and the settings that define a method: its own fields and a few of TRL's."""
     names = [*PLAIN_SETTINGS, *config.method_settings()]
     path = getattr(getattr(model, "config", None), "_name_or_path", "")
     return {"model": os.path.basename(path.rstrip("/")) or path, **{name: str(getattr(config, name)) for name in names}}
@@ -139,7 +139,7 @@ def settings_of(config: Any, model: nn.Module) -> dict[str, str]:
 def _put(
     signals: list[dict[str, Any]], name: str, kind: str, values: Tensor, tokens: Sequence[int] | None = None
 ) -> None:
-    """Add a signal, in the place of the one of its name and kind where there is one."""
+    """Add a signal, or replace the one with its name and kind."""
     signal = {"name": name, "kind": kind, "values": rounded(values), "tokens": tokens}
     for index, other in enumerate(signals):
         if (other["name"], other["kind"]) == (name, kind):
@@ -149,7 +149,7 @@ def _put(
 
 
 def rounded(values: Tensor) -> list[float]:
-    """Four significant digits, which compress."""
+    """Round to four significant digits, for compression."""
     numbers = values.detach().double().cpu().numpy()
     size = np.abs(np.where(np.isfinite(numbers) & (numbers != 0), numbers, 1.0))
     unit = 10.0 ** (np.floor(np.log10(size)) - 3)
@@ -157,14 +157,14 @@ def rounded(values: Tensor) -> list[float]:
 
 
 def _media(prompt: PreparedPrompt) -> list[tuple[str, Any]]:
-    """Kind and source of the prompt's media, in the order in which the model sees them."""
+    """Return kind and source of the prompt's media, in the order in which the model sees them."""
     if prompt.visual is not None and prompt.visual.visual_tokens:
         return [(block["type"], block[block["type"]]) for block in media_blocks(prompt.messages)]
     return [(kind, medium) for kind, media in media_columns(prompt.row).items() for medium in media]
 
 
 def _medium(kind: str, source: Any) -> dict[str, Any]:
-    """How a medium is referred to: by its path or URL where it has one; content itself is described, never kept."""
+    """Return a reference to a medium: its path or URL if it has one, else a description without its content."""
     if isinstance(source, Mapping):
         inner = source.get("path") if source.get("bytes") is None else None
     else:
@@ -175,7 +175,7 @@ def _medium(kind: str, source: Any) -> dict[str, Any]:
 
 
 def _frames(prompt: PreparedPrompt) -> list[dict[str, Any]]:
-    """One entry a temporal cell or image: its medium and the times of the raw frames in it."""
+    """Return one entry per temporal cell or image: its medium and the times of its raw frames."""
     if prompt.visual is None:
         return []
     frames, video = [], 0
@@ -191,7 +191,7 @@ def _frames(prompt: PreparedPrompt) -> list[dict[str, Any]]:
 
 
 def _spans(evidence: Any) -> list[list[float]] | None:
-    """[start, end] pairs of a column `evidence`; None where it holds anything else."""
+    """Return the [start, end] pairs of a column `evidence`; None for any other value."""
     if not isinstance(evidence, Sequence) or isinstance(evidence, str):
         return None
     pairs = all(isinstance(s, Sequence) and not isinstance(s, str) and len(s) == 2 for s in evidence)
@@ -201,7 +201,7 @@ def _spans(evidence: Any) -> list[list[float]] | None:
 
 
 def _text_of(messages: Any) -> str:
-    """The words of a prompt, with the speaker's role where there are several messages."""
+    """Return the text of a prompt, with roles if there are several messages."""
     if isinstance(messages, str):
         return messages
     texts = []

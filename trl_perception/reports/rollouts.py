@@ -1,9 +1,10 @@
-"""Rollout records: the tables in which a run keeps a few of its groups, written by trainers and read by the report.
+"""Rollout records: tables with some groups of a run, written by trainers and read by the report.
 
-    RUN/rollouts/001-from-000000/step-000011-process-00.parquet      one table a recorded step and process
+    RUN/rollouts/001-from-000000/step-000011-process-00.parquet      one table per recorded step and process
 
-Each call of `train()` is an attempt with a folder of its own, numbered, which says after which step it began. An attempt
-that began after step s replaces what earlier attempts recorded beyond s: a resumed run continues, a new one starts from the beginning.
+Each call of `train()` is an attempt with its own numbered folder, whose name has the step after which it began. An
+attempt
+that began after step s replaces records of earlier attempts after s: a resumed run continues, a new one starts over.
 """
 
 import json
@@ -33,11 +34,11 @@ COMPLETION = pa.struct(
         "tokens": pa.list_(pa.string()),
         "token_ids": pa.list_(pa.int32()),
         "mask": pa.list_(pa.bool_()),  # whether the policy is trained on the token
-        "length": pa.int32(),  # tokens sampled; those beyond the recorded ones are not kept
+        "length": pa.int32(),  # tokens sampled, including those not recorded
         "rewards": pa.list_(pa.float32()),  # one for each of `reward_names`, null where it does not apply
         "reward": pa.float32(),  # their weighted sum
         "advantage": pa.float32(),
-        "token_weights": pa.list_(pa.float32()),  # null where the method left every token its sequence's advantage
+        "token_weights": pa.list_(pa.float32()),  # null if every token has its sequence's advantage
         "signals": pa.list_(SIGNAL),
     }
 )
@@ -63,7 +64,7 @@ SCHEMA = pa.schema(
 
 
 def new_attempt(run: str | os.PathLike, after_step: int) -> Path:
-    """Make and return the folder of the next attempt. One process of a run calls it."""
+    """Create and return the folder of the next attempt. Called by one process of a run."""
     parent = Path(run) / FOLDER
     parent.mkdir(parents=True, exist_ok=True)
     number = 1 + max((number for number, _, _ in _attempts(parent)), default=0)
@@ -75,16 +76,16 @@ def new_attempt(run: str | os.PathLike, after_step: int) -> Path:
 def write_groups(
     folder: Path, step: int, process: int, groups: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> Path:
-    """Write the groups that one process recorded at a step, rows of [`SCHEMA`], whole or not at all.
+    """Write the groups that one process recorded at a step, rows of [`SCHEMA`], atomically.
 
     Args:
-        about: what the report says of the run, the same for all groups: `method`, `reinforces`, `settings`.
-    Errors: FileExistsError where the table exists.
+        about: facts of the run for the report, the same for all groups: `method`, `reinforces`, `settings`.
+    Errors: FileExistsError if the table exists.
     """
     path = folder / f"step-{step:06d}-process-{process:02d}.parquet"
     if path.exists():
         raise FileExistsError(f"{path} exists; a record is never written over.")
-    folder.mkdir(parents=True, exist_ok=True)  # on another node than the one that made it
+    folder.mkdir(parents=True, exist_ok=True)  # on a node that did not create it
     draft = path.with_suffix(".part")
     schema = SCHEMA.with_metadata({"trl_perception": json.dumps(about)})
     pq.write_table(pa.Table.from_pylist(list(groups), schema=schema), draft, compression="zstd")
@@ -93,7 +94,7 @@ def write_groups(
 
 
 def thin(folder: Path, process: int, most: int) -> None:
-    """Keep at most `most` tables of one process: those go whose neighbours are closest in steps, first and last stay."""
+    """Keep at most `most` tables of one process: removes those with the closest neighbours, never the first or last."""
     kept = sorted(folder.glob(f"step-*-process-{process:02d}.parquet"))
     while len(kept) > max(most, 2):
         steps = [int(_TABLE.fullmatch(path.name)[1]) for path in kept]
@@ -101,9 +102,9 @@ def thin(folder: Path, process: int, most: int) -> None:
 
 
 def read_groups(run: str | os.PathLike) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All groups of a run in the order of their steps, rows of [`SCHEMA`], and what its latest table says about it.
+    """Read all groups of a run by step, rows of [`SCHEMA`], and the `about` of its latest table.
 
-    Errors: ValueError for a table that is no record of this version.
+    Errors: ValueError for a table that is not a record of this version.
     """
     groups, about, before = [], {}, None
     for _, start, folder in sorted(_attempts(Path(run) / FOLDER), reverse=True):
@@ -126,6 +127,6 @@ def read_groups(run: str | os.PathLike) -> tuple[list[dict[str, Any]], dict[str,
 
 
 def _attempts(parent: Path) -> list[tuple[int, int, Path]]:
-    """Number, step after which it began, and folder of each attempt."""
+    """Return number, step after which it began, and folder of each attempt."""
     matches = ((_ATTEMPT.fullmatch(path.name), path) for path in parent.glob("*-from-*"))
     return [(int(match[1]), int(match[2]), path) for match, path in matches if match]

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: the log of its steps and the groups that it recorded."""
+"""Reads a run folder for the report: the log of its steps and the recorded groups."""
 
 import json
 import math
@@ -22,9 +22,9 @@ class Run:
 
     Args:
         name: of its folder.
-        log: what was logged, in order; each entry with its `step`.
+        log: the logged entries, in order; each with its `step`.
         groups: recorded groups by step, rows of [`trl_perception.reports.rollouts.SCHEMA`].
-        about: `method`, `reinforces` and `settings` as recorded; empty where nothing was.
+        about: `method`, `reinforces` and `settings` as recorded; empty without records.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The method's name, as recorded; the run's where nothing was."""
+        """The recorded name of the method; the run's name without records."""
         return self.about.get("method", self.name)
 
     @property
@@ -43,18 +43,18 @@ class Run:
 
     @property
     def keys(self) -> list[str]:
-        """Everything that was logged with a number, sorted."""
+        """All keys that were logged with a number, sorted."""
         return sorted({key for entry in self.log for key, value in entry.items() if _is_number(value)})
 
     def series(self, key: str) -> Points:
-        """(step, value) of what was logged under a name; values that are not finite are left out."""
+        """Return the (step, value) pairs of a key; non-finite values are left out."""
         return [(entry["step"], float(entry[key])) for entry in self.log if _is_number(entry.get(key))]
 
 
 def read_run(folder: str | os.PathLike) -> Run:
     """Read a run's folder: `trainer_state.json` there or in its last checkpoint, and `rollouts/`.
 
-    Errors: FileNotFoundError where there is neither.
+    Errors: FileNotFoundError if there is neither.
     """
     folder = Path(folder)
     checkpoints = sorted(
@@ -72,7 +72,7 @@ def read_run(folder: str | os.PathLike) -> Run:
 
 
 def gain(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Mean over the first and over the last tenth of the points (at least one each); None without any."""
+    """Return means over the first and over the last tenth of the points (at least one each); None without points."""
     if not points:
         return None
     tenth, values = max(1, math.ceil(len(points) / 10)), [value for _, value in points]

@@ -1,4 +1,4 @@
-"""The signals of recorded groups as the page shows them: names in words, values by completion, scales over all groups."""
+"""The signals of recorded groups for the page: titles, values by completion, scales over all groups."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ OUTLIERS = 0.05  # share of a signal's values that may lie beyond its scale, whi
 
 @dataclass(frozen=True)
 class Scale:
-    """What colours stand for: [low, high], with 0 in the middle where `signed`; `beyond` where values lie outside."""
+    """A colour scale over [low, high], centred at 0 if `signed`; `beyond` is whether values lie outside."""
 
     name: str
     title: str
@@ -41,12 +41,12 @@ class Scale:
 
 
 def words(name: str) -> tuple[str, str]:
-    """Title and meaning of a signal."""
+    """Return title and meaning of a signal."""
     return WORDS.get(name, (name.replace("_", " "), "a signal of the method"))
 
 
 def token_signals(completion: dict[str, Any]) -> dict[str, list[float]]:
-    """Values by name of one completion's recorded tokens: weights where the method gives any, its signals, credit."""
+    """Return values by name of one completion's recorded tokens: weights if the method has any, its signals, credit."""
     count, advantage, weights = len(completion["tokens"]), completion["advantage"], completion["token_weights"]
     found = {} if weights is None else {WEIGHTS: weights}
     for signal in completion["signals"]:
@@ -58,13 +58,13 @@ def token_signals(completion: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def frame_signals(group: dict[str, Any], completion: dict[str, Any] | None) -> dict[str, list[float]]:
-    """Values by name over the frames: of the group, or of one completion."""
+    """Return values by name over the frames, of the group or of one completion."""
     signals = group["signals"] if completion is None else completion["signals"]
     return {s["name"]: list(s["values"]) for s in signals if s["kind"] in ("frame", "frame_mask")}
 
 
 def token_frames(completion: dict[str, Any], frames: int) -> dict[str, dict[int, list[float]]]:
-    """Of one completion, by name and token: values over the frames."""
+    """Return the values of one completion over the frames, by name and token."""
     return {
         signal["name"]: {
             token: signal["values"][row * frames : (row + 1) * frames] for row, token in enumerate(signal["tokens"])
@@ -75,7 +75,7 @@ def token_frames(completion: dict[str, Any], frames: int) -> dict[str, dict[int,
 
 
 def main_signal(groups: Sequence[dict[str, Any]]) -> str:
-    """The token signal that tells most of what a method does: its weights, else one of its own, else credit."""
+    """Return the main token signal of a method: its weights, else one of its own signals, else credit."""
     completions = [completion for group in groups for completion in group["completions"]]
     names = dict.fromkeys(name for completion in completions for name in token_signals(completion))
     own = [name for name in names if name not in (WEIGHTS, CREDIT, "entropy")]
@@ -83,7 +83,7 @@ def main_signal(groups: Sequence[dict[str, Any]]) -> str:
 
 
 def scales(groups: Sequence[dict[str, Any]]) -> list[Scale]:
-    """One scale for each token signal, the same on the whole page; the main one first, then credit."""
+    """Return one scale per token signal, the same on the whole page; the main one first, then credit."""
     values: dict[str, list[float]] = {}
     for group in groups:
         for completion in group["completions"]:

@@ -1,4 +1,4 @@
-"""The frames of a recorded group, decoded again from its media, as small pictures that a page can hold."""
+"""Decodes the frames of a recorded group from its media as small pictures for a page."""
 
 import base64
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 class Stills:
     """Makes pictures until their data URIs fill `most_bytes`.
 
-    Attributes: left_out: how many pictures found no room.
+    Attributes: left_out: number of pictures that did not fit.
     """
 
     def __init__(self, most_bytes: int):
@@ -36,10 +36,10 @@ class Stills:
         self._known: dict[tuple[str, float | None], Picture | None] = {}
 
     def of(self, group: dict[str, Any], wanted: Sequence[int]) -> tuple[dict[int, Picture], list[str]]:
-        """Pictures by frame number, of those wanted, and why media could not be shown.
+        """Return pictures by frame number, and the reasons why media could not be shown.
 
         Args:
-            group: a row of [`trl_perception.reports.rollouts.SCHEMA`]. wanted: numbers of its frames.
+            group: a row of [`trl_perception.reports.rollouts.SCHEMA`]. wanted: numbers of the frames to show.
         """
         pictures, problems = {}, []
         for number, medium in enumerate(group["media"]):
@@ -80,7 +80,7 @@ class Stills:
 
 
 def worth_showing(scores: Sequence[float], marked: Sequence[bool]) -> list[int]:
-    """At most MOST_PICTURES frames of a group, in order: all, or marked ones, those looked at most, and some between.
+    """Select at most MOST_PICTURES frames, in order: all, or marked ones, those with most attention, and some between.
 
     Args: scores: attention of each frame; marked: evidence or selected.
     """

@@ -1,4 +1,4 @@
-"""What recorded groups say together: which tokens the method weighs most, and whether attention finds the evidence."""
+"""Statistics over recorded groups: the tokens with the largest weights, and the attention to evidence."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class TokenMeans:
 
 
 def token_means(groups: Sequence[dict[str, Any]], each: int = 8) -> TokenMeans | None:
-    """Means of the main signal by token, where it occurs often enough; None without such, or without a signal but credit."""
+    """Return means of the main signal by frequent token; None without frequent tokens or signals other than credit."""
     name = main_signal(groups)
     if name == CREDIT:
         return None
@@ -47,16 +47,16 @@ def shown_at(evidence: Sequence[Sequence[float]], times: Sequence[float]) -> boo
 
 
 def evidence_frames(group: dict[str, Any]) -> list[bool]:
-    """Of each frame, whether it shows evidence: known where the row has spans and its prompt one video."""
+    """Return, for each frame, whether it shows evidence; requires spans and a prompt with one video."""
     videos = [medium for medium in group["media"] if medium["kind"] == "video"]
     spans = group["evidence"] if group["evidence"] and len(videos) == 1 else []
     return [shown_at(spans, frame["times"]) for frame in group["frames"]]
 
 
 def evidence_attention(groups: Sequence[dict[str, Any]]) -> tuple[Points, Points]:
-    """By step: the share of the attention to frames that falls on evidence, and the share of frames that are evidence.
+    """Return by step the share of frame attention that falls on evidence, and the share of frames that are evidence.
 
-    Over groups whose evidence is a part of the clip, means over their completions.
+    Averages over completions of groups whose evidence is a part of the clip.
     """
     shares: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for group in groups:

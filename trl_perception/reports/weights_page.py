@@ -1,11 +1,11 @@
-"""Completions whose tokens are shaded by their weight: HTML and Markdown for trackers."""
+"""Renders completions with tokens shaded by weight: HTML and Markdown for trackers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-# A pair that stays apart for colour-blind readers (Okabe and Ito), as R,G,B.
+# Two colours that colour-blind readers can distinguish (Okabe and Ito), as R,G,B.
 MORE, LESS = "0,114,178", "230,159,0"
 STRONGEST = 0.6  # opacity that keeps black text readable
 PAGE_STYLE = "background:#fff;color:#111;font:14px/1.6 sans-serif;padding:12px"
@@ -19,7 +19,7 @@ class WeightedGroup:
         prompt: its text.
         numbers: {name: G numbers}, such as the advantage and the rewards.
         tokens: G lists of strings.
-        weights: G lists of numbers >= 0, one for each token; empty where the method gives none.
+        weights: G lists of numbers >= 0, one for each token; empty if the method has none.
     """
 
     prompt: str
@@ -29,14 +29,14 @@ class WeightedGroup:
 
 
 def shaded(tokens: Sequence[str], weights: Sequence[float], largest: float) -> str:
-    """Tokens as HTML, darker the further their weight is from 1, the weight of every token in GRPO.
+    """Render tokens as HTML, darker the further their weight is from 1, the weight of every token in GRPO.
 
     opacity = 0.6 (w - 1) / (largest - 1) in blue above 1, 0.6 (1 - w) in orange below
 
     Args:
         tokens: T strings, of any content.
         weights: T numbers >= 0.
-        largest: the weight that is darkest, of all the completions that are looked at together.
+        largest: the darkest weight, the maximum over all completions shown together.
     """
     spans = []
     for token, weight in zip(tokens, weights, strict=True):
@@ -49,7 +49,7 @@ def shaded(tokens: Sequence[str], weights: Sequence[float], largest: float) -> s
 
 
 def weights_page(groups: Sequence[WeightedGroup], step: int) -> str:
-    """A rollout's groups as one piece of HTML without scripts: the numbers, and each completion shaded."""
+    """Render a rollout's groups as HTML without scripts: the numbers, and each completion shaded."""
     largest = max((weight for group in groups for weights in group.weights for weight in weights), default=1.0)
     legend = shaded(["no credit", "as in GRPO", f"most ({largest:.2f})"], [0.0, 1.0, largest], max(largest, 1.0))
     parts = [f"<h3>Token weights at step {step}</h3><p>{legend}</p>"]
@@ -67,7 +67,7 @@ def weights_page(groups: Sequence[WeightedGroup], step: int) -> str:
 
 
 def weights_markdown(group: WeightedGroup) -> str:
-    """A group as a Markdown table, for TensorBoard, which takes no colours: every weight other than 1 follows its token."""
+    """Render a group as a Markdown table for TensorBoard, without colours: a weight other than 1 follows its token."""
     names = [*group.numbers, "completion"]
     lines = [group.prompt, "", f"|{'|'.join(names)}|", f"|{'---|' * len(names)}"]
     all_weights = group.weights or [[1.0] * len(tokens) for tokens in group.tokens]
@@ -81,19 +81,19 @@ def weights_markdown(group: WeightedGroup) -> str:
 
 
 def _in_cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table and means nothing there."""
+    """Escape text for a cell of a Markdown table."""
     return text.translate({ord(sign): f"&#{ord(sign)};" for sign in "&\\`*_|<>[]#~"}).replace("\n", " ")
 
 
 def in_words(prompt: Any) -> Any:
-    """A prompt whose messages hold one string each, a medium being its kind in brackets."""
+    """Convert each message of a prompt to one string, with media as their kind in brackets."""
     if isinstance(prompt, str):
         return prompt
     return [{**message, "content": _words(message["content"])} for message in prompt]
 
 
 def prompt_text(prompt: Any) -> str:
-    """The words of a prompt in one string."""
+    """Return the text of a prompt as one string."""
     return prompt if isinstance(prompt, str) else " ".join(message["content"] for message in in_words(prompt))
 
 

@@ -1,4 +1,4 @@
-"""Is the answer right? One rule per problem type."""
+"""Accuracy rewards: one rule per problem type."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def accuracy_reward(
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float]:
-    """Score in [0, 1] of each completion's `<answer>` against the row's solution, by the row's problem type.
+    """Score each completion's `<answer>` in [0, 1] against the row's solution, by the row's problem type.
 
     multiple choice:     1 where both pick the same option, else 0 (see `option_letter`)
     numerical:           1 where both numbers are equal to 2 decimals, or those of the solution (see `equal_quantities`)
@@ -28,16 +28,16 @@ def accuracy_reward(
     temporal grounding:  temporal IoU of the spans (see `temporal_iou`)
     box grounding, spatial grounding:  IoU of the boxes (see `box_iou`)
 
-    A completion whose answer cannot be read scores 0.0. Of a solution that is a list, any value is right; for grounding
-    the list is the span or the box.
+    A completion whose answer cannot be read scores 0.0. If a solution is a list, an answer may match any of its values;
+    for grounding the list is the span or the box.
 
     Args: columns: `solution`, plain or inside answer tags, or numbers; `problem_type`, a key of `PROBLEM_TYPES`;
-        `options`, the option texts of a multiple-choice row, None for other rows. That column may be left out: then only
-        letters are read. Others are ignored; answer_reading: "lenient" takes off what cannot change the meaning (see
-        `undress`) and reads the forms that models write, "exact" wants the answer alone.
-    Raises: ValueError where a needed column is missing, a problem type is unknown, or a solution cannot be read or is
-        none of its options; ImportError where the package that scores a row's problem type is not installed.
-    Source: arXiv:2503.21776 (Video-R1), accuracy reward. Differs: "3" equals "3.0"; "3,5" is no number; option texts
+        `options`, the option texts of a multiple-choice row, None for other rows. Without that column only letters are
+        read. Other columns are ignored; answer_reading: "lenient" removes decoration that cannot change the meaning
+        (see `undress`) and reads the forms that models write, "exact" requires the answer alone.
+    Raises: ValueError if a required column is missing, a problem type is unknown, or a solution cannot be read or is
+        not one of its options; ImportError if the package that scores a row's problem type is not installed.
+    Source: arXiv:2503.21776 (Video-R1), accuracy reward. Differs: "3" equals "3.0"; "3,5" is not a number; option texts
         and marked letters count; free-form is an exact match, and what the paper calls free-form is free text here.
     """
     return scores_of("accuracy_reward", extract_answer, completions, columns, answer_reading)
@@ -51,5 +51,5 @@ def boxed_accuracy_reward(
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float]:
-    r"""`accuracy_reward` on each completion's one `\boxed{...}` after its thinking (see `extract_boxed`)."""
+    r"""Apply `accuracy_reward` to the single `\boxed{...}` after each completion's thinking (see `extract_boxed`)."""
     return scores_of("boxed_accuracy_reward", extract_boxed, completions, columns, answer_reading)

@@ -1,4 +1,4 @@
-"""Boxes in an image: reading one from text, the overlap of two, and the reward made of it."""
+"""Boxes in an image: parsing a box from text, and the IoU of two boxes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _NUMBER = r"([0-9]{1,7}(?:\.[0-9]{1,20})?)"
 _FLAT = rf"{_NUMBER} ?, ?{_NUMBER} ?, ?{_NUMBER} ?, ?{_NUMBER}"
 _CORNERS = rf"[\[(] ?{_NUMBER} ?, ?{_NUMBER} ?[\])] ?,? ?[\[(] ?{_NUMBER} ?, ?{_NUMBER} ?[\])]"
 _BOX = re.compile(rf"(?<![\w.,+-])(?:{_CORNERS}|{_FLAT})(?![\w%]|[.,] ?[0-9])")
-_MAX_SIDE = 1e100  # so that areas do not overflow
+_MAX_SIDE = 1e100  # prevents overflow of areas
 _KEY = "bbox_2d"  # the key under which Qwen2.5-VL writes boxes
 
 _SPACED = re.compile(rf"(?<![\w.,+-])[\[(]* ?{_NUMBER}" + rf" ?[,; ] ?{_NUMBER}" * 3 + r" ?[\])]*")
@@ -36,11 +36,11 @@ _Y_FIRST = "box2d"  # without its sign, the key under which Gemini writes y befo
 
 
 def parse_box(text: str) -> Box | None:
-    """The one box that a text states, (x0, y0, x1, y1): "[10, 20, 30, 40]", "10, 20, 30, 40", "(10,20),(30,40)",
+    """Parse the single box (x0, y0, x1, y1) in a text: "[10, 20, 30, 40]", "10, 20, 30, 40", "(10,20),(30,40)",
     '{"bbox_2d": [10, 20, 30, 40]}'.
 
-    Words around it do not matter. None where there is no box or a second one, a further number, a negative or huge one
-    (8 digits), or a box without area: x0 < x1 and y0 < y1 are wanted.
+    Words around it are ignored. Returns None if there is no box, more than one, another number, a negative or huge
+    number (8 digits), or a box without area: x0 < x1 and y0 < y1 are required.
     """
     text = " ".join(text.replace(_KEY, " ").split())
     found = _BOX.search(text)
@@ -51,12 +51,12 @@ def parse_box(text: str) -> Box | None:
 
 
 def box_of(value: Any) -> Box | None:
-    """The one box that a text, a list or a mapping states, in the forms of `parse_box` and those that models write.
+    """Return the single box in a text, a list or a mapping, in the forms of `parse_box` and those that models write.
 
     JSON and Python literals: four numbers, two corners, `bbox_2d` or another key over them, or the sides by name (x1, y1,
-    x2, y2; xmin, ..; left, top, right, bottom; x, y, width, height). Other keys, such as labels, do not count. Text:
-    "10 20 30 40", "x1=10, y1=20, x2=30, y2=40", `<box>..</box>`, `<|box_start|>..<|box_end|>`. None where it holds no
-    box or several.
+    x2, y2; xmin, ..; left, top, right, bottom; x, y, width, height). Other keys, such as labels, are ignored. Text:
+    "10 20 30 40", "x1=10, y1=20, x2=30, y2=40", `<box>..</box>`, `<|box_start|>..<|box_end|>`. Returns None for no box
+    or several.
     """
     if isinstance(value, str):
         text = undress(value)
@@ -79,7 +79,7 @@ def _box_of_text(text: str) -> Box | None:
 
 
 def _boxes_within(value: Any) -> Iterator[Box | None]:
-    """Every box of a structure; None for what has the form of one and is none."""
+    """Yield every box of a structure; None for a value that has the form of a box but is invalid."""
     if isinstance(value, str):
         if box := _box_of_text(value):
             yield box
@@ -112,7 +112,7 @@ def _boxes_within(value: Any) -> Iterator[Box | None]:
 
 
 def _forward(sides: Sequence[Any], extent: bool = False) -> Box | None:
-    """(x0, y0, x1, y1) from four numbers or their texts, or from x, y, width and height; None for what is no box."""
+    """Return (x0, y0, x1, y1) from four numbers or texts, or from x, y, width and height; None for an invalid box."""
     texts = [str(side).strip() for side in sides]
     if len(texts) != 4 or not all(re.fullmatch(_NUMBER, text) for text in texts):
         return None
@@ -123,11 +123,11 @@ def _forward(sides: Sequence[Any], extent: bool = False) -> Box | None:
 
 
 def box_iou(predicted: Sequence[float], target: Sequence[float]) -> float:
-    """|P and T| / |P or T|, the areas shared and covered by two boxes.
+    """Intersection over union of two boxes: |P and T| / |P or T|.
 
     Args: predicted, target: (x0, y0, x1, y1) in one unit, pixels or shares of the image.
-    Returns: a float in [0, 1]; 0.0 where both have no area.
-    Raises: ValueError where a box is not four numbers up to 1e100 with x0 <= x1 and y0 <= y1.
+    Returns: a float in [0, 1]; 0.0 if both have no area.
+    Raises: ValueError if a box is not four numbers up to 1e100 with x0 <= x1 and y0 <= y1.
     """
     for box in (predicted, target):
         if len(box) != 4 or not all(abs(side) <= _MAX_SIDE for side in box) or box[0] > box[2] or box[1] > box[3]:

@@ -1,4 +1,4 @@
-"""One call of a user's reward function: what it raises is named, and it may be given a deadline."""
+"""Calls a user's reward function: errors name the function and the row, and a timeout may apply."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ ID_COLUMNS = ("id", "problem_id", "question_id")
 
 
 class Caught:
-    """Context manager that catches an error of user code and keeps it in `error`, for the caller to report.
+    """Context manager that catches an error of user code and stores it in `error`, for the caller to report.
 
-    Args: kinds: the classes that are kept; others (Ctrl-C, an exit) pass.
+    Args: kinds: the exception classes to catch; others (Ctrl-C, an exit) propagate.
     """
 
     def __init__(self, kinds: type[BaseException] = Exception):
@@ -34,11 +34,11 @@ class Caught:
 
 
 def call(name: str, reward: Callable, arguments: Mapping[str, Any], timeout: float | None) -> Any:
-    """reward(**arguments).
+    """Return reward(**arguments).
 
-    Args: timeout: most seconds that it may take, None for no limit. With one it runs in a thread of its own; a thread
-        cannot be ended from outside, so one that hangs stays behind until the process ends, which it does not hold up.
-    Errors: RewardError naming the function, the row and what was raised; or the function, its rows and the setting.
+    Args: timeout: maximum seconds, None for no limit. With a timeout the call runs in a separate daemon thread; a
+        thread cannot be killed, so one that hangs remains until the process ends, and does not delay that end.
+    Errors: RewardError naming the function, the row and the exception; or the function, its rows and the setting.
     """
     with Caught() as caught:
         return _within(timeout, partial(reward, **arguments), name)
@@ -55,9 +55,9 @@ def call(name: str, reward: Callable, arguments: Mapping[str, Any], timeout: flo
 
 
 async def call_async(name: str, reward: Callable, arguments: Mapping[str, Any], timeout: float | None) -> Any:
-    """await reward(**arguments), as [`call`]. A coroutine that is late is cancelled.
+    """Await reward(**arguments), as [`call`] does. A coroutine that exceeds the timeout is cancelled.
 
-    One that blocks without awaiting anything blocks its deadline with it.
+    A coroutine that blocks without awaiting anything also blocks its timeout.
     """
     with Caught() as caught:
         return await _awaited_within(timeout, reward(**arguments))
@@ -74,7 +74,7 @@ async def call_async(name: str, reward: Callable, arguments: Mapping[str, Any], 
 
 
 class _LateError(Exception):
-    """The deadline, apart from any TimeoutError that a reward raises itself."""
+    """Our timeout, distinct from any TimeoutError that a reward raises itself."""
 
 
 def _within(timeout: float | None, function: Callable[[], Any], name: str) -> Any:
@@ -85,7 +85,7 @@ def _within(timeout: float | None, function: Callable[[], Any], name: str) -> An
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def work() -> None:
-        # Threads begin with gradients on and on the first device.
+        # New threads start with gradients enabled and on the first device.
         torch.set_grad_enabled(gradients)
         if device is not None:
             torch.cuda.set_device(device)
@@ -110,7 +110,7 @@ async def _awaited_within(timeout: float | None, awaitable: Any) -> Any:
 
 
 def _alone(arguments: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """The arguments of one completion; what is no column stays as it is, what writes to the log is silent."""
+    """Return the arguments of one completion; non-column arguments are unchanged, logging functions are silenced."""
     count = len(arguments["completions"])
 
     def of_row(key: str, value: Any) -> Any:
@@ -147,7 +147,7 @@ def _rows(arguments: Mapping[str, Any]) -> str:
 
 
 def row_name(arguments: Mapping[str, Any], row: int) -> str:
-    """How errors name the row of a completion: its id where the data have one, else the start of its prompt."""
+    """Return the name of a completion's row for errors: its id if it has one, else the start of its prompt."""
     for key in ID_COLUMNS:
         if arguments.get(key) is not None and arguments[key][row] is not None:
             return f"sample {arguments[key][row]}"

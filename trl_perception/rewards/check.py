@@ -1,4 +1,4 @@
-"""Before a run: which rows the reward functions could not score."""
+"""Checks before a run that the reward functions can score each row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -7,8 +7,8 @@ from typing import Any
 from trl_perception.rewards.registry import REWARDS
 from trl_perception.rewards.rules import check_solution
 
-PARSED = 1000  # mathematical expressions; one takes milliseconds
-# reward function -> the problem types that it reads, None for all
+PARSED = 1000  # mathematical expressions to parse; one takes milliseconds
+# reward function -> the problem types that it scores, None for all
 READS = {
     REWARDS["accuracy"]: None,
     REWARDS["boxed_accuracy"]: None,
@@ -18,10 +18,10 @@ READS = {
 
 
 def solution_check(reward_funcs: Sequence[Any]) -> Callable[[Mapping[str, Any]], None] | None:
-    """What looks at a row's `problem_type`, `solution` and `options`: ValueError where one of these rewards would stop a run.
+    """Return a check of a row's `problem_type`, `solution` and `options`: ValueError if a reward could not score it.
 
-    None where none of them reads a solution by its problem type. Of mathematical expressions the first 1,000 different ones
-    are parsed.
+    Returns None if no reward reads a solution by its problem type. Only the first 1,000 distinct mathematical
+    expressions are parsed.
     """
     functions = [reward.func if isinstance(reward, partial) else reward for reward in reward_funcs]
     reads = [READS[function] for function in functions if callable(function) and function in READS]

@@ -1,4 +1,4 @@
-"""Reward functions whose results are validated: one finite number, or None, for each completion."""
+"""Validates the results of reward functions: one finite number, or None, for each completion."""
 
 import math
 import sys
@@ -21,20 +21,20 @@ def checked(
     faults: list[Exception] | None = None,
     taken: Sequence[str] = (),
 ) -> Callable:
-    """The same reward function, refusing results that GRPO would misread.
+    """Wrap a reward function so that it rejects results that GRPO would misread.
 
-    TRL reads NaN as "not applicable" and fails far from the cause on a result that is no list. Here a result must be a
-    sequence with one entry a completion, each a finite number or None (not applicable to this row).
+    TRL reads NaN as "not applicable", and fails far from the cause on a result that is not a list. Here a result must
+    be a sequence with one entry per completion, each a finite number or None (not applicable to this row).
 
     Args:
-        timeout: most seconds that a call may take; None for no limit.
-        keep_nonfinite: whether NaN and infinity come back as `math.inf`, for a caller that leaves such samples out.
-        faults: where errors go instead of being raised; the rewards are then zeros that nobody may use. Processes that
-            score together then reach the next collective call, and stop together.
-        taken: names that `log_extra` and `log_metric` refuse besides the reserved ones: those of the reward functions.
+        timeout: maximum seconds of a call; None for no limit.
+        keep_nonfinite: whether to return NaN and infinity as `math.inf`, for a caller that leaves such samples out.
+        faults: a list that collects errors instead of raising them; the rewards are then zeros that must not be used.
+            Processes that score together thus reach the next collective call, and stop together.
+        taken: names that `log_extra` and `log_metric` reject besides the reserved ones: those of the reward functions.
 
-    Errors: TypeError or ValueError naming the function, what it returned and for which completion; RewardError where it
-        raises or is late.
+    Errors: TypeError or ValueError naming the function, what it returned and for which completion; RewardError if it
+        raises or exceeds the timeout.
     """
     name = get_callable_name(reward)
 
@@ -62,7 +62,7 @@ def checked(
             return kept(caught, arguments)
 
     scored = wraps(reward)(scored)
-    scored.__name__ = name  # a partial or an instance has none of its own
+    scored.__name__ = name  # a partial or an instance has no name
     return scored
 
 
@@ -91,12 +91,12 @@ def _verified(name: str, rewards: Any, arguments: Mapping[str, Any], keep_nonfin
 
 
 def _is_finite(value: Real) -> bool:
-    """Whether a float can hold it: of an integer or a fraction beyond that, `math.isfinite` makes an error."""
+    """Whether a float can hold the value: `math.isfinite` raises for an integer or a fraction that is too large."""
     return abs(value) <= sys.float_info.max
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The same names, where one comes again with a number behind it: metrics, groups and records go by them."""
+    """Make names unique by appending a number to repeated ones: metrics, groups and records use them as keys."""
     names_so_far: list[str] = []
     for name in names:
         number, own = 1, name

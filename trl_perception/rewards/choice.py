@@ -1,4 +1,4 @@
-"""Which option an answer picks."""
+"""Reads which option an answer picks."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ _ALONE = re.compile(r"[(\[]? ?([A-Za-z]) ?[)\].:]*")
 # "B. red", "(B) red": a capital, its mark, then words. Without the mark, "A man" would be a letter.
 _MARKED = re.compile(r"[(\[]? ?([A-Z]) ?[)\].:]+ ?(.*)", re.DOTALL)
 # A further letter among those words; "A" before a word is the article, "X-ray" and "D'Artagnan" are words.
-# Without dress, any of these may surround or separate: "(B", "B:", "[[b]]", "B!"
+# Without decoration, any of these may surround or separate: "(B", "B:", "[[b]]", "B!"
 _BARE_LETTER = re.compile(r"[(\[{<]{0,2} ?([A-Za-z]) ?[)\]}>.:!]*")
 _LETTER_FIRST = re.compile(r"[(\[{<]? ?([A-Za-z])(?: ?[)\]}>.:;,=→–—-]+ ?| |(?=[(\[]))(.+)", re.DOTALL)
 _LETTER_ON_A_LINE = re.compile(r"^\s*([A-Z])\s*\n")
 _LETTER_LAST = re.compile(r"(?: ?[(\[:,=–—-]{1,3} ?| )([A-Za-z]) ?[)\].]{0,3}$")
-# The only words that may stand around an option without being part of what it says.
+# The only words that may surround an option without being part of it.
 _BEFORE = re.compile(
     r"(?:(?:i(?: would| will|'d|'ll)? )?(?:choose|pick|select|say|think|believe|go with)|it(?:'s| is| must be| would be)|"
     r"this is|that(?:'s| is)|(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter))(?=[ :(\[\"']) ?:? ?"
@@ -39,11 +39,11 @@ _FURTHER = re.compile(r"(?<![\w-])(?:[B-H](?![\w'’+#-])|A(?![\w'’+#-])(?! [A
 
 
 def choice_letter(text: str, options: Sequence[str] | None = None) -> str | None:
-    """The capital letter of the one option that a text picks, or None where it picks none or several.
+    """Return the capital letter of the one option that a text picks, or None if it picks none or several.
 
-    Read in this order: the letter of an option alone ("B", "b", "(B)", "B."); with options, the exact text of one
-    option, but for case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are
-    another option's text or name a further letter ("B. red, C. blue").
+    Tried in this order: the letter of an option alone ("B", "b", "(B)", "B."); with options, the text of one option,
+    ignoring case, spacing and a final full stop; a marked capital before words ("B. red"), unless the words are another
+    option's text or name another letter ("B. red, C. blue").
 
     Args: options: the texts of options A, B, ... in order, with or without their letters ("A. red").
     """
@@ -66,12 +66,13 @@ def choice_letter(text: str, options: Sequence[str] | None = None) -> str | None
 
 
 def option_letter(text: str, options: Sequence[str] | None = None) -> str | None:
-    """The capital letter of the one option that a text names, however it is dressed; None where none or two can be meant.
+    """Return the capital letter of the one option that a text names, in any form; None if none or several can be meant.
 
     An option is named by its letter, its text, or both, in either order, with brackets or a mark between: "**B**",
-    "b) blue", "B - blue", "blue (B)", "The answer is B.", "答案：B". Around it only a fixed set of phrases may stand
-    ("option", "I choose", "is correct"). Behind a marked capital ("B. blue, as the sky") other words may stand that name
-    no other option and do not doubt. A letter with another option's text names two options; so do two letters.
+    "b) blue", "B - blue", "blue (B)", "The answer is B.", "答案：B". Only a fixed set of phrases may surround it
+    ("option", "I choose", "is correct"). A marked capital ("B. blue, as the sky") may be followed by other words, if
+    they name no other option and do not express doubt. A letter with another option's text names two options; so do two
+    letters.
 
     Args: options: as for `choice_letter`.
     """
@@ -108,7 +109,7 @@ def _letter_alone(form: re.Pattern, text: str) -> str | None:
 
 
 def _framed(text: str) -> str:
-    """The text, with single spaces, without the phrases that may stand around an option."""
+    """Return the text with single spaces and without the phrases that may surround an option."""
     for _ in range(4):
         before, text = text, undress(_AFTER.sub("", _BEFORE.sub("", text, count=1) if _BEFORE.match(text) else text))
         if text == before:
@@ -117,7 +118,7 @@ def _framed(text: str) -> str:
 
 
 def _doubted(words: str, letter: str, texts: dict[str, str]) -> bool:
-    """Whether the words behind a letter take it back, or name another option too."""
+    """Whether the words after a letter retract it, or name another option too."""
     said = f" {_words(words)} "
     if own := _words(texts.get(letter, "")):
         said = said.replace(f" {own} ", " ")
@@ -133,7 +134,7 @@ def _words(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _texts(options: tuple[str, ...]) -> dict[Callable, dict[str, str | None]]:
-    """form -> letter -> the option's text in that form: as written, without its dress, its words and signs alone."""
+    """Return form -> letter -> option text in that form: as written, without decoration, or words and signs alone."""
     written = dict(zip(ascii_uppercase, _option_texts(options), strict=False))
     forms = (_plain, _undressed, bare_words)
     return {form: {letter: form(text) for letter, text in written.items()} for form in forms}
@@ -144,7 +145,7 @@ def _undressed(text: str) -> str:
 
 
 def _option_texts(options: Sequence[str]) -> list[str]:
-    """The options in plain form, without the letters where every option carries its own."""
+    """Return the options in plain form, without their letters if every option starts with its own."""
     marks = [
         re.match(rf"\s*\(?(?:{letter}|{letter.lower()})[).:、．：]\s*", str(option))
         for letter, option in zip(ascii_uppercase, options, strict=False)

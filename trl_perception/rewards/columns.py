@@ -1,13 +1,13 @@
-"""Dataset columns, as TRL hands them to a reward function."""
+"""Dataset columns, as TRL passes them to a reward function."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def require_column(name: str, column: Sequence[Any] | None, completions: Sequence[Any], reward: str) -> Sequence[Any]:
-    """The column itself, once it is known to hold one value per completion.
+    """Return the column after checking that it holds one value per completion.
 
-    Raises: ValueError naming the column and the reward where the column is missing or of another length.
+    Raises: ValueError naming the column and the reward if the column is missing or has another length.
     """
     if column is None:
         raise ValueError(

@@ -1,5 +1,5 @@
-"""What goes wrong in a reward function."""
+"""The error of a reward function."""
 
 
 class RewardError(RuntimeError):
-    """A reward function raised, or did not return in time. What it raised is the cause of this error."""
+    """A reward function raised an exception, which is this error's `__cause__`, or exceeded its timeout."""

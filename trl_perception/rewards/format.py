@@ -1,4 +1,4 @@
-"""Did the completion keep the tags that the prompt asked for?"""
+"""Format rewards: whether the completion has the tags that the prompt asked for."""
 
 import re
 from typing import Any
@@ -19,9 +19,9 @@ _ANSWER = re.compile(r"\s*<answer>.*</answer>\s*", re.DOTALL)
 
 
 def format_reward(prompts: list, completions: list, completion_ids: list | None = None, **columns: Any) -> list[float]:
-    """1.0 where the whole completion is `<think>...</think>` then `<answer>...</answer>`, else 0.0.
+    """Return 1.0 if the whole completion is `<think>...</think>` then `<answer>...</answer>`, else 0.0.
 
-    Each of the four tags stands exactly once; white space may surround and separate the two pairs; their contents
+    Each of the four tags occurs exactly once; white space may surround and separate the two pairs; their contents
     are free and may be empty. Reads no column.
 
     Source: arXiv:2503.21776 (Video-R1), format reward. Differs: the release lets the contents hold further tags.
@@ -34,7 +34,7 @@ def format_reward(prompts: list, completions: list, completion_ids: list | None 
 def answer_format_reward(
     prompts: list, completions: list, completion_ids: list | None = None, **columns: Any
 ) -> list[float]:
-    """1.0 where the whole completion is one `<answer>...</answer>`, without any think tag, else 0.0.
+    """Return 1.0 if the whole completion is one `<answer>...</answer>`, without any think tag, else 0.0.
 
     Reads no column.
 
@@ -55,10 +55,10 @@ def answer_format_reward(
 def boxed_format_reward(
     prompts: list, completions: list, completion_ids: list | None = None, **columns: Any
 ) -> list[float]:
-    r"""1.0 where the whole completion is `<think>...</think>` then a text with one `\boxed{...}`, else 0.0.
+    r"""Return 1.0 if the whole completion is `<think>...</think>` then a text with one `\boxed{...}`, else 0.0.
 
-    Each think tag stands exactly once, there is no answer tag, and the box holds something (see `extract_boxed`); what
-    the thinking boxes does not count. Reads no column.
+    Each think tag occurs exactly once, there is no answer tag, and the box is not empty (see `extract_boxed`); boxes
+    inside the thinking are ignored. Reads no column.
 
     Source: arXiv:2604.01840 (PGPO), which asks for think tags and a boxed answer.
     """

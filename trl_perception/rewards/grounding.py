@@ -1,4 +1,4 @@
-"""Rewards of grounding rows alone: the overlap of time spans and of boxes, None for all other rows."""
+"""Rewards for grounding rows: the IoU of time spans and of boxes, None for all other rows."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ def temporal_iou_reward(
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float | None]:
-    """Temporal IoU of the spans in the answer and those in `solution`; None where the row asks for something else.
+    """Temporal IoU of the spans in the answer and those in `solution`; None for rows of other problem types.
 
-    TRL leaves a None out of the reward. An answer without readable spans scores 0.0 (see `spans_of`).
+    TRL ignores a None in the total reward. An answer without readable spans scores 0.0 (see `spans_of`).
 
     Args: columns: `solution`, spans as text, plain or inside answer tags, or as a list; `problem_type`, where
         "temporal grounding" marks the rows to score; answer_reading: as for `accuracy_reward`.
-    Raises: ValueError where a column is missing, or the solution of a row to score holds no span.
+    Raises: ValueError if a column is missing, or the solution of a row to score holds no span.
     """
     return scores_of(
         "temporal_iou_reward", extract_answer, completions, columns, answer_reading, only=(TEMPORAL_GROUNDING,)
@@ -37,13 +37,13 @@ def box_iou_reward(
     answer_reading: str = "lenient",
     **columns: Any,
 ) -> list[float | None]:
-    """IoU of the box in the answer and that in `solution`; None where the row asks for something else.
+    """IoU of the box in the answer and that in `solution`; None for rows of other problem types.
 
-    TRL leaves a None out of the reward. An answer without one readable box scores 0.0 (see `box_of`). Answer and
-    solution have to use one unit: nothing is rescaled.
+    TRL ignores a None in the total reward. An answer without exactly one readable box scores 0.0 (see `box_of`). Answer
+    and solution must use the same unit: nothing is rescaled.
 
     Args: columns: `solution`, a box as text, plain or inside answer tags, or as a list; `problem_type`, where
         "box grounding" or "spatial grounding" marks the rows to score; answer_reading: as for `accuracy_reward`.
-    Raises: ValueError where a column is missing, or the solution of a row to score holds no box.
+    Raises: ValueError if a column is missing, or the solution of a row to score holds no box.
     """
     return scores_of("box_iou_reward", extract_answer, completions, columns, answer_reading, only=BOX_GROUNDING)

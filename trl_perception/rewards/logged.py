@@ -1,11 +1,11 @@
-"""What a reward function may log: names that are free."""
+"""Restricts the names under which a reward function may log."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-LOGS = ("log_extra", "log_metric")  # the arguments by which TRL lets a reward function log
+LOGS = ("log_extra", "log_metric")  # the arguments through which TRL lets a reward function log
 
-# What TRL and transformers log, and the columns of TRL's table of completions.
+# Names that TRL and transformers log, and the columns of TRL's table of completions.
 RESERVED = frozenset(
     [
         "reward",
@@ -45,23 +45,23 @@ RESERVED_PREFIXES = (
 
 
 def with_free_names(arguments: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
-    """The arguments of a reward function, whose `log_extra` and `log_metric` refuse names that are taken.
+    """Return a reward function's arguments with `log_extra` and `log_metric` that reject names in use.
 
     Under a reserved name TRL would mix the values with its own, or replace a column of its table.
 
-    Args: taken: further names, those of the reward functions.
+    Args: taken: more names to reject, those of the reward functions.
     """
     return {key: _guarded(key, value, taken) if key in LOGS else value for key, value in arguments.items()}
 
 
 def silent(log: Callable) -> Callable:
-    """A logging function that refuses the same names and writes nothing."""
+    """Return a logging function that rejects the same names and writes nothing."""
     refuse = getattr(log, "refuse", lambda _: None)
     return lambda *args, **kwargs: refuse(_name(*args, **kwargs))
 
 
 def _name(*args: Any, name: Any = None, column: Any = None, **_: Any) -> Any:
-    """The name among the arguments of `log_metric(name, value)` or `log_extra(column, values)`."""
+    """Return the name from the arguments of `log_metric(name, value)` or `log_extra(column, values)`."""
     return args[0] if args else column if name is None else name
 
 

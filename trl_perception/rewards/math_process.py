@@ -1,4 +1,4 @@
-"""The connection to the process in which math-verify runs, one for each process that asks."""
+"""The connection to the process that runs math-verify, one for each calling process."""
 
 import atexit
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Lock
 
-CPU_SECONDS = 2.0  # of processor time for one question
-START_SECONDS, REPLY_SECONDS = 300, 60  # of waiting, on a machine however busy
+CPU_SECONDS = 2.0  # of processor time for one request
+START_SECONDS, REPLY_SECONDS = 300, 60  # of waiting, enough for a busy machine
 
 
 class MathProcess:
-    """The one `math_worker.py` of this process, started at the first question; a fork of this process gets its own."""
+    """The `math_worker.py` of this process, started at the first request; a fork of this process starts its own."""
 
     def __init__(self):
         self.forget()
@@ -27,11 +27,11 @@ class MathProcess:
         self._worker: subprocess.Popen | None = None
 
     def ask(self, *expressions: str) -> bool:
-        """math_worker's reply; False, and a new process for the next question, where it does not come in time."""
+        """Return math_worker's reply; False, and a new process for the next request, if it does not reply in time."""
         with self._lock:
             if self._worker is None:
                 self._start()
-            with suppress(BrokenPipeError):  # then there is no reply either
+            with suppress(BrokenPipeError):  # handled below: there is no reply either
                 self._worker.stdin.write(json.dumps(expressions).encode() + b"\n")
                 self._worker.stdin.flush()
             reply = self._line(REPLY_SECONDS)
@@ -53,21 +53,21 @@ class MathProcess:
                 "Install it: pip install math-verify"
             )
         file = Path(__file__).with_name("math_worker.py")
-        # -P: modules that lie beside the file are no concern of sympy's
+        # -P: sympy must not import modules from the file's folder
         command = [sys.executable, "-P", str(file), str(CPU_SECONDS)]
         self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         if self._line(START_SECONDS) != b"ready":
             raise self._failure("did not start")
 
     def _line(self, seconds: float) -> bytes | None:
-        """The worker's next line, b"" where it has ended; None where none comes in time."""
+        """Return the worker's next line, b"" if it has exited, None on timeout."""
         with DefaultSelector() as selector:
             selector.register(self._worker.stdout, EVENT_READ)
             return self._worker.stdout.readline().rstrip(b"\n") if selector.select(seconds) else None
 
     def _end(self) -> int:
         with suppress(ProcessLookupError):
-            os.killpg(self._worker.pid, signal.SIGKILL)  # it leads a session of its own, with its fork
+            os.killpg(self._worker.pid, signal.SIGKILL)  # it leads its own session, which includes its fork
         code = self._worker.wait()
         self._worker.stdout.close()
         with suppress(BrokenPipeError):
@@ -84,5 +84,5 @@ class MathProcess:
 
 math_process = MathProcess()
 atexit.register(math_process.close)
-if hasattr(os, "register_at_fork"):  # not on Windows, where only rows of mathematics cannot be scored
+if hasattr(os, "register_at_fork"):  # not on Windows, where rows of mathematics cannot be scored
     os.register_at_fork(after_in_child=math_process.forget)

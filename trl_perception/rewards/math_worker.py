@@ -1,8 +1,8 @@
-"""The process in which math-verify runs. `math_process.py` starts this file by its path; nothing imports it.
+"""The process that runs math-verify. `math_process.py` starts this file by its path; nothing imports it.
 
 A request is a line with a JSON list: [expression] asks whether it can be read, [wanted, found] whether both are equal.
-The reply is a line with true or false. Requests are served by a fork of this process: one that uses up its processor
-time or its memory ends the fork, is answered with false, and the next fork is there in milliseconds.
+The reply is a line with true or false. A fork of this process serves the requests: a request that uses up its processor
+time or memory ends the fork and is answered with false, and the next fork starts within milliseconds.
 """
 
 import json
@@ -18,18 +18,18 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, grader, parse, verify
 from sympy import Float, Integer, MatrixBase, Rational, UnevaluatedExpr, nan, zoo
 
-MAX_BYTES = 4 << 30  # of address space; sympy takes far less
-# Units are taken off before: math-verify's own list of them holds letters that may be symbols.
+MAX_BYTES = 4 << 30  # of address space; sympy uses far less
+# Units are removed beforehand: math-verify's own list of units includes letters that may be symbols.
 NORMALIZATION = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True)
 READING = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=NORMALIZATION)]
-DIGITS = 50  # to which values are computed
+DIGITS = 50  # of precision in evaluation
 TOLERANCE = Rational(1, 10**6) * (1 + Rational(1, 10**6))  # of decimals: 0.333333 is 1/3
 PERCENT = UnevaluatedExpr(Rational(1, 100))
 
 
 @lru_cache(maxsize=4096)
 def read(expression: str) -> list:
-    """The expression as math-verify's alternatives; empty where it is none. The box makes the whole text count."""
+    """Return math-verify's parses of the expression, empty if it is none. The box makes it parse the whole text."""
     return parse(
         f"\\boxed{{{expression}}}",
         READING,
@@ -40,9 +40,9 @@ def read(expression: str) -> list:
 
 
 def numbers_equal(a: Any, b: Any, *_: int) -> bool:
-    """Whether two expressions without symbols have one value, for math-verify, which rounds all to 6 decimals.
+    """Whether two expressions without symbols are equal; replaces math-verify's test, which rounds to 6 decimals.
 
-    |a - b| <= 1e-6 min(1, max(|a|, |b|)) where either has a decimal number; two rational numbers are equal exactly, all
+    |a - b| <= 1e-6 min(1, max(|a|, |b|)) if either has a decimal number; rational numbers are compared exactly, all
     others to 30 digits.
     """
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
@@ -82,8 +82,8 @@ def reply(expressions: list[str]) -> bool:
 
 
 def serve(seconds: float) -> None:
-    """Answer until there is no further request. A request past its time ends the process by SIGPROF."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what the forks say about absurd input
+    """Serve requests until there are no more. A request that exceeds its time ends the process by SIGPROF."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # hides warnings of the forks about absurd input
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
@@ -95,7 +95,7 @@ def serve(seconds: float) -> None:
 
 
 def main() -> None:
-    logging.disable(logging.CRITICAL)  # math-verify warns of the missing timeout that is ours
+    logging.disable(logging.CRITICAL)  # math-verify warns that it has no timeout; we have our own
     seconds = float(sys.argv[1])
     reply(["\\frac{1}{2}", "0.5"])  # the parser fills its tables once, before any fork
     print("ready", flush=True)

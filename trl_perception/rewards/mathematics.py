@@ -1,4 +1,4 @@
-"""Mathematical expressions: equal in value, whatever their form."""
+"""Mathematical expressions: comparison by value, independent of form."""
 
 import re
 import unicodedata
@@ -36,24 +36,24 @@ _FUNCTION = re.compile(r"\b(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?\b|\b(?:sqrt|log
 
 @dataclass(frozen=True)
 class Expression:
-    """A mathematical expression beside its unit: LaTeX, and the unit's name as `split_unit` gives it."""
+    """A mathematical expression in LaTeX, and the name of its unit as `split_unit` returns it."""
 
     value: str
     unit: str | None = None
 
 
 def read_expression(text: str) -> Expression | None:
-    r"""The one LaTeX or plain expression that the text is, without `$`, `\( \)` or `\boxed{}` around it, or None.
+    r"""Read a text as one LaTeX or plain expression, without `$`, `\( \)` or `\boxed{}` around it, or return None.
 
-    The text as a whole must read as mathematics (a number, term, set, interval, matrix, equation): the answer is never
-    picked out of a sentence or a list. None also for more than 256 characters, brackets nested over 8 deep, unbalanced
-    braces, digits with nothing but space between, and letters or digits that are neither ASCII nor Greek.
+    The whole text must be mathematics (a number, term, set, interval, matrix, equation): the answer is never
+    extracted from a sentence or a list. Also returns None for more than 256 characters, brackets nested over 8 deep,
+    unbalanced braces, digits separated only by spaces, and letters or digits that are neither ASCII nor Greek.
 
-    Plain notation becomes LaTeX: "1e3", "10³", "½", "2pi", "10^-3", "3×10^5", "√2", "sqrt(2)", "10\,000". A unit beside
-    a number is set apart; letters that may be symbols ("12 x", "12m") are none. Words ("parallel", "\text{Yes}") are no
-    product of letters: they come back case-folded in `\text{}`.
+    Plain notation becomes LaTeX: "1e3", "10³", "½", "2pi", "10^-3", "3×10^5", "√2", "sqrt(2)", "10\,000". A unit next
+    to a number is split off; letters that may be symbols ("12 x", "12m") are not units. Words ("parallel",
+    "\text{Yes}") are not products of letters: they are returned case-folded in `\text{}`.
 
-    Raises: ImportError where math-verify is not installed.
+    Raises: ImportError if math-verify is not installed.
     """
     if len(text) > MAX_LENGTH:
         return None
@@ -72,17 +72,17 @@ def _readable(expression: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def equal_expressions(found: Expression, wanted: Expression) -> bool:
-    """Whether both have the same value, as math-verify sees it: 1/2, 0.5 and 50 % agree, and x = 3 with 3.
+    """Whether both have the same value according to math-verify: 1/2, 0.5 and 50 % agree, and x = 3 agrees with 3.
 
     A decimal agrees with a value v to 1e-6 min(1, |v|), |v| the larger of both; without decimals equality is exact.
-    Units are left aside where only one side has one, and never converted; percent are hundredths, or the number itself
-    beside a plain number.
+    A unit on only one side is ignored, and units are never converted; percent are hundredths, or the number itself when
+    compared with a plain number.
 
     math-verify's own time limit is a signal handler: it works in the main thread only, and never while C code raises 9
-    to a huge power. Here sympy runs in a process of its own, under 2 seconds of processor time and 4 GiB of memory for
-    one comparison; what exceeds them is not equal. Calls may come from any thread and share that process.
+    to a huge power. Here sympy runs in a separate process, limited to 2 seconds of processor time and 4 GiB of memory
+    per comparison; a comparison that exceeds them returns False. Calls from all threads share that process.
 
-    Words are equal as words, see `read_expression`, which gives both arguments.
+    Words are compared as words. `read_expression` returns both arguments.
     """
     if _only_words(found.value) or _only_words(wanted.value):
         return found == wanted
@@ -97,7 +97,7 @@ def equal_expressions(found: Expression, wanted: Expression) -> bool:
 
 
 def _bare(text: str) -> str:
-    """The text without what commonly stands around an expression."""
+    """Remove what commonly surrounds an expression."""
     text = text.strip().removesuffix(".").strip()
     if BOXED in text:
         text = extract_boxed(text) or ""
@@ -107,7 +107,7 @@ def _bare(text: str) -> str:
 
 
 def _in_latex(text: str) -> str:
-    """Plain notation as LaTeX."""
+    """Convert plain notation to LaTeX."""
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text) if _MIXED.fullmatch(text) else text
     for sign, latex in _WRITTEN.items():
         text = text.replace(sign, latex)
@@ -139,7 +139,7 @@ def _plausible(text: str) -> bool:
 
 
 def _only_words(text: str) -> str | None:
-    """The words, where a text is nothing else: "Yes" and "\\text{not parallel}", but neither "xy" nor "sin x"."""
+    """Return the words if a text is only words: "Yes" and "\\text{not parallel}", but not "xy" or "sin x"."""
     text = without_commands(text)
     if not _WORDS.fullmatch(text) or not _LONG_WORD.search(_FUNCTION.sub(" ", text)):
         return None

@@ -1,4 +1,4 @@
-"""The images and videos that a completion is about, for rewards that look at them."""
+"""The images and videos of a completion's prompt, for rewards that use them."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,14 +22,14 @@ CACHE_BYTES = 256 << 20  # of decoded media, kept for the next call
 
 
 def media_of(prompts: Sequence, **columns: Any) -> list[list[dict[str, Any]]]:
-    """The media blocks of each prompt in the order in which the model sees them; an empty list for a prompt of text.
+    """Return the media blocks of each prompt in the order in which the model sees them; empty for a text prompt.
 
     A block is `{"type": "video", "video": path, ...}` or `{"type": "image", "image": path or picture, ...}`, with the
-    sampling keys that the row gave it. Call it with the arguments of the reward function itself.
+    sampling keys of the row. Pass the arguments of the reward function itself.
 
-    Args: prompts: as the trainer passes them, media in place, or as rows hold them; columns: then the columns
-        `videos`, `images`, `video`, `image`, one value a prompt, are read, all others ignored.
-    Raises: ValueError where placeholders and media differ in number.
+    Args: prompts: as the trainer passes them, with media filled in, or as rows hold them; columns: in the second case
+        the columns `videos`, `images`, `video`, `image`, one value per prompt, are read, all others ignored.
+    Raises: ValueError if placeholders and media differ in number.
     """
     given = {key: columns[key] for key in MEDIA_COLUMNS if columns.get(key) is not None}
     return [_media(prompt, {key: values[row] for key, values in given.items()}) for row, prompt in enumerate(prompts)]
@@ -38,13 +38,13 @@ def media_of(prompts: Sequence, **columns: Any) -> list[list[dict[str, Any]]]:
 def load_media(
     prompts: Sequence, settings: VideoSettings | None = None, **columns: Any
 ) -> list[list[VideoClip | Image.Image]]:
-    """The same media decoded: a video as a `VideoClip` (frames, their times), an image as PIL, upright and whole.
+    """Decode the same media: a video to a `VideoClip` (frames, their times), an image to PIL, upright and not resized.
 
-    Each distinct medium is decoded once for all completions of its prompt and kept for the next call, up to 256 MiB.
-    What is returned is shared: do not write to it.
+    Each distinct medium is decoded once for all completions of its prompt and cached for the next call, up to 256 MiB.
+    The results are shared: do not write to them.
 
-    Args: settings: how videos are sampled and resized, `VideoSettings()` by default; what a block says itself wins.
-        They are not the trainer's: choose the few small frames that the reward needs.
+    Args: settings: how videos are sampled and resized, `VideoSettings()` by default; the keys of a block override them.
+        These are not the trainer's settings: choose the few small frames that the reward needs.
     Raises: MediaError for a medium that cannot be read.
     """
     blocks = media_of(prompts, **columns)
@@ -62,7 +62,7 @@ def _media(prompt: Any, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     contents = [message.get("content") for message in prompt]
     blocks = [block for content in contents if isinstance(content, list) for block in content if block]
-    # The trainer's prompts hold their media (or say why they are left out); the columns are there as well, used up.
+    # The trainer's prompts hold their media (or why they are left out), so the columns must not be used again.
     used_up = blocks and not any(map(_is_placeholder, blocks))
     media = media_columns({} if used_up else columns)
     return list(media_blocks(fill_media(prompt, media["image"], media["video"])))

@@ -1,4 +1,4 @@
-"""Numbers: reading one from text, and how near it is."""
+"""Numbers: parsing a number from text, and its relative accuracy."""
 
 import math
 import re
@@ -13,15 +13,15 @@ _SCIENTIFIC = re.compile(rf"(?<=[0-9.]) ?(?:\\times|\\cdot|[×·*xX]) ?{_POWER}(
 _POWER_OF_TEN = re.compile(rf"^([+-]?)(?={_POWER}$)")
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:[ '_~]|\\[ ,;!]|\{,\})[0-9]{3})+(?![0-9])")
 _MAX_LENGTH = 64
-_MAX_DIGITS = 6  # to which numbers of many decimals are compared
+_MAX_DIGITS = 6  # significant digits to which numbers of many decimals are compared
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number beside its unit.
+    """A number and its unit.
 
-    Args: value: the number; unit: its name as `split_unit` gives it, None without one; decimals: digits behind the point
-        as written, an exponent counted in ("1e-5" has 5).
+    Args: value: the number; unit: its name as `split_unit` returns it, None without one; decimals: digits after the
+        point as written, including the exponent ("1e-5" has 5).
     """
 
     value: float
@@ -30,9 +30,9 @@ class Quantity:
 
 
 def read_number(text: str) -> float | None:
-    """The one finite number that the text is, such as "1,234.5", "-.5" or "1e6"; None for anything more or less.
+    """Parse a text that is one finite number, such as "1,234.5", "-.5" or "1e6"; None for any other text.
 
-    Digits are ASCII, at most 64 characters are read, and what overflows a float ("1e999") is no number.
+    Digits are ASCII, at most 64 characters are read, and text that overflows a float ("1e999") is not a number.
     """
     text = text.strip()
     if len(text) > _MAX_LENGTH or not _NUMBER.fullmatch(text):
@@ -42,13 +42,13 @@ def read_number(text: str) -> float | None:
 
 
 def plain_notation(text: str) -> str:
-    r"""Numbers of the text in plain notation: "3 \times 10^{5}", "3×10⁵" -> "3e5"; "10\,000", "10 000" -> "10000"."""
+    r"""Convert numbers to plain notation: "3 \times 10^{5}", "3×10⁵" -> "3e5"; "10\,000", "10 000" -> "10000"."""
     text = _GROUPED.sub(lambda match: re.sub(r"[^0-9]", "", match[0]), text)
     return _SCIENTIFIC.sub(lambda match: f"e{match[1] or match[2].translate(PLAIN_SCRIPTS)}", text)
 
 
 def read_plain_quantity(text: str) -> Quantity | None:
-    """The number that the text is, see `read_number`, as a quantity without a unit."""
+    """Parse a text that is one number (see `read_number`) as a quantity without a unit."""
     number = read_number(text)
     if number is None:
         return None
@@ -57,7 +57,7 @@ def read_plain_quantity(text: str) -> Quantity | None:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """The same where a unit, a currency or a percent sign may stand beside the number: "75%", "$5", "3 m", "30°"."""
+    """Parse one number, optionally with a unit, a currency or a percent sign: "75%", "$5", "3 m", "30°"."""
     if len(text) > 2 * _MAX_LENGTH:
         return None
     value, unit = split_unit(text)
@@ -66,14 +66,14 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def same_unit(found: str | None, wanted: str | None) -> bool:
-    """Whether two units do not contradict each other: they are equal, or one is left out."""
+    """Whether two units are compatible: they are equal, or one is missing."""
     return found is None or wanted is None or found == wanted
 
 
 def equal_quantities(found: Quantity, wanted: Quantity) -> float:
-    """1.0 where both numbers are equal when rounded to 2 decimals, or to the more decimals that are wanted.
+    """Return 1.0 if both numbers are equal when rounded to 2 decimals, or to those of `wanted` if it has more.
 
-    Beyond six significant digits of the number wanted, decimals are not compared. Units that differ make 0.0.
+    Decimals beyond six significant digits of `wanted` are not compared. Different units give 0.0.
     """
     decimals = wanted.decimals
     if wanted.value:
@@ -84,10 +84,10 @@ def equal_quantities(found: Quantity, wanted: Quantity) -> float:
 
 
 def relative_accuracy(found: float, wanted: float) -> float:
-    """max(0, 1 - |found - wanted| / |wanted|); where 0 is wanted, 1 for 0 and 0 for all else.
+    """max(0, 1 - |found - wanted| / |wanted|); if wanted is 0, 1 for 0 and 0 otherwise.
 
-    Source: arXiv:2503.21776 (Video-R1), regression reward. Differs: the release adds 1e-9 above and below the line, so
-    that a right 0 scores 0 and any other right answer a little under 1.
+    Source: arXiv:2503.21776 (Video-R1), regression reward. Differs: the release adds 1e-9 to numerator and denominator,
+    so that a right 0 scores 0 and any other right answer slightly less than 1.
     """
     if wanted == 0:
         return float(found == 0)
@@ -95,5 +95,5 @@ def relative_accuracy(found: float, wanted: float) -> float:
 
 
 def near_quantities(found: Quantity, wanted: Quantity) -> float:
-    """`relative_accuracy` of the numbers; 0.0 where their units differ."""
+    """Return `relative_accuracy` of the numbers; 0.0 if their units differ."""
     return relative_accuracy(found.value, wanted.value) if same_unit(found.unit, wanted.unit) else 0.0

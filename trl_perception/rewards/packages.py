@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 def needed(module: str, package: str, problem_type: str) -> ModuleType:
-    """The module, imported now. Raises: ImportError with the command that installs its package."""
+    """Import and return a module. Raises: ImportError with the command that installs its package."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What an answer says, without the dress that it stands in: one reading for all problem types."""
+"""Removes decoration from an answer, the same way for all problem types."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 _STYLED = {c: unicodedata.normalize("NFKC", chr(c)) for c in (*range(0x24B6, 0x24EA), *range(0x1D400, 0x1D800))}
 _STYLED = {code: plain for code, plain in _STYLED.items() if plain.isascii()}
 _SIGNS = {
-    **dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"),  # minus, small hyphen, hyphen, hyphen that does not break
+    **dict.fromkeys("\u2212\ufe63\u2010\u2011", "-"),  # minus, small hyphen, hyphen, non-breaking hyphen
     **dict.fromkeys("。｡．۔।።։។᙮", "."),
     **dict.fromkeys("、､،﹐", ","),
     **dict.fromkeys("“”„‟«»「」『』〝〞《》〈〉", '"'),
@@ -39,11 +39,11 @@ _PAIRS += [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")]
 _FENCE = re.compile(r"```(?:[\w+-]*[ \t]*\n)?((?:(?!```).)*)```", re.DOTALL)
 _COMMANDS = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|mbox|emph)\s*\{")
 _EMPHASIS = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,200})(?<=[^\s*])\*\*(?![\w*])")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is no brace
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is not a brace
 _HTML = re.compile(r"<(b|strong|i|em|u|code|mark)>((?:(?!</?\1>).)*)</\1>", re.DOTALL | re.IGNORECASE)
 _DASHED_MINUS = re.compile(r"^[–—](?=[0-9.])")
 _HEADING = re.compile(r"#{1,6} ")
-_MAX_LAYERS = 8  # of dress
+_MAX_LAYERS = 8  # of decoration
 
 _NAMES = r"answer|ans\b\.?|option|choice|result|solution"
 _PHRASE = re.compile(
@@ -63,19 +63,19 @@ _PHRASE = re.compile(
 
 
 def require_answer_reading(answer_reading: str) -> None:
-    """Raises: ValueError for what is no key of `ANSWER_READINGS`."""
+    """Raises: ValueError for a value that is not a key of `ANSWER_READINGS`."""
     if answer_reading not in ANSWER_READINGS:
         raise ValueError(f"answer_reading is {answer_reading!r}; set it to one of {', '.join(ANSWER_READINGS)}.")
 
 
 def undress(text: str) -> str:
-    r"""The text without what cannot change its meaning.
+    r"""Remove decoration that cannot change the meaning of a text.
 
-    Signs of full width and their like become ASCII ("（B）", "３", "−"), invisible characters go. Then, in layers from
-    outside: white space, code fences and backticks, bold and italics, quotes of all scripts, `$..$`, `\(..\)`,
-    `\boxed{}`, `\text{}`, `<b>` of HTML and its like, phrases such as "The answer is" and "答案：", a final full stop of any
-    script, and commas, colons and semicolons at either end. A dash before a number is its minus. Digits and letters of
-    other scripts stay what they are. Linear time.
+    Full-width and similar characters become ASCII ("（B）", "３", "−"); invisible characters are removed. Then these are
+    removed, layer by layer from the outside: white space, code fences and backticks, bold and italics, quotes of all
+    scripts, `$..$`, `\(..\)`, `\boxed{}`, `\text{}`, HTML tags such as `<b>`, phrases such as "The answer is" and
+    "答案：", a final full stop of any script, and commas, colons and semicolons at either end. A dash before a number is a
+    minus. Digits and letters of other scripts are unchanged. Linear time.
     """
     text = _EMPHASIS.sub(r"\1", text.translate(_PLAIN))
     for _ in range(_MAX_LAYERS):
@@ -86,7 +86,7 @@ def undress(text: str) -> str:
 
 
 def without_commands(text: str) -> str:
-    r"""The text with each `\text{..}`, `\mathrm{..}`, `\textbf{..}` (and the like, not nested) as its content."""
+    r"""Replace each `\text{..}`, `\mathrm{..}`, `\textbf{..}` (and the like, not nested) by its content."""
     return re.sub(_COMMANDS.pattern + r"([^{}]*)\}", r"\1", text)
 
 
@@ -111,7 +111,7 @@ def _without_layer(text: str) -> str:
 
 
 def inside_command(text: str) -> str | None:
-    r"""What a text that is one `\boxed{..}`, `\text{..}` or the like throughout holds; None for other text."""
+    r"""Return the content of a text that is entirely one `\boxed{..}`, `\text{..}` or the like; None for other text."""
     command = _COMMANDS.match(text)
     if command and closing_brace(text, command.end()) == len(text) - 1:
         return text[command.end() : -1]
@@ -119,7 +119,7 @@ def inside_command(text: str) -> str | None:
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """The index of the brace that closes the one before `start`; None where none does."""
+    """Return the index of the brace that closes the one before `start`, or None."""
     depth = 1
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)

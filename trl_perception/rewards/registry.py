@@ -1,4 +1,4 @@
-"""Reward functions by name, with parameters where they take any."""
+"""Reward functions by name, with optional parameters."""
 
 import ast
 import importlib
@@ -35,18 +35,18 @@ REWARD_FACTORIES: dict[str, Callable[..., Callable]] = {
 }
 """Name in a recipe -> function that makes a reward function from parameters."""
 
-_COMMA = re.compile(r",(?![^(]*\))")  # none of those between parentheses
+_COMMA = re.compile(r",(?![^(]*\))")  # commas outside parentheses
 
 
 def get_reward(name: str) -> Callable:
-    """The reward function that a recipe names.
+    """Return the reward function that a recipe names.
 
-    "accuracy" or "accuracy(answer_reading='exact')": a key of `REWARDS`; "length_window" or "length_window(low=100, high=400)": a key of `REWARD_FACTORIES`,
-    parameters being constants given by keyword; "package.module.function", or "package.module.factory(size=3)" for a
-    function of yours that makes the reward function.
+    "accuracy" or "accuracy(answer_reading='exact')": a key of `REWARDS`; "length_window" or
+    "length_window(low=100, high=400)": a key of `REWARD_FACTORIES`, with constants as keyword arguments;
+    "package.module.function", or "package.module.factory(size=3)" for your own function that makes the reward function.
 
-    Raises: ValueError for a name that is none of these, or parameters that do not parse or are not taken; ImportError
-        for a path whose module does not import or lacks the function; TypeError for what cannot be called.
+    Raises: ValueError for any other name, or parameters that do not parse or are not accepted; ImportError for a path
+        whose module cannot be imported or lacks the function; TypeError if the result is not callable.
     """
     path, parameters = _parsed(name)
     if path in REWARDS:
@@ -58,13 +58,13 @@ def get_reward(name: str) -> Callable:
 
 
 def split_names(given: str | Sequence[str]) -> list[str]:
-    """["a,b", "c(low=1, high=2)"] -> ["a", "b", "c(low=1, high=2)"]: names between commas, those in parentheses excepted."""
+    """["a,b", "c(low=1, high=2)"] -> ["a", "b", "c(low=1, high=2)"]: split at commas outside parentheses."""
     texts = [given] if isinstance(given, str) else given
     return [name.strip() for text in texts for name in _COMMA.split(text) if name.strip()]
 
 
 def _allowed(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a key of `REWARDS`. Errors: ValueError for others than `answer_reading`, or a value it has not."""
+    """Check the parameters of a key of `REWARDS`. Errors: ValueError unless it is a valid `answer_reading`."""
     taken = [key for key in (ANSWER_READING,) if key in inspect.signature(REWARDS[path]).parameters]
     if unknown := sorted(set(parameters) - set(taken)):
         raise ValueError(
@@ -75,7 +75,7 @@ def _allowed(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(name: str) -> tuple[str, dict[str, Any] | None]:
-    """The name and the parameters behind it; None where there are no parentheses."""
+    """Split a name from its parameters; these are None if there are no parentheses."""
     path, opened, _ = name.partition("(")
     if not opened:
         return name, None

@@ -1,4 +1,4 @@
-"""How answers of each problem type are read and scored, and whether a solution suits its type."""
+"""Reads and scores the answers of each problem type, and checks solutions against their type."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ MULTIPLE_CHOICE = "multiple choice"
 
 @dataclass(frozen=True)
 class Rule:
-    """How answers of one problem type are scored.
+    """The parsing and scoring of answers of one problem type.
 
     Args:
-        wants: what an answer or a solution of that type has to hold, for errors.
-        exact: text (for multiple choice: text and options) -> what it says, None where it cannot be read.
-        score: (found, wanted), both as read -> a score in [0, 1].
-        lenient: the same as `exact` for text in any dress; by default `exact` of the undressed text.
-        structured: whether a list or a mapping is one solution, which `lenient` reads, and not several of them.
+        wants: what an answer or a solution of that type must contain, for errors.
+        exact: text (for multiple choice: text and options) -> parsed value, None if it cannot be parsed.
+        score: (found, wanted), both parsed -> a score in [0, 1].
+        lenient: the same as `exact` for decorated text; by default `exact` of the text without decoration.
+        structured: whether a list or a mapping is one solution, which `lenient` reads, rather than several.
     """
 
     wants: str
@@ -80,9 +80,9 @@ PROBLEM_TYPES = {name: rule.wants for name, rule in RULES.items()}
 
 
 def check_solution(problem_type: Any, solution: Any, options: Any = None) -> None:
-    """Nothing, where `accuracy_reward` can score a row with these values.
+    """Check that `accuracy_reward` can score a row with these values.
 
-    Raises: ValueError, one sentence on what was found and what is wanted, without the row's name; ImportError where the
+    Raises: ValueError, one sentence on what was found and what is expected, without the row's name; ImportError if the
         package that scores the problem type is not installed.
     """
     _wanted(problem_type, solution, options, "lenient")
@@ -96,11 +96,11 @@ def scores_of(
     answer_reading: str,
     only: Iterable[str] | None = None,
 ) -> list[float | None]:
-    """The score of each completion by its row's rule; None for rows of other problem types than `only`.
+    """Score each completion by its row's rule; None for rows of problem types not in `only`.
 
-    Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None where it has none;
-        columns: those of the dataset, of which `solution` and `problem_type` are needed and `options` may be absent.
-    Raises: ValueError for a missing column, or naming the row whose values `check_solution` refuses.
+    Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None if it has none;
+        columns: those of the dataset; `solution` and `problem_type` are required, `options` is optional.
+    Raises: ValueError for a missing column, or naming the row whose values `check_solution` rejects.
     """
     require_answer_reading(answer_reading)
     given = {"options": [None] * len(completions)} | {
@@ -126,7 +126,7 @@ def scores_of(
 
 
 def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str) -> list[Any]:
-    """The readings of a solution, of which an answer may match any."""
+    """Return the parsed values of a solution; an answer may match any of them."""
     if not isinstance(problem_type, str) or problem_type not in RULES:
         raise ValueError(
             f"unknown problem_type {problem_type!r}; known: {', '.join(RULES)}. "
@@ -159,7 +159,7 @@ def _wanted(problem_type: Any, solution: Any, options: Any, answer_reading: str)
 
 @lru_cache(maxsize=4096)
 def _wanted_text(problem_type: str, text: str, options: tuple[str, ...], answer_reading: str) -> Any:
-    """A solution's text as its answers are read; one in a dress, which no exact answer could equal, without it."""
+    """Parse a solution's text as answers are parsed; decoration that no exact answer could match is removed."""
     rule = RULES[problem_type]
     also = (options,) if problem_type == MULTIPLE_CHOICE else ()
     found = rule.read(text, answer_reading, *also)
@@ -167,7 +167,7 @@ def _wanted_text(problem_type: str, text: str, options: tuple[str, ...], answer_
 
 
 def _texts(options: Any) -> tuple[str, ...]:
-    """The option texts, none for None."""
+    """Return the option texts, empty for None."""
     listed = options.tolist() if hasattr(options, "tolist") else options
     if not isinstance(listed, Sequence | None) or isinstance(listed, str | bytes):
         raise ValueError(
@@ -178,7 +178,7 @@ def _texts(options: Any) -> tuple[str, ...]:
 
 
 def plain_option(option: Any) -> str:
-    """An option's text. Raises: ValueError for one that has none."""
+    """Return an option's text. Raises: ValueError for an option without text."""
     try:
         text = plain_value(option)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rewards on the shape of a completion: its length and its repetitions. All are made with parameters."""
+"""Rewards on the length and the repetitions of a completion. All take parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from trl_perception.rewards.reading import require_answer_reading
 
 @dataclass(frozen=True)
 class LengthWindow:
-    """A bonus for right answers of a wanted length.
+    """A bonus for correct answers whose length is within a window.
 
-    r = bonus where accuracy > correct_above and low <= completion tokens <= high, else 0
+    r = bonus if accuracy > correct_above and low <= completion tokens <= high, else 0
 
     Args:
-        low, high: lengths in tokens, both inside the window.
-        bonus: the reward inside it.
-        correct_above: the accuracy above which a completion counts as right.
-        boxed: whether `boxed_accuracy_reward` says what is right, instead of `accuracy_reward`. Their columns are read.
+        low, high: bounds in tokens, both inclusive.
+        bonus: the reward inside the window.
+        correct_above: the accuracy above which a completion counts as correct.
+        boxed: whether to use `boxed_accuracy_reward` instead of `accuracy_reward`. Their columns are read.
         answer_reading: how answers are read, "lenient" or "exact", as for these.
-    Raises: ValueError for parameters without an order or a meaning.
-    Source: arXiv:2503.21776 (Video-R1), section 3.2; the threshold is its release's. Differs: the release pays only
-        where two completions of a prompt are right.
+    Raises: ValueError for parameters out of order or out of range.
+    Source: arXiv:2503.21776 (Video-R1), section 3.2; the threshold is its release's. Differs: the release gives the
+        bonus only if two completions of a prompt are correct.
     """
 
     low: int = 320
@@ -58,11 +58,11 @@ class LengthWindow:
 
 
 def soft_overlong(*, max_completion_length: int, cache: int) -> Callable:
-    """The reward that takes off for completions near or over a length; TRL's `get_soft_overlong_punishment`.
+    """Return the penalty for completions near or over a length; TRL's `get_soft_overlong_punishment`.
 
     r = 0 up to max_completion_length - cache tokens, then linear to -1 at max_completion_length, then -1
 
-    Args: max_completion_length: usually the trainer's own, which nothing exceeds; cache: tokens before it.
+    Args: max_completion_length: usually the trainer's; cache: tokens before it over which the penalty grows.
     Raises: ValueError unless 0 <= cache <= max_completion_length, both whole numbers.
     Source: arXiv:2503.14476 (DAPO), Eq. 13.
     """
@@ -82,11 +82,11 @@ def soft_overlong(*, max_completion_length: int, cache: int) -> Callable:
 
 
 def repetition(*, ngram_size: int = 3, max_penalty: float = -1.0) -> Callable:
-    """The reward that takes off for n-grams said again; TRL's `get_repetition_penalty_reward`.
+    """Return the penalty for repeated n-grams; TRL's `get_repetition_penalty_reward`.
 
     r = max_penalty * (1 - distinct n-grams / n-grams), n-grams of completion tokens; 0 below ngram_size tokens
 
-    Args: ngram_size: tokens of an n-gram; max_penalty: the reward of a completion that says one thing only, at most 0.
+    Args: ngram_size: tokens of an n-gram; max_penalty: the limit of the reward as all n-grams become equal, at most 0.
     Raises: ValueError for an ngram_size below 1 or a positive max_penalty.
     Source: arXiv:2502.03373, Appendix C.2.
     """

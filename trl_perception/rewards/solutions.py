@@ -1,4 +1,4 @@
-"""The value of a `solution` column as what an answer can be compared with."""
+"""Converts the values of a `solution` column for comparison with an answer."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -14,11 +14,11 @@ _MAX_PLACES = 20  # of a number written without an exponent
 
 
 def plain_value(value: Any) -> Any:
-    """The value in Python's own types: text, lists and mappings of text, every number as text that states its value.
+    """Convert a value to text, or to lists and mappings of text, with numbers in decimal notation.
 
-    3.0 is "3", 1e-05 is "0.00001", True is "True"; NumPy's and PyTorch's scalars and arrays are their values.
+    3.0 becomes "3", 1e-05 "0.00001", True "True"; scalars and arrays of NumPy and PyTorch are converted by value.
 
-    Raises: ValueError, naming what was found, for None, NaN, infinity and types that are none of these.
+    Raises: ValueError, naming the value found, for None, NaN, infinity and any other type.
     """
     if isinstance(value, str):
         return str(value)
@@ -30,7 +30,7 @@ def plain_value(value: Any) -> Any:
         return [plain_value(item) for item in value]
     if isinstance(value, np.ndarray):
         return [plain_value(item) for item in value] if value.ndim else plain_value(value[()])
-    if hasattr(value, "detach"):  # a tensor; PyTorch is not imported for it
+    if hasattr(value, "detach"):  # a tensor; avoids the import of PyTorch
         return [plain_value(item) for item in value] if value.ndim else plain_value(_number(value))
     if isinstance(value, Integral | Fraction):
         return str(value)
@@ -42,12 +42,12 @@ def plain_value(value: Any) -> Any:
 
 
 def without_tags(text: str) -> str:
-    """The text, answer tags taken off; empty where the tags hold no single answer."""
+    """Remove answer tags from a text; empty if the tags do not hold a single answer."""
     return (extract_answer(text) or "") if ANSWER_OPEN in text else text
 
 
 def _number(scalar: Any) -> Any:
-    """A tensor's number: of floats the shortest decimal that the tensor's type rounds to the same value."""
+    """Return a tensor's number; for a float, the shortest decimal that rounds to it in the tensor's dtype."""
     number = scalar.item()
     decimals = (Decimal(f"{number:.{digits}g}") for digits in range(1, 18) if scalar.is_floating_point())
     return next((decimal for decimal in decimals if scalar.new_tensor(float(decimal)) == scalar), number)

@@ -1,4 +1,4 @@
-"""Time spans: reading them from text, their overlap, and the reward made of it."""
+"""Time spans: parsing them from text, and their temporal IoU."""
 
 import math
 import re
@@ -18,7 +18,7 @@ _UNIT = r"(?: ?s(?:ec(?:ond)?s?)?)?"
 # Outside brackets a comma separates only before a space: "1,234" is one number.
 _SEPARATOR = r" ?(?:to|until|[-–—~]|(?(1),|,(?= ))) ?"
 _SPAN = re.compile(rf"([\[(] ?)?(?<![\w.:-])({_TIME}){_UNIT}{_SEPARATOR}({_TIME}){_UNIT}(?![\w%]|[.:][0-9])")
-# What may not stand beside the spans: further numbers, and units other than seconds.
+# Not allowed beside the spans: other numbers, and units other than seconds.
 _FOREIGN = re.compile(r"\d|%|\b(?:ms|m|mins?|minutes?|h|hrs?|hours?|frames?)\b")
 
 # Forms that models write besides: a time with its units ("1 min 5 s", "0m12s", "12.0 seconds", "1分5秒"), or a clock time.
@@ -51,11 +51,11 @@ _SPAN_KEY = re.compile(r"time|span|segment|range|interval|moment")  # over a tex
 
 
 def parse_spans(text: str) -> list[Span]:
-    """The spans that a text states, in seconds: "2.0 to 3.5", "2.0-3.5 s", "[2.0, 3.5]", "00:12 to 00:15".
+    """Parse the spans in a text, in seconds: "2.0 to 3.5", "2.0-3.5 s", "[2.0, 3.5]", "00:12 to 00:15".
 
-    Several spans may stand side by side, and words around them do not matter ("from 2 to 3 and from 5 to 6 seconds").
-    Clock times are m:ss or h:mm:ss. The list is empty, for the whole text, where any number is not part of a span, a
-    unit is not the second, or a span does not run forward from zero or later.
+    There may be several spans, and words around them are ignored ("from 2 to 3 and from 5 to 6 seconds"). Clock times
+    are m:ss or h:mm:ss. The list is empty if any number is not part of a span, a unit is not the second, or a span does
+    not run forward from zero or later.
     """
     text = " ".join(text.casefold().split())
     if _FOREIGN.search(_SPAN.sub(" ", text)):
@@ -65,11 +65,11 @@ def parse_spans(text: str) -> list[Span]:
 
 
 def spans_of(value: Any) -> list[Span]:
-    """The spans, in seconds, that a text, a list or a mapping states: the forms of `parse_spans` and what models write.
+    """Return the spans, in seconds, of a text, list or mapping, in the forms of `parse_spans` and those models write.
 
     JSON and Python literals: [start, end], lists of them, mappings with start and end ("start_time", "end"), whose other
-    keys do not count; times are numbers or texts. Text: clock times with fractions, "1 min 5 s", "0m12s", "12秒到20秒",
-    "<12.0 seconds>", "between 12 and 20", arrows. Minutes need a unit on both sides. Empty where anything cannot be read.
+    keys are ignored; times are numbers or texts. Text: clock times with fractions, "1 min 5 s", "0m12s", "12秒到20秒",
+    "<12.0 seconds>", "between 12 and 20", arrows. Minutes need a unit on both sides. Empty if any part cannot be read.
     """
     if isinstance(value, str):
         text = undress(value)
@@ -88,7 +88,7 @@ def _spans_of_text(text: str) -> list[Span]:
 
 
 def _in_seconds(text: str) -> str:
-    """The text with every time that has a unit, or is a clock's, as seconds; unreadable where units are mixed with none."""
+    """Convert clock times and times with a unit to seconds; unreadable if only some times have a unit."""
     minutes = bare = False
 
     def seconds(match: re.Match) -> str:
@@ -106,7 +106,7 @@ def _in_seconds(text: str) -> str:
 
 
 def _spans_within(value: Any) -> Iterator[Span | None]:
-    """Every span of a structure; None for what has the form of one and is none."""
+    """Yield every span of a structure; None for a value that has the form of a span but is invalid."""
     if isinstance(value, Mapping):
         keys = {re.sub(r"[^a-z]", "", str(key).lower()): item for key, item in value.items()}
         starts, ends = ([keys[key] for key in keys if form.fullmatch(key)] for form in (_START_KEY, _END_KEY))
@@ -140,7 +140,7 @@ def _span(start: Any, end: Any) -> Span | None:
 
 
 def _times(values: Sequence[Any]) -> list[float | None]:
-    """Seconds from zero, of a number or its text with or without a unit; None for others."""
+    """Convert numbers, or texts with or without a unit, to seconds >= 0; None for other values."""
     texts = [" ".join(_in_seconds(_TAGS.sub(" ", str(value).casefold())).split()) for value in values]
     found = [re.fullmatch(rf"({_TIME}){_UNIT}", text) for text in texts]
     return [match and _seconds(match[1]) for match in found]
@@ -150,8 +150,8 @@ def temporal_iou(predicted: Sequence[Sequence[float]], target: Sequence[Sequence
     """|P and T| / |P or T|, where P and T are the unions of the predicted and of the target spans.
 
     Args: predicted, target: [start, end] spans in one unit, in any order; they may overlap. Either may be empty.
-    Returns: a float in [0, 1]; 0.0 where both unions have no length.
-    Raises: ValueError where a span is not two finite numbers with start <= end.
+    Returns: a float in [0, 1]; 0.0 if both unions have no length.
+    Raises: ValueError if a span is not two finite numbers with start <= end.
     """
     predicted, target = _merge(predicted), _merge(target)
     shared, p, t = 0.0, 0, 0
@@ -174,7 +174,7 @@ def _seconds(time: str) -> float:
 
 
 def _merge(spans: Sequence[Sequence[float]]) -> list[Span]:
-    """The same union as sorted, disjoint spans."""
+    """Return the union of spans as sorted, disjoint spans."""
     merged: list[Span] = []
     for span in spans:
         if len(span) != 2 or not all(math.isfinite(time) for time in span) or span[0] > span[1]:

@@ -1,4 +1,4 @@
-"""From a TRL completion to its text, and from the text to the answer."""
+"""Extracts the text of a TRL completion, and the answer from the text."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ BOXED = "\\boxed"
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
-    """The text that the model wrote: the contents of the assistant messages, joined.
+    """Return the text that the model wrote: the contents of the assistant messages, joined.
 
     Args: completion: plain text, or messages whose `content` is text, `None` (a bare tool call) or a list of blocks.
-        A message without a role counts as the assistant's; what tools and users said is not the model's text.
-    Raises: TypeError where the completion is neither text nor a list of messages.
+        A message without a role counts as the assistant's; messages of tools and users are ignored.
+    Raises: TypeError if the completion is neither text nor a list of messages.
     """
     if isinstance(completion, str):
         return completion
@@ -35,10 +35,10 @@ def _content_text(content: str | list[dict[str, Any]] | None) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    """The stripped content of the one `<answer>...</answer>` pair of a text.
+    """Return the stripped content of the single `<answer>...</answer>` pair of a text.
 
-    None where there is no answer to score: no pair, an unclosed tag, several or nested pairs, an empty content.
-    Tags are lower case and carry no attributes.
+    Returns None for no pair, an unclosed tag, several or nested pairs, or empty content. Tags are lower case and have
+    no attributes.
     """
     if text.count(ANSWER_OPEN) != 1 or text.count(ANSWER_CLOSE) != 1:
         return None
@@ -48,10 +48,10 @@ def extract_answer(text: str) -> str | None:
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""The stripped content of the one `\boxed{...}` that follows the last `</think>`, or stands in a text without one.
+    r"""Return the stripped content of the single `\boxed{...}` after the last `</think>`, or in a text without it.
 
-    A content that is `\text{...}` (or `\textbf`, `\mathrm` and the like) throughout loses that command. None where there
-    is no answer to score: no box, several or nested boxes, a brace that is never closed, an empty content.
+    A `\text{...}` (or `\textbf`, `\mathrm` and the like) around the whole content is removed. Returns None for no box,
+    several or nested boxes, an unclosed brace, or empty content.
     """
     after_thinking = text.rpartition(THINK_CLOSE)[2]
     if after_thinking.count(BOXED) != 1:

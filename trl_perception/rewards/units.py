@@ -1,11 +1,11 @@
-"""Units and currencies beside a value, which are left aside."""
+"""Splits units and currencies from a value."""
 
 import re
 from functools import cache
 
 PERCENT = "%"
 
-# One line a unit, its spellings; of SI units, with prefixes, the symbols and words are made below.
+# One line per unit: its spellings; symbols and words of SI units with prefixes are generated below.
 _SPELLINGS = """
 % percent per-cent pct
 ° º ˚ deg degs degree degrees 度 \\degree ^\\circ ^{\\circ} ^\\degree
@@ -50,7 +50,7 @@ item items 个 個 只 件 条 张 本 块 辆 개
 time times 次 回 회
 unit units
 """
-# Currencies; signs and codes in capitals may stand before a number too.
+# Currencies; signs and codes in capitals may also precede a number.
 _MONEY = """
 $ US$ USD dollar dollars US-dollars 美元
 € EUR euro euros 欧元
@@ -89,7 +89,7 @@ _ALSO |= {
     "h": ["hr"],
     "mm": ["毫米"],
 }
-_LETTERS = frozenset("msghNLlJWVAKCFT")  # units of one letter; others are symbols where there may be any
+_LETTERS = frozenset("msghNLlJWVAKCFT")  # units of one letter; other letters are symbols if symbols are possible
 
 
 _POWER = r"(?:\^?\{?([+-]?[1-4])\}?|([²³]))"
@@ -107,11 +107,11 @@ _COMPOUND = {"h^-1·km": "km/h", "h^-1·mi": "mph"}
 
 
 def split_unit(text: str, algebra: bool = False) -> tuple[str, str | None]:
-    r"""(the value, its unit under one name) of "12 cm", "$5", "3 m/s^2", "30°", "75\%", "12 \text{ N}"; None without one.
+    r"""Split "12 cm", "$5", "3 m/s^2", "30°", "75\%", "12 \text{ N}" into the value and the name of its unit or None.
 
-    Equal units of different spelling have one name ("12 centimeters", "12 cm"). Words that are no known unit stay.
+    Spellings of the same unit have one name ("12 centimeters", "12 cm"). Words that are not a known unit are kept.
 
-    Args: algebra: whether letters may be symbols. Then one letter is a unit only behind a space or in `\text{}`.
+    Args: algebra: whether letters may be symbols. Then one letter is a unit only after a space or in `\text{}`.
     """
     text = text.strip()
     if (math := _MATH.fullmatch(text)) and (unit := _name(math[2])):
@@ -131,7 +131,7 @@ def split_unit(text: str, algebra: bool = False) -> tuple[str, str | None]:
 
 
 def _beside_a_number(value: str, written: str, bare: str) -> bool:
-    """Whether letters behind a value are no symbols of it: the value has none, and a single letter stands apart."""
+    """Whether letters after a value are not symbols: the value has none, and a single letter is set apart."""
     value = _ASSIGNED.sub("", value)
     if _SYMBOL.search(_COMMAND.sub("", value)):
         return False
@@ -140,7 +140,7 @@ def _beside_a_number(value: str, written: str, bare: str) -> bool:
 
 
 def _name(written: str) -> str | None:
-    """The unit under one name, such as "m·s^-2" for "m/s²", "meters per second squared" or "m s^{-2}"."""
+    """Return the canonical name of a unit, such as "m·s^-2" for "m/s²", "meters per second squared" or "m s^{-2}"."""
     written = " ".join(written.rstrip(". ").replace("\\%", "%").replace("\\$", "$").split())
     if simple := _named(written):
         return simple
@@ -166,7 +166,7 @@ def _named(word: str) -> str | None:
 
 @cache
 def _names() -> dict[str, str]:
-    """spelling -> name of the unit."""
+    """Return spelling -> name of the unit."""
     names = {}
     for line in (_SPELLINGS + _MONEY.strip()).strip().split("\n"):
         spellings = line.split()

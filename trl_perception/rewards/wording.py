@@ -1,4 +1,4 @@
-"""Answers in words: equal, nearly equal word by word, or of the same words."""
+"""Compares answers in words: exact match, word error rate, and ROUGE."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ _VALUED = re.compile(
     r"(?<![^\W_])-(?=[^\W_]|\.)|(?<=[0-9])-(?=[0-9])|(?<![^\W_]{3})(?<=[^\W_])-(?![^\W_])|[.,:/](?=\d)"
     r"|(?:(?<=[^\W_])|(?<=\s)|^)[%‰]|(?:(?<=\d)|(?<![^\W_]{2})(?<=[a-z]))!|(?<=[^\W\d_])#|[′″]"
 )
-# The same of signs that stand in pairs otherwise: "A*", "f'", "5'".
+# The same for signs that otherwise come in pairs: "A*", "f'", "5'".
 _UNPAIRED = re.compile(r"(?<=[^\W_])\*|(?:(?<=\d)|(?<![^\W_]{2})(?<=[a-z]))'(?![^\W_])|(?<=\d)\"")
 _HALF_OPEN = re.compile(r"\[[^][()]{1,40},[^][()]{1,40}\)|\([^][()]{1,40},[^][()]{1,40}\]")
 _BETWEEN = re.compile(r"(?<=[0-9]) ?([-:/]) ?(?=[0-9])")  # spaces around a sign between digits
@@ -25,12 +25,13 @@ MAX_ROUGE_WORDS = 2000
 
 
 def bare_words(text: str) -> str | None:
-    """Case-folded words and the signs that carry a value, with single spaces; None without any letter or digit.
+    """Return case-folded words and the signs that carry a value, with single spaces; None without a letter or digit.
 
-    Signs that count, however spaced: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" and primes behind a digit or a
-    single letter ("5!", "f'"), "#" and a single "*" behind a letter ("C#", "A*"), brackets of half-open intervals
-    ("[0, 1)"), a minus ("-x", "-3", "A-"), and "-", ".", ",", ":", "/" between digits ("10-30", "3.5") or before the first
-    ("-.5"). Raised digits are a power ("x²", "x^2"). All other punctuation is gone, so is a hyphen between words.
+    Signs that count, whatever their spacing: symbols ("+", "=", "$", "°"), "%" and "‰" ("3%"), "!" and primes after a
+    digit or a single letter ("5!", "f'"), "#" and a single "*" after a letter ("C#", "A*"), brackets of half-open
+    intervals ("[0, 1)"), a minus ("-x", "-3", "A-"), and "-", ".", ",", ":", "/" between digits ("10-30", "3.5") or
+    before the first ("-.5"). Superscript digits are a power ("x²", "x^2"). All other punctuation is removed, and so is
+    a hyphen between words.
     """
     text = unicodedata.normalize("NFC", text.casefold()).translate(_PLAIN)
     text = _RAISED.sub(lambda match: "^" + match[0].translate(PLAIN_SCRIPTS), text).translate(PLAIN_SCRIPTS)
@@ -51,7 +52,7 @@ def bare_words(text: str) -> str | None:
 
 
 def spaced_words(text: str) -> str | None:
-    """The text as it is written, composed (NFC), with single spaces; None without any letter or digit."""
+    """Return the text composed (NFC), with single spaces; None without a letter or digit."""
     text = " ".join(unicodedata.normalize("NFC", text).split())
     return text if any(char.isalnum() for char in text) else None
 
@@ -59,30 +60,30 @@ def spaced_words(text: str) -> str | None:
 def word_accuracy(found: str, wanted: str) -> float:
     """max(0, 1 - WER), WER = (substituted + deleted + inserted words) / words wanted, case and punctuation counting.
 
-    Args: both with single spaces, as `spaced_words` gives them.
+    Args: both with single spaces, as `spaced_words` returns them.
     Source: arXiv:2503.21776 (Video-R1), OCR reward; the rate is jiwer's.
     """
-    # With twice the words, the surplus alone makes an error rate of 1: however long the text, there is little to align.
+    # With twice the words, the insertions alone give an error rate of 1: long texts need no alignment.
     if len(found.split()) >= 2 * len(wanted.split()):
         return 0.0
     return max(0.0, 1.0 - needed("jiwer", "jiwer", "OCR").wer(wanted, found))
 
 
 def separate_words(text: str) -> tuple[str, ...] | None:
-    """Runs of letters and digits of any script, case-folded and composed (NFC); None without any."""
+    """Return the runs of letters and digits of any script, case-folded and composed (NFC); None without any."""
     return tuple(_WORD.findall(unicodedata.normalize("NFC", text.casefold()))) or None
 
 
 def rouge(found: tuple[str, ...], wanted: tuple[str, ...]) -> float:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L on stemmed words; of ROUGE-1 and ROUGE-L where one word is wanted.
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L on stemmed words; of ROUGE-1 and ROUGE-L if `wanted` is one word.
 
     F1 of ROUGE-n = 2 * shared n-grams / (n-grams found + n-grams wanted), ROUGE-L: the longest common subsequence
 
-    More than 2,000 words found score 0. Words of 4 to 40 letters are stemmed (Porter).
+    An answer of more than 2,000 words scores 0. Words of 4 to 40 letters are stemmed (Porter).
 
-    Args: both as `separate_words` gives them.
-    Source: arXiv:2503.21776 (Video-R1), free-form reward. Differs: words of every script count, not a-z alone; a
-        single word has no bigram, with which the release holds a right answer of one word to 2/3.
+    Args: both as `separate_words` returns them.
+    Source: arXiv:2503.21776 (Video-R1), free-form reward. Differs: words of every script count, not a-z alone; ROUGE-2,
+        which limits a correct answer of one word to 2/3 in the release, is left out for a single word.
     """
     if len(found) > MAX_ROUGE_WORDS:
         return 0.0
@@ -92,7 +93,7 @@ def rouge(found: tuple[str, ...], wanted: tuple[str, ...]) -> float:
 
 
 class _Stems:
-    """The scorer's tokenizer, for words that are separate already."""
+    """The scorer's tokenizer, for words that are already separate."""
 
     def tokenize(self, words: tuple[str, ...]) -> list[str]:
         return [_stemmer().stem(word) if len(word) in _STEMMED_LENGTHS else word for word in words]

@@ -1,4 +1,4 @@
-"""Published data sets to rows of ours: one short file a layout, one registry."""
+"""Adapters that convert published data sets to our rows: one short file per layout, one registry."""
 
 import difflib
 
@@ -28,7 +28,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def get_adapter(name: str) -> Adapter:
-    """The adapter of a name. Errors: ValueError naming the nearest."""
+    """Return an adapter by name. Errors: ValueError with the nearest name."""
     if name not in ADAPTERS:
         nearest = difflib.get_close_matches(name.lower(), ADAPTERS, n=1, cutoff=0.0)[0]
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an adapter is: which file, which records, and how one record becomes one row."""
+"""The definition of an adapter: which file, which records, and how a record becomes a row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class Adapter:
 
     Args:
         title: the name under which it is published.
-        layout: what is read, in a few words, for --help and the docs.
-        files: the files that are read for a split; the first holds the records. Errors: FileNotFoundError.
-        read: the records of that first file.
-        row: one record as a row of ours, media as absolute paths or bytes. Errors: RecordError. None for a record that
-            is of no use to this adapter by the data set's own design; `left_out` says why.
-        splits: splits that are published; empty where the split only names the rows that are written.
-        left_out: the reason shown for records that give no row.
+        layout: a short description of the input, for --help and the docs.
+        files: returns the files of a split; the first holds the records. Errors: FileNotFoundError.
+        read: reads the records of that first file.
+        row: converts a record to a row, media as absolute paths or bytes. Errors: RecordError. Returns None for a
+            record that this adapter cannot use by the data set's design; `left_out` is the reason.
+        splits: published splits; empty if the split only names the output rows.
+        left_out: the reason shown for records without a row.
         warm_up: whether rows have a `completion`.
-        block_settings: whether the blocks of a prompt may have settings of their own, such as `max_pixels`.
+        block_settings: whether the blocks of a prompt may have their own settings, such as `max_pixels`.
     """
 
     title: str

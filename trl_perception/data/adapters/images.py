@@ -1,4 +1,4 @@
-"""Image reasoning: ViRL39K and Geometry3K, both parquet and both mathematics with tags where the images stand."""
+"""Image reasoning: ViRL39K and Geometry3K, both mathematics in parquet with tags at the places of the images."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ def virl39k_row(record: Record, source: Source) -> dict[str, Any]:
 
 def geometry3k_row(record: Record, source: Source) -> dict[str, Any]:
     """A row of Geometry3K as hiyouga/geometry3k publishes it: parquet with `images` (encoded bytes), `problem` (with
-    `<image>`) and `answer`. The records have no id; their place in the split makes one. Errors: RecordError.
+    `<image>`) and `answer`. The records have no id; their index in the split is used. Errors: RecordError.
     """
     images = record.field("images")
     if not isinstance(images, list) or not all(
@@ -49,7 +49,7 @@ def geometry3k_row(record: Record, source: Source) -> dict[str, Any]:
 
 
 def unboxed(answer: str) -> str:
-    r"""The content of a \boxed{...} that is the whole answer; any other answer as it is."""
+    r"""Return the content of a \boxed{...} that is the whole answer; any other answer is unchanged."""
     boxed = _BOXED.fullmatch(answer.strip().strip("$").strip())
     return boxed[1].strip() if boxed else answer
 

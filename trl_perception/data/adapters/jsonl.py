@@ -28,7 +28,7 @@ FIELDS = frozenset(
 
 
 def jsonl_row(record: Record, source: Source) -> dict[str, Any]:
-    """A row of the layout above, or of TRL's; fields that it does not know are refused. Errors: RecordError."""
+    """Convert a record of the layout above, or of TRL's; unknown fields are rejected. Errors: RecordError."""
     if "prompt" in record.values:
         return trl_row(record, source)
     if unknown := sorted(set(record.values) - FIELDS):

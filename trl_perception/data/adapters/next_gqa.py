@@ -20,12 +20,12 @@ SPLITS = ("val", "test")
 
 
 def next_gqa_row(record: Record, source: Source) -> dict[str, Any] | None:
-    """A multiple-choice row with `time_spans`, the seconds that hold the answer; None without spans."""
+    """Return a multiple-choice row with `time_spans`, the seconds that hold the answer; None without spans."""
     return _row(record, source, grounding=False)
 
 
 def grounding_row(record: Record, source: Source) -> dict[str, Any] | None:
-    """A row that asks for the seconds themselves, given question and answer; None without spans."""
+    """Return a row that asks for the time spans, given question and answer; None without spans."""
     return _row(record, source, grounding=True)
 
 
@@ -55,7 +55,7 @@ def _answer(record: Record, options: list[str]) -> str:
 
 
 def _spans(record: Record, file: Path) -> tuple[list[list[float]], float]:
-    """The question's spans, and the clip's seconds."""
+    """Return the question's spans, and the clip's duration in seconds."""
     of_video = _locations(file).get(record.text("video", "video_id"))
     if of_video is None:
         return [], 0.0

@@ -27,12 +27,12 @@ def next_qa_row(record: Record, source: Source) -> dict[str, Any]:
 
 
 def next_options(record: Record) -> list[str]:
-    """The five options, lettered."""
+    """Return the five options with letters."""
     return [f"{letter}. {record.text(f'a{number}')}" for number, letter in enumerate("ABCDE")]
 
 
 def next_parts(record: Record, source: Source) -> dict[str, Any]:
-    """What rows of NExT-QA and NExT-GQA share: name, question and clip."""
+    """Return the fields that rows of NExT-QA and NExT-GQA share: name, question and clip."""
     video = record.text("video", "video_id")
     question = record.text("question")
     return {

@@ -1,4 +1,4 @@
-"""One published record, read strictly: what is missing or of another kind is one error that says where."""
+"""Strict access to a published record: a missing field or a wrong type is an error with its location."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class RecordError(ValueError):
 class Record:
     """A record of a file.
 
-    Args: values: field -> value, as the file holds it; number: counts from 1; file: where it was read.
+    Args: values: field -> value, as in the file; number: counts from 1; file: the source file.
     """
 
     values: Mapping[str, Any]
@@ -27,12 +27,12 @@ class Record:
     file: Path
 
     def wrong(self, reason: str) -> RecordError:
-        """The error to raise about this record."""
+        """Return the error to raise for this record."""
         named = next((f" ({name} {self.values[name]})" for name in NAMES if self.values.get(name) is not None), "")
         return RecordError(f"{self.file}, record {self.number}{named}: {reason}")
 
     def field(self, *names: str) -> Any:
-        """The value of the first of these fields that the record has. Errors: RecordError naming them."""
+        """Return the value of the first of these fields that the record has. Errors: RecordError naming them."""
         for name in names:
             if self.values.get(name) is not None:
                 return self.values[name]
@@ -44,7 +44,7 @@ class Record:
         )
 
     def text(self, *names: str) -> str:
-        """A field that must hold text with something in it; numbers count as their text."""
+        """Return a field that must hold non-empty text; numbers are converted to text."""
         value = self.field(*names)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.wrong(f"field {names[0]!r} must be text, found {type(value).__name__} {_short(value)}.")
@@ -53,14 +53,14 @@ class Record:
         return str(value).strip()
 
     def one_of(self, name: str, known: Sequence[str]) -> str:
-        """A field that must hold one of the known values."""
+        """Return a field that must hold one of the known values."""
         value = self.text(name)
         if value not in known:
             raise self.wrong(f"field {name!r} is {value!r}; one of {', '.join(map(repr, known))} is wanted.")
         return value
 
     def texts(self, name: str, *, optional: bool = False) -> list[str]:
-        """A field that must hold a list of texts; an optional one that is missing is empty."""
+        """Return a field that must hold a list of texts; a missing optional field gives an empty list."""
         if optional and self.values.get(name) is None:
             return []
         value = self.field(name)

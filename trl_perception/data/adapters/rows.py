@@ -1,4 +1,4 @@
-"""From the parts of a record to one row of ours."""
+"""Builds a row from the parts of a record."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from ...rewards.solutions import without_tags
 from ..templates import BY_TYPE
 from .record import Record
 
-KNOWN_TYPES = tuple(dict.fromkeys((*BY_TYPE, *PROBLEM_TYPES)))  # what a template or the accuracy reward knows
+KNOWN_TYPES = tuple(dict.fromkeys((*BY_TYPE, *PROBLEM_TYPES)))  # types of templates or of the accuracy reward
 _TAGS = re.compile(r"(<image>|<video>)")
 
 
@@ -28,18 +28,18 @@ def make_row(
     strict_tags: bool = True,
     **columns: Any,
 ) -> dict[str, Any]:
-    """A row: one user turn with media, question and options, and what the rewards read.
+    """Build a row: one user turn with media, question and options, and the columns that rewards read.
 
-    Placeholders stand where the question has `<image>` and `<video>` tags; without tags media go first, videos before
-    images. Options that carry no letters get theirs. A solution loses its answer tags; one of a multiple-choice row
+    Placeholders replace the `<image>` and `<video>` tags of the question; without tags media come first, videos before
+    images. Options without letters get letters. Answer tags are removed from a solution; a multiple-choice solution
     becomes its letter.
 
     Args:
-        name: the row's id, one of its own in the data set.
+        name: the row's id, unique in the data set.
         videos, images: paths, or the bytes of encoded images.
-        strict_tags: whether a tag of a kind of which there are no media is an error; else it is text.
-        columns: further columns, such as `time_spans` and `duration`.
-    Errors: RecordError where tags and media differ in number, or where the solution does not suit its problem type.
+        strict_tags: whether a tag without media of its kind is an error; else it is text.
+        columns: more columns, such as `time_spans` and `duration`.
+    Errors: RecordError if tags and media differ in number, or the solution does not fit its problem type.
     """
     options = lettered(options)
     solution = without_tags(str(solution)).strip()
@@ -59,7 +59,7 @@ def make_row(
     if not solution:
         raise record.wrong("the solution is empty.")
     if problem_type in PROBLEM_TYPES:
-        try:  # the reward's own reading: what it cannot use would stop a run halfway
+        try:  # the reward's own check: a solution that it cannot read would stop a run halfway
             check_solution(problem_type, solution, options or None)
         except ValueError as error:
             raise record.wrong(str(error)) from error
@@ -67,7 +67,7 @@ def make_row(
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """Options as "A. red": as they are where every one carries its own letter, else with letters put before them."""
+    """Return options as "A. red": unchanged if each starts with its own letter, else with letters added."""
     pairs = list(zip(ascii_uppercase, options, strict=False))
     if all(re.match(rf"\(?{letter}\s*[).:]", option) for letter, option in pairs):
         return list(options)
@@ -75,7 +75,7 @@ def lettered(options: Sequence[str]) -> list[str]:
 
 
 def checked_spans(record: Record, spans: Any) -> list[list[float]]:
-    """[[start, end], ...] in seconds, rounded to milliseconds. Errors: RecordError where they are not that."""
+    """Validate [[start, end], ...] in seconds and round to milliseconds. Errors: RecordError for any other value."""
     if not isinstance(spans, list) or not all(
         isinstance(span, list) and len(span) == 2 and all(map(is_seconds, span)) and span[0] < span[1] for span in spans
     ):

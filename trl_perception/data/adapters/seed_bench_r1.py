@@ -17,7 +17,7 @@ STEMS = {"train": "training_6k"}  # any other split is the name of its file
 
 
 def seed_bench_row(record: Record, source: Source) -> dict[str, Any]:
-    """A multiple-choice row with one video and one image. Errors: RecordError."""
+    """Return a multiple-choice row with one video and one image. Errors: RecordError."""
     video, image = record.text("video_basename"), record.text("current_observation_basename")
     origin = record.text("video_source")
     return make_row(

@@ -1,4 +1,4 @@
-"""A data set on disk: its files by name, their records, and where its media lie."""
+"""A data set on disk: its files by name, their records, and the location of its media."""
 
 import csv
 import io
@@ -23,9 +23,9 @@ class Source:
     """Where a data set was unpacked.
 
     Args:
-        path: its folder, or the one file to read instead of the published name.
-        split: which of its splits. Where nothing is published by split, any name will do.
-        media: folder that media paths count from; None takes the folder itself.
+        path: its folder, or the file to read instead of the published name.
+        split: one of its splits; any name if nothing is published by split.
+        media: root folder of media paths; None uses the data set's folder.
     """
 
     path: Path
@@ -37,9 +37,9 @@ class Source:
         return self.path if self.path.is_dir() else self.path.parent
 
     def file(self, *names: str) -> Path:
-        """The first of these files that exists (a `*` must fit one file); the source itself where it is a file.
+        """Return the first of these files that exists (a `*` must match one file), or the source if it is a file.
 
-        Errors: FileNotFoundError naming what was looked for and what is there.
+        Errors: FileNotFoundError naming the files expected and the files found.
         """
         if self.path.is_file():
             return self.path
@@ -60,7 +60,7 @@ class Source:
         )
 
     def medium(self, *names: str) -> str:
-        """Absolute path of the first of these media that exists; of the first one where none does. URLs stay."""
+        """Return the absolute path of the first existing medium, or of the first if none exists. URLs are unchanged."""
         if names[0].startswith(URLS):
             return names[0]
         root = self.media or self.folder
@@ -70,14 +70,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a file in order: how many, and an iterator that starts anywhere."""
+    """The records of a file in order: their number, and an iterator from any start."""
 
     count: int
-    read: Callable[[int], Iterator[Record]]  # number of records to pass over -> the rest
+    read: Callable[[int], Iterator[Record]]  # number of records to skip -> the rest
 
 
 def _text(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a mark at its start. Errors: RecordError naming the first other line."""
+    """Read a UTF-8 file, with or without a byte order mark. Errors: RecordError naming the first invalid line."""
     content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -89,7 +89,7 @@ def _text(file: Path) -> str:
 
 
 def read_json(file: Path) -> Records:
-    """A JSON file that holds a list of objects. Errors: RecordError where it does not."""
+    """Read a JSON file that holds a list of objects. Errors: RecordError for other content."""
     try:
         values = json.loads(_text(file))
     except json.JSONDecodeError as error:
@@ -100,7 +100,7 @@ def read_json(file: Path) -> Records:
 
 
 def read_jsonl(file: Path) -> Records:
-    """A file with one JSON object a line; blank lines are passed over. Errors: RecordError naming the line."""
+    """Read a file with one JSON object per line; blank lines are skipped. Errors: RecordError naming the line."""
     values = []
     for number, line in enumerate(_text(file).split("\n"), 1):
         if line.strip():
@@ -112,7 +112,7 @@ def read_jsonl(file: Path) -> Records:
 
 
 def read_csv(file: Path) -> Records:
-    """A comma-separated file with a header. Errors: RecordError for a line with more or fewer cells than the header."""
+    """Read a CSV file with a header. Errors: RecordError for a line with more or fewer cells than the header."""
     values = list(csv.DictReader(io.StringIO(_text(file), newline=""), restkey="", restval=None))
     for number, row in enumerate(values, 1):
         if "" in row or None in row.values():
@@ -121,7 +121,7 @@ def read_csv(file: Path) -> Records:
 
 
 def read_parquet(file: Path) -> Records:
-    """A parquet file, read in small batches. Errors: RecordError where it is none."""
+    """Read a parquet file in small batches. Errors: RecordError if it is not parquet."""
     try:
         count = pq.ParquetFile(file).metadata.num_rows
     except pa.ArrowInvalid as error:

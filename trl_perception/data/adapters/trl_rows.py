@@ -1,4 +1,4 @@
-"""TRL's own rows: a conversational `prompt`, media in columns or blocks, and what the rewards read."""
+"""Rows in TRL's layout: a conversational `prompt`, media in columns or blocks, and the columns that rewards read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,11 @@ FIELDS = frozenset(
 
 
 def trl_row(record: Record, source: Source) -> dict[str, Any]:
-    """A row of TRL's layout: `prompt` (messages), `image(s)`/`video(s)` or media inside the blocks, which may have settings of
-    their own, and where the rewards read them `problem_type`, `solution` (or `answer`), `options`, `time_spans`.
+    """Convert a row of TRL's layout: `prompt` (messages), `image(s)`/`video(s)` or media inside the blocks, which may
+    have their own settings, and, if rewards read them, `problem_type`, `solution` (or `answer`), `options`,
+    `time_spans`.
 
-    Media move into the columns and leave their places and settings in the prompt. Errors: RecordError.
+    Media move into the columns; their placeholders and settings remain in the prompt. Errors: RecordError.
     """
     values = record.values
     if unknown := sorted(set(values) - FIELDS):
@@ -54,14 +55,14 @@ def trl_row(record: Record, source: Source) -> dict[str, Any]:
 
 
 def _without_media(message: Mapping[str, Any], media: dict[str, list]) -> dict[str, Any]:
-    """The message with placeholders; its media go to the end of their lists. Errors: ValueError."""
+    """Return the message with placeholders, and append its media to their lists. Errors: ValueError."""
     if others := sorted(set(message) - {"role", "content"}):
         raise ValueError(f"a message holds {others[0]!r}; only 'role' and 'content' are kept.")
     content = []
     for block in message["content"]:
         kind = block["type"]
         if kind in media:
-            VideoSettings().override(block)  # refuses what is no setting
+            VideoSettings().override(block)  # rejects keys that are not settings
             media[kind].append(block[kind])
             block = {key: value for key, value in block.items() if key != kind}
         content.append(block)

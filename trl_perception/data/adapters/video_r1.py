@@ -23,7 +23,7 @@ PROBLEM_TYPES = {
 
 
 def video_r1_row(record: Record, source: Source) -> dict[str, Any]:
-    """A row for reinforcement learning. Errors: RecordError."""
+    """Return a row for reinforcement learning. Errors: RecordError."""
     problem_type = PROBLEM_TYPES[record.one_of("problem_type", tuple(PROBLEM_TYPES))]
     kind = record.one_of("data_type", ("video", "image"))
     return make_row(
@@ -38,7 +38,7 @@ def video_r1_row(record: Record, source: Source) -> dict[str, Any]:
 
 
 def warm_up_row(record: Record, source: Source) -> dict[str, Any]:
-    """The same with a `completion` to imitate: the reasoning, then the solution, both in their tags."""
+    """Return the same row with a `completion` to imitate: the reasoning, then the solution, both in their tags."""
     process, solution = record.text("process"), record.text("solution")
     if not (process.startswith("<think>") and process.endswith("</think>")):
         raise record.wrong(f"field 'process' must be <think>...</think>, found {process[:60]!r}.")

@@ -1,4 +1,4 @@
-"""From a published data set on disk to checked parquet shards with a card: `trl-perception prepare`."""
+"""Converts a published data set on disk to checked parquet shards with a card: `trl-perception prepare`."""
 
 from .folder import prepared_shards
 from .options import PrepareOptions

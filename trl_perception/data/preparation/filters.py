@@ -1,4 +1,4 @@
-"""Which rows stay: by type, by id, by a model's pass rate, by length."""
+"""Filters rows by type, id, a model's pass rate, and duration."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from .options import PrepareOptions
 
 
 class RowFilter:
-    """Says why a row is dropped, `""` for one that stays.
+    """Returns the reason why a row is dropped, `""` for a row that is kept.
 
-    Args: seen: ids of rows that were kept before.
+    Args: seen: ids of rows kept so far.
     """
 
     def __init__(self, options: PrepareOptions, seen: Iterable[str] = ()):
@@ -23,7 +23,7 @@ class RowFilter:
         self._seen = set(seen)
 
     def reason(self, row: dict[str, Any]) -> str:
-        """The reason that lies in the row itself. A row that stays gets its `pass_rate`."""
+        """Return the reason from the row's own values. Adds `pass_rate` to a row that is kept."""
         options = self.options
         if options.problem_types is not None and row["problem_type"] not in options.problem_types:
             return "other problem type"
@@ -39,13 +39,13 @@ class RowFilter:
         return ""
 
     def is_new(self, row: dict[str, Any]) -> bool:
-        """Whether no row before had this id; from now on it is taken."""
+        """Whether no earlier row had this id; records the id."""
         new = row["id"] not in self._seen
         self._seen.add(row["id"])
         return new
 
     def reason_of_duration(self, row: dict[str, Any]) -> str:
-        """The reason that lies in the seconds of video. Errors: ValueError where a bound is set and they are not known."""
+        """Return the reason from the video duration. Errors: ValueError if it is unknown and a bound is set."""
         low, high, seconds = self.options.min_duration, self.options.max_duration, row.get("duration")
         if (low is None and high is None) or not row["videos"]:
             return ""
@@ -60,7 +60,7 @@ class RowFilter:
 
 
 def read_pass_rates(file: Path, id_column: str, rate_column: str) -> dict[str, float]:
-    """id -> pass rate from a parquet or JSONL file; ids become text, rows without a rate are left out.
+    """Read id -> pass rate from a parquet or JSONL file; ids become text, rows without a rate are left out.
 
     Errors: ValueError naming the file and a missing column, a rate outside [0, 1], or an id with two rates.
     """

@@ -1,4 +1,4 @@
-"""The output folder: drafts during a run, shards and a card when it is done.
+"""The output folder: drafts during a run, shards and a card at the end.
 
 OUT/README.md                        data card
 OUT/data/train-00000-of-00003.parquet
@@ -50,7 +50,7 @@ _MAGIC = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"GIF8": "gif", b"RIFF": "webp"
 class SplitFolder:
     """One split of an output folder.
 
-    Args: root: the folder; split: letters, digits and `_`; columns: further features of the rows.
+    Args: root: the folder; split: letters, digits and `_`; columns: additional features of the rows.
     """
 
     def __init__(self, root: Path, split: str, columns: Features | None = None):
@@ -64,10 +64,9 @@ class SplitFolder:
     # Options and the end
 
     def open(self, spec: dict[str, Any], restart: bool = False) -> dict[str, Any] | None:
-        """Start or resume a run of these options; the summary of one that is finished, else None.
+        """Start or resume a run with these options; returns the summary of a finished run, else None.
 
-        Errors: ValueError for a folder that holds something else, or a run with other options
-            that has rows to lose.
+        Errors: ValueError for a folder that holds something else, or the rows of a run with other options.
         """
         if self.root.exists() and any(self.root.iterdir()) and not (self.root / STATE).is_dir():
             raise ValueError(f"{self.root} holds something else. Choose another output folder.")
@@ -89,7 +88,7 @@ class SplitFolder:
         return json.loads(finished.read_text()) if finished.exists() else None
 
     def publish(self, summary: dict[str, Any]) -> None:
-        """Move the drafts that hold rows to `data/`, then note the end."""
+        """Move the drafts that hold rows to `data/`, then write the summary."""
         drafts = [path for path in self._drafts() if pq.ParquetFile(path).metadata.num_rows]
         (self.root / "data").mkdir(exist_ok=True)
         self._remove_shards()
@@ -102,14 +101,14 @@ class SplitFolder:
     # Drafts
 
     def chunks_done(self) -> list[dict[str, Any]]:
-        """The tallies of the chunks that are done, in order."""
+        """Return the tallies of finished chunks, in order."""
         tallies = []
         while (path := self._draft(len(tallies), "json")).exists():
             tallies.append(json.loads(path.read_text()))
         return tallies
 
     def save_chunk(self, number: int, rows: Sequence[dict[str, Any]], tally: dict[str, Any]) -> None:
-        """Write a chunk's rows, then its tally: a chunk counts as done once the tally lies there."""
+        """Write a chunk's rows, then its tally: a chunk is finished once its tally exists."""
         target = self._draft(number, "parquet")
         table = pa.Table.from_pylist([self._as_written(row) for row in rows], schema=self.features.arrow_schema)
         pq.write_table(table, target.with_suffix(".part"))
@@ -117,18 +116,18 @@ class SplitFolder:
         write_atomically(self._draft(number, "json"), json.dumps(tally))
 
     def column(self, name: str) -> list[Any]:
-        """A column over all drafts."""
+        """Return a column over all drafts."""
         return [value for path in self._drafts() for value in pq.read_table(path, columns=[name])[name].to_pylist()]
 
     def stored(self, path: str, relative: bool) -> str:
-        """How a medium is written into a row: relative to the output folder where it lies inside, or where all are."""
+        """Return a medium's path for a row: relative to the output folder if it is inside or `relative` is set."""
         if path.startswith(URLS):
             return path
         inside = Path(path).is_relative_to(self.root)
         return Path(os.path.relpath(path, self.root)).as_posix() if inside or relative else path
 
     def keep_image(self, name: str, number: int, content: bytes) -> str:
-        """Write an encoded image to `media/`; its path, relative to the folder."""
+        """Write an encoded image to `media/`; returns its path relative to the folder."""
         ending = next((ending for magic, ending in _MAGIC.items() if content.startswith(magic)), "bin")
         stem = re.sub(r"[^\w.-]", "_", name)
         path = self.root / "media" / self.split / f"{stem}-{number}.{ending}"
@@ -143,7 +142,7 @@ class SplitFolder:
         return self.state / f"{number:05d}.{kind}"
 
     def _drafts(self) -> list[Path]:
-        """The rows of the chunks that are done."""
+        """Return the drafts of finished chunks."""
         return [self._draft(number, "parquet") for number in range(len(self.chunks_done()))]
 
     def _remove_shards(self) -> None:
@@ -158,12 +157,12 @@ class SplitFolder:
 
 
 def prepared_shards(folder: Path, split: str) -> list[str]:
-    """The parquet files of a split in `data/`; none for a folder that is laid out otherwise.
+    """Return the parquet files of a split in `data/`; none for a folder with another layout.
 
     Errors: ValueError for a split that is missing or unfinished.
     """
     shards = sorted((folder / "data").glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
-    if not (folder / STATE).is_dir():  # a copy of the shards alone
+    if not (folder / STATE).is_dir():  # a copy of only the shards
         return [str(path) for path in shards]
     known = {path.name: (path / "finished.json").exists() for path in sorted((folder / STATE).iterdir())}
     if split not in known:
@@ -179,7 +178,7 @@ def prepared_shards(folder: Path, split: str) -> list[str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing."""
+    """Write the whole text or nothing."""
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)

@@ -1,4 +1,4 @@
-"""Do a row's media exist and decode, how long are they, and how many visual tokens will they make?"""
+"""Checks that a row's media exist and decode, and computes their duration and number of visual tokens."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MISSING, UNREADABLE = "media missing", "media unreadable"
 
 @dataclass(frozen=True)
 class MediaReport:
-    """seconds of video and visual tokens, None where they were not looked at; or why the media cannot be used."""
+    """Seconds of video and visual tokens, None if not checked; or why the media cannot be used."""
 
     seconds: float | None = None
     tokens: int | None = None
@@ -26,7 +26,7 @@ class MediaReport:
 
 
 class MediaChecker:
-    """Looks at the media of many rows with threads; a medium that rows share, read alike, is looked at once."""
+    """Checks the media of many rows with threads; a medium shared by rows with the same settings is checked once."""
 
     def __init__(self, options: PrepareOptions, workers: int):
         self.options = options
@@ -35,14 +35,14 @@ class MediaChecker:
         self._known: dict[Any, MediaReport] = {}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[MediaReport]:
-        """One report a row, over all its media; the first medium that fails decides."""
+        """Return one report per row, over all its media; the first failing medium determines the reason."""
         if self.options.check == "none":
             return [MediaReport() for _ in rows]
         requests = [[self.options.media.request(block) for block in media_blocks(conversation(row))] for row in rows]
         new = {_key(request): request for of_row in requests for request in of_row if _key(request) not in self._known}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="check") as pool:
             reports = dict(zip(new, pool.map(self._look, new.values()), strict=True))
-        # Encoded bytes are not kept: no other row will have them, and they are large.
+        # Encoded bytes are not cached: they are large, and no other row shares them.
         self._known.update({key: report for key, report in reports.items() if not isinstance(key[1], bytes)})
         return [
             _joined([reports.get(_key(request)) or self._known[_key(request)] for request in of_row])

@@ -1,4 +1,4 @@
-"""Options of `trl-perception prepare`, and which of them must stay the same when a run resumes."""
+"""Options of `trl-perception prepare`, and which of them must not change when a run resumes."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
@@ -13,25 +13,25 @@ from ..templates import get_template
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How rows are checked, filtered and written.
+    """Options to check, filter and write rows.
 
     Args:
-        check: of media: "none"; "exists", where each file's header is read too; "decode", where the frames that
-            training will sample are decoded.
+        check: of media: "none"; "exists", which also reads each file's header; "decode", which decodes the frames that
+            training will sample.
         malformed: what to do with a record that does not follow the layout: "error" stops and names it,
             "drop" counts it. A run that stopped may resume with the other.
-        limit: most rows that are kept.
-        problem_types: types that are kept, None for all.
-        min_duration, max_duration: bounds on a row's seconds of video; rows without video stay.
+        limit: maximum number of rows.
+        problem_types: types to keep, None for all.
+        min_duration, max_duration: bounds on a row's seconds of video; rows without video are kept.
         pass_rates: parquet or JSONL file with a model's pass rate for each row.
         pass_rate_columns: its columns: the row's id, and the rate in [0, 1].
-        min_pass_rate, max_pass_rate: bounds of the rates that are kept, both included.
-        template: prompt template that is written into the prompts.
+        min_pass_rate, max_pass_rate: bounds of the rates to keep, both inclusive.
+        template: prompt template that is added to the prompts.
         video, image_limits: sampling and sizes, for "decode" and for the count of visual tokens.
-        media_limits: what one medium may cost to read.
-        sizes: of the processor that training has, which hold where nothing else is set.
+        media_limits: resource limits for reading one medium.
+        sizes: of the processor used in training, which apply if nothing else is set.
         relative_media: write every path relative to the output folder, so that it can be moved with the media.
-        shard_size: records that are worked on between two points from which an interrupted run resumes.
+        shard_size: records per chunk; an interrupted run resumes after the last finished chunk.
     """
 
     check: str = "exists"
@@ -76,11 +76,11 @@ class PrepareOptions:
 
     @property
     def media(self) -> MediaSettings:
-        """Sampling, sizes and limits as the preparer of prompts takes them in training."""
+        """Return sampling, sizes and limits as the prompt preparer uses them in training."""
         return MediaSettings(self.video, *self.image_limits, self.media_limits, self.sizes)
 
     def as_json(self) -> dict[str, Any]:
-        """The options that every chunk of a run must share, as JSON holds them; a file as its name and digest."""
+        """Return the options that all chunks of a run must share as JSON; a file is given by name and digest."""
         values = asdict(self)
         del values["malformed"]
         values["pass_rates"] = self.pass_rates and fingerprint(self.pass_rates)
@@ -88,6 +88,6 @@ class PrepareOptions:
 
 
 def fingerprint(file: Path) -> list[str]:
-    """[name, SHA-256 of its content]. Errors: FileNotFoundError."""
+    """Return [name, SHA-256 of the content]. Errors: FileNotFoundError."""
     with file.open("rb") as content:
         return [file.name, hashlib.file_digest(content, "sha256").hexdigest()]

@@ -19,7 +19,7 @@ from .options import PrepareOptions, fingerprint
 from .summary import summarize, write_card
 
 MALFORMED = "malformed"
-BATCH = 64  # records whose media are looked at together
+BATCH = 64  # records whose media are checked together
 
 
 def prepare(
@@ -32,18 +32,18 @@ def prepare(
     restart: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write one split of a data set as rows of ours, and return what was kept and dropped (see `as_text`).
+    """Write one split of a data set as our rows, and return what was kept and dropped (see `as_text`).
 
     An interrupted run resumes at the last finished chunk of `shard_size` records when it is called again.
 
     Args:
         name: key of `ADAPTERS`.
         output: folder; several splits may share it.
-        workers: threads that look at media.
-        restart: throw away what the folder holds of this split.
+        workers: threads that check media.
+        restart: delete existing output of this split.
         progress: whether to show a progress bar.
     Errors: RecordError for a record that does not follow the layout (`malformed="error"`); FileNotFoundError for a
-        source without its files; ValueError for a folder with other options, and where no row is left.
+        source without its files; ValueError for a folder with other options, or if no row is left.
     """
     adapter, options = get_adapter(name), options or PrepareOptions()
     if adapter.splits and source.split not in adapter.splits and not source.path.is_file():
@@ -61,7 +61,7 @@ def prepare(
     folder = SplitFolder(Path(output), source.split, Features(columns))
     finished = folder.open(spec, restart)
     if finished is not None:
-        write_card(folder)  # an earlier run may have ended before it
+        write_card(folder)  # an earlier run may have stopped before this
         return finished
 
     records, tallies = adapter.read(files[0]), folder.chunks_done()
@@ -97,7 +97,7 @@ class _Worker:
         self.check = MediaChecker(options, workers)
 
     def chunk(self, records: Sequence[Record], limit: int | None, bar: tqdm) -> tuple[list[dict], dict[str, Any]]:
-        """Rows of a chunk, `limit` at most, and its tally."""
+        """Return the rows of a chunk, at most `limit`, and its tally."""
         rows: list[dict] = []
         dropped, examples, seen = Counter(), {}, 0
         for batch in _batches(records, BATCH):
@@ -119,7 +119,7 @@ class _Worker:
         return rows, {"records": seen, "kept": len(rows), "dropped": dict(dropped), "examples": examples}
 
     def _outcomes(self, records: Sequence[Record]) -> Iterator[dict[str, Any] | tuple[str, str]]:
-        """In the order of the records: a row, or (why it is dropped, what was found)."""
+        """Yield, in the order of the records, a row, or (why it is dropped, what was found)."""
         outcomes = [self._converted(record) for record in records]
         rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
         reports = iter(self.check(rows))

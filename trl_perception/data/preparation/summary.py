@@ -1,4 +1,4 @@
-"""What a preparation kept and dropped: numbers, a table for the terminal, a card for the folder."""
+"""Summarizes what a preparation kept and dropped: numbers, a table for the terminal, a card for the folder."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ POINTS = {"min": 0, "median": 50, "95 %": 95, "max": 100}
 
 
 def summarize(folder: SplitFolder, tallies: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts and distributions over the drafts of a split, as JSON holds them."""
+    """Return counts and distributions over the drafts of a split, as JSON."""
     dropped, examples = Counter(), {}
     for tally in tallies:
         dropped.update(tally["dropped"])
@@ -38,7 +38,7 @@ def summarize(folder: SplitFolder, tallies: Sequence[Mapping[str, Any]], spec: M
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
-    """The table that the command prints."""
+    """Return the table that the command prints."""
     lines = [
         f"{summary['title']}, split {summary['split']}: {summary['records']:,} records, {summary['kept']:,} rows kept"
     ]
@@ -56,7 +56,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 
 def write_card(folder: SplitFolder) -> None:
-    """README.md over all finished splits."""
+    """Write README.md for all finished splits."""
     finished = sorted((folder.root / STATE).glob("*/finished.json"))
     summaries = [json.loads(path.read_text()) for path in finished]
     titles = ", ".join(dict.fromkeys(summary["title"] for summary in summaries))
@@ -100,7 +100,7 @@ def _section(summary: Mapping[str, Any]) -> str:
 
 
 def _media_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by which media were sized: of videos by their own names, of images with `image_` before them."""
+    """Return the settings of media sizes; those of images have the prefix `image_`."""
     return {
         **options["video"],
         **dict(zip(("image_min_pixels", "image_max_pixels"), options["image_limits"], strict=True)),
