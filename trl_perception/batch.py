@@ -194,7 +194,7 @@ class MicroBatch(dict[str, Any]):
 
     def take_groups(self, num_generations: int) -> list[tuple[slice, Group]]:
         """Removes and returns the groups that wait for their credit, with their rows."""
-        of_rows = self.pop("group", [])
+        of_rows = self.pop("group")
         starts = range(0, len(of_rows), num_generations)
         groups = [(slice(start, start + num_generations), of_rows[start]) for start in starts]
         return [(rows, group) for rows, group in groups if group is not None]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from tests.helpers import history
+from tests.helpers import history, message
 from trl_perception import GRPOVideoTrainer
 from trl_perception.assets import model_path
 from trl_perception.objectives import Penalty, TokenWeights
@@ -209,6 +209,20 @@ def test_credit_is_given_once_where_a_step_visits_a_rollout_twice(rows, make_tra
         outcomes.append(history(trainer, "loss", "grad_norm"))
     for before, within in zip(*outcomes, strict=True):
         assert within == pytest.approx(before, rel=1e-4, abs=1e-6)
+
+
+def test_every_micro_batch_gives_credit_whatever_is_left_out(rows, make_trainer, monkeypatch):
+    """Credit gathers its metrics over processes: one whose groups are all left out takes part with none."""
+    gone = {"prompt": message("Gone?", "video"), "videos": ["/nowhere.mp4"], "images": []}
+    options = {"gradient_accumulation_steps": 2, "on_bad_media": "skip", "max_steps": 1}
+    trainer = make_trainer([rows["video"][0], gone], cls=FirstTokensWithReads, **options)
+    counts, give_credit = [], trainer._give_credit
+    monkeypatch.setattr(
+        trainer, "_give_credit", lambda groups, *others: counts.append(len(groups)) or give_credit(groups, *others)
+    )
+    with pytest.warns(UserWarning, match="Left out"):
+        trainer.train()
+    assert sorted(counts) == [0, 1]
 
 
 class Wordy(GRPOVideoTrainer):

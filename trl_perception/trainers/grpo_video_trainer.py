@@ -619,10 +619,11 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Runs the forward, assigns credit from it, and adds TRL's loss of its scores and the penalty of the method."""
         batch = MicroBatch.of(inputs)
-        groups = batch.take_groups(self.num_generations) if self.model.training else []
-        credit_taps = self.policy_reads.taps(self.model) if groups else {}
+        waits = self.model.training and "group" in batch  # as on every process, whatever is left out
+        credit_taps = self.policy_reads.taps(self.model) if waits else {}
         scores = self._scores_of_update(model, batch, credit_taps)
-        if groups:
+        if waits:
+            groups = batch.take_groups(self.num_generations)
             self._give_credit(groups, batch, CachedForward.of(groups, scores, credit_taps))
         loss = self._policy_loss(scores, batch)
         self._guard.record_term("policy loss", loss)

@@ -104,5 +104,4 @@ def require_scored(rewards: Tensor, rollout: Rollout, names: Sequence[str]) -> N
 
 
 def _not_finite(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"rewards that are not finite: {', '.join(names[:5])}{more}"
+    return f"rewards that are not finite: {', '.join(names[:5])}" + f" and {len(names) - 5} more" * (len(names) > 5)
