@@ -40,8 +40,11 @@ class SlowToDump(BadOnLast):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        dump = self._guard._dump
-        self._guard._dump = lambda *args, **options: time.sleep(2 * (RANK == LAST)) or dump(*args, **options)
+        self._guard._dump, self.dump = self.dump_slowly, self._guard._dump
+
+    def dump_slowly(self, *args, **options):
+        time.sleep(2 * (RANK == LAST))
+        return self.dump(*args, **options)
 
 
 class FullOnLast(BadOnLast):
