@@ -141,4 +141,5 @@ if __name__ == "__main__":
                 sys.stderr.flush()
             os._exit(0)
         status = os.waitpid(child, 0)[1]
-        print("ended", -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        os.write(sys.stdout.fileno(), f"ended {code}\n".encode())  # one write: lines of two processes stay whole
