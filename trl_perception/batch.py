@@ -124,8 +124,8 @@ class Group:
         """
         if self.prompt.visual is None:
             raise ValueError(
-                "This prompt's images were prepared by TRL (a processor without grids, tools, an environment or a "
-                "rollout_func), and signals that read them are not available. Use a Qwen-VL processor without those."
+                "This prompt's images were prepared by TRL (a processor of another family, tools, an environment or a "
+                "rollout_func), and signals that read them are not available. Use a family of docs/models.md without those."
             )
         return self.prompt.visual
 

@@ -23,7 +23,8 @@ from trl_perception.data.preparation import run as run_module
 from trl_perception.data.preparation.filters import read_pass_rates
 from trl_perception.data.preparation.folder import SplitFolder
 from trl_perception.data.preparation.media_check import MediaChecker
-from trl_perception.media import ProcessorSizes, PromptPreparer, VideoSettings, conversation
+from trl_perception.families import family_of_processor
+from trl_perception.media import PromptPreparer, VideoSettings, conversation
 
 
 @pytest.fixture
@@ -176,7 +177,9 @@ def test_the_tokens_counted_are_those_trained_on(tmp_path, size, blocks):
     video = SIZES[size].get("video_settings", VideoSettings())
     counted = {}
     for check in ("exists", "decode"):
-        options = PrepareOptions(check=check, video=video, image_limits=limits, sizes=ProcessorSizes.of(processor))
+        options = PrepareOptions(
+            check=check, video=video, image_limits=limits, sizes=family_of_processor(processor).sizes(processor)
+        )
         assert options.media == preparer.media_settings
         (report,) = MediaChecker(options, workers=1)([row])
         counted[check] = report.tokens

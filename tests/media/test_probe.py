@@ -7,8 +7,9 @@ from transformers import AutoProcessor
 
 from tests.helpers import message
 from trl_perception.assets import model_path
-from trl_perception.media import MediaError, PromptPreparer, VideoSettings, read_video
-from trl_perception.media.probe import MediaFacts, clip_tokens, probe, visual_tokens
+from trl_perception.families import family_of_processor
+from trl_perception.media import MediaError, MediaSettings, PromptPreparer, VideoSettings, read_video
+from trl_perception.media.probe import MediaFacts, expected_tokens, probe, read_tokens, visual_tokens
 
 
 def test_facts_of_a_clip_and_a_picture(clips, pictures):
@@ -54,9 +55,11 @@ def test_the_estimate_is_what_the_processor_makes(clips, pictures, tmp_path, set
     prepared = PromptPreparer(processor, video_settings=settings)(rows)
     for (kind, path), prompt in zip(media, prepared, strict=True):
         assert visual_tokens(probe(kind, path), settings, **limits) == prompt.visual.visual_tokens
-    assert clip_tokens(read_video(clips["plain"], settings, size_limits=limits["video_limits"])) == (
-        prepared[0].visual.visual_tokens
-    )
+        request = MediaSettings(settings, sizes=family_of_processor(processor).sizes(processor)).request(
+            {"type": kind, kind: path}
+        )
+        assert expected_tokens(probe(kind, path), request) == prompt.visual.visual_tokens
+        assert read_tokens(request.read(), request) == prompt.visual.visual_tokens
 
 
 def test_what_is_no_medium_is_named(tmp_path, clips):

@@ -10,7 +10,8 @@ from transformers import AutoProcessor
 from tests.conftest import write_clip
 from tests.helpers import message
 from trl_perception.assets import model_path
-from trl_perception.media import PromptPreparer, VideoSettings, has_visual_grids
+from trl_perception.families import family_of_processor
+from trl_perception.media import PromptPreparer, VideoSettings
 from trl_perception.media.prompts import UnusableSampleError
 
 
@@ -156,7 +157,7 @@ def test_the_same_clip_is_decoded_once(processor, clip):
     assert torch.equal(first.visual.pixel_values_videos, second.visual.pixel_values_videos)
 
 
-def test_only_processors_with_grids_are_prepared_for(processor):
-    assert has_visual_grids(processor)
-    assert not has_visual_grids(processor.tokenizer)
-    assert not has_visual_grids(None)
+def test_only_processors_of_a_family_are_prepared_for(processor):
+    assert family_of_processor(processor).model_types == ("qwen2_vl", "qwen2_5_vl")
+    assert family_of_processor(processor.tokenizer) is None
+    assert family_of_processor(None) is None

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from trl_perception.media import VisualInputs, check_placeholders, forward_kwargs, stack_media
+from trl_perception.families.qwen_vl import QwenVL
+from trl_perception.media import VisualInputs, check_placeholders, padded_token_types
 
 IDS = {"image": 7, "video": 8}
 
@@ -32,18 +33,18 @@ def test_features_and_tokens_by_hand():
 
 
 def test_batches_mark_placeholders_by_position_behind_left_padding():
-    kwargs = forward_kwargs([video(2), text(3), video(1)], prompt_width=5, total_width=7)
-    assert kwargs["mm_token_type_ids"].tolist() == [
+    batch = [video(2), text(3), video(1)]
+    assert padded_token_types(batch, prompt_width=5, total_width=7).tolist() == [
         [0, 0, 2, 2, 0, 0, 0],  # one padding, prompt of four, completion of two
         [0, 0, 0, 0, 0, 0, 0],
         [0, 0, 0, 2, 0, 0, 0],
     ]
+    kwargs = QwenVL().forward_kwargs(batch)
     assert kwargs["pixel_values_videos"][:, 0].tolist() == [2.0] * 8 + [1.0] * 4
     assert kwargs["video_grid_thw"].tolist() == [[1, 2, 4], [1, 2, 2]]
     assert kwargs["second_per_grid_ts"].tolist() == [0.5, 0.5]
     assert "pixel_values" not in kwargs
-    assert forward_kwargs([text(), text()], 3, 5) == {}
-    assert stack_media([text()]) == {}
+    assert QwenVL().forward_kwargs([text(), text()]) == {}
 
 
 def test_every_placeholder_has_its_feature_or_the_sample_is_named():

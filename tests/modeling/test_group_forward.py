@@ -260,8 +260,8 @@ def test_what_cannot_be_packed_says_why():
     windowed = MistralForCausalLM(MistralConfig(**TEXT, sliding_window=4))
     assert "sliding window" in packing_unsupported_reason(windowed)
     model = qwen2_5_vl()
-    model.config.model_type = "smolvlm"
-    assert "not among the vision-language families" in packing_unsupported_reason(model)
+    model.config.model_type = "llava_onevision"
+    assert "not among the families" in packing_unsupported_reason(model)
 
 
 def test_a_model_that_goes_around_the_interface_is_caught(prompts, monkeypatch):

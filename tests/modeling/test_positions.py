@@ -27,8 +27,8 @@ from trl_perception.assets import model_path
 from trl_perception.cli.ask import ask
 from trl_perception.evaluation.generate import complete, generation_config
 from trl_perception.evaluation.settings import EvaluationSettings
-from trl_perception.media import PromptPreparer, forward_kwargs
-from trl_perception.modeling import apply_position_rule, media_masked, position_rule_of, prefill_once
+from trl_perception.media import PromptPreparer
+from trl_perception.modeling import apply_position_rule, forward_kwargs, media_masked, position_rule_of, prefill_once
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RULES = ("released", "transformers")
@@ -238,7 +238,7 @@ def greedy(plain, prompt, rule, length):
     ids = list(prompt.input_ids)
     for done in range(length):
         positions, _ = slow_positions(layout_of(prompt.visual, done), rule)
-        media = forward_kwargs([prompt.visual], len(prompt.input_ids), len(ids))
+        media = forward_kwargs(plain, [prompt.visual], len(prompt.input_ids), len(ids))
         with torch.no_grad():
             logits = plain(
                 input_ids=torch.tensor([ids]), position_ids=torch.tensor(positions).T[:, None], **media
@@ -274,7 +274,9 @@ def test_greedy_generation_is_the_forwards_argmax(plain, processor, prompt, expe
     # the forward that training makes, at the model's own positions
     ids = torch.tensor([[*prompt.input_ids, *expected[rule]]])
     with torch.no_grad():
-        logits = model(input_ids=ids, **forward_kwargs([prompt.visual], len(prompt.input_ids), ids.size(1))).logits
+        logits = model(
+            input_ids=ids, **forward_kwargs(model, [prompt.visual], len(prompt.input_ids), ids.size(1))
+        ).logits
     logits[..., [model.config.image_token_id, model.config.video_token_id]] = -torch.inf
     assert logits[0, len(prompt.input_ids) - 1 : -1].argmax(-1).tolist() == expected[rule]
 

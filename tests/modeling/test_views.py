@@ -1,7 +1,5 @@
 """Media-masked and shuffled views against explicit references."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -10,8 +8,8 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.helpers import message
 from tests.trainers.reference import zeroed_tower
 from trl_perception.assets import model_path
-from trl_perception.media import PromptPreparer, forward_kwargs
-from trl_perception.modeling import encode, group_forward
+from trl_perception.media import PromptPreparer
+from trl_perception.modeling import encode, forward_kwargs, group_forward
 from trl_perception.modeling.row_forward import row_forward
 from trl_perception.modeling.views import (
     View,
@@ -75,7 +73,7 @@ def test_media_masked_equals_masking_every_visual_key(model, prompts, kind):
     hidden = torch.cat([prompt.visual.token_types > 0, torch.zeros(5, dtype=torch.bool)])
     mask = torch.ones(width, width, dtype=torch.bool).tril() & ~hidden[None, :]
     mask |= torch.eye(width, dtype=torch.bool)  # a visual query still needs one key; its output is not used
-    kwargs = forward_kwargs([prompt.visual], len(prompt.input_ids), width)
+    kwargs = forward_kwargs(model, [prompt.visual], len(prompt.input_ids), width)
     positions, _ = model.model.get_rope_index(
         torch.cat([ids_of(prompt), COMPLETIONS[0]])[None], **{k: v for k, v in kwargs.items() if "pixel" not in k}
     )
@@ -116,12 +114,6 @@ def test_zeroed_equals_a_tower_that_gives_zeros(prompts, kind, packed, known):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     seen = logps(prompt.visual, row_forward, visuals=[prompt.visual] * 2)
     assert (found - seen).abs().max() > 1e-4  # the media do matter
-
-
-def test_zeroed_is_refused_where_features_are_not_known(prompts):
-    stand_in = SimpleNamespace(config=SimpleNamespace(model_type="qwen3_vl"))
-    with pytest.raises(ValueError, match=r"qwen2_vl and qwen2_5_vl.*is a qwen3_vl\. Set visual_view='masked'"):
-        zeroed(stand_in, ids_of(prompts["video"]), prompts["video"].visual)
 
 
 def test_media_masked_views_differ_in_positions_alone(model, prompts):

@@ -10,8 +10,7 @@ from tests.trainers.reference import shaken
 from tests.trainers.test_forward import Recorder
 from trl_perception import AttnDistillTrainer
 from trl_perception.assets import model_path
-from trl_perception.media import forward_kwargs
-from trl_perception.modeling import position_rule_of
+from trl_perception.modeling import forward_kwargs, position_rule_of
 from trl_perception.trainers import AttnDistillConfig
 
 
@@ -26,7 +25,7 @@ def expected(row, ids, visual, rule):
     """log p of a completion of 8 tokens, and the likeliest token at each of its places, by a model without a rule, at positions from the loops."""
     model = shaken(model_path("tiny")).eval()
     positions, _ = slow_positions(layout_of(visual, 8), rule)
-    media = forward_kwargs([visual], row.size(0) - 8, row.size(0))
+    media = forward_kwargs(model, [visual], row.size(0) - 8, row.size(0))
     with torch.no_grad():
         logits = model(input_ids=row[None], position_ids=torch.tensor(positions).T[:, None], **media).logits
     logits = logits[0, -9:-1]

@@ -44,8 +44,8 @@ def ask(
     """
     import torch  # a slow import, after the options are parsed
 
-    from ..media import PromptPreparer, forward_kwargs
-    from ..modeling import apply_position_rule
+    from ..media import PromptPreparer
+    from ..modeling import apply_position_rule, forward_kwargs
 
     apply_position_rule(model, position_rule)
     kind = "image" if medium.lower().endswith(IMAGE_ENDINGS) else "video"
@@ -61,7 +61,7 @@ def ask(
         generated = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            **forward_kwargs([visual], width, width),
+            **forward_kwargs(model, [visual], width, width),
             do_sample=False,
             max_new_tokens=max_new_tokens,
         )

@@ -39,7 +39,7 @@ def plan(args: list[str], launch: dict[str, Any], processes: int) -> "RunPlan":
     from transformers import AutoProcessor
 
     from ..assets import model_path
-    from ..media import has_visual_grids
+    from ..families import family_of_processor
     from ..planning import World, plan_recipe
     from ..train import parse, train_rows
 
@@ -53,7 +53,7 @@ def plan(args: list[str], launch: dict[str, Any], processes: int) -> "RunPlan":
     processor = AutoProcessor.from_pretrained(
         path, revision=model.model_revision, trust_remote_code=config.trust_remote_code
     )
-    preparer = config.prompt_preparer(processor) if has_visual_grids(processor) else None
+    preparer = config.prompt_preparer(processor) if family_of_processor(processor) else None
     device = "cpu" if on_cpu else "cuda"
     return plan_recipe(config, model, world=world, rows=train_rows(script), preparer=preparer, device=device)
 

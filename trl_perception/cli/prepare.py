@@ -144,9 +144,10 @@ def recipe_settings(name: str) -> dict[str, float]:
 def processor_sizes(model: str | None) -> "ProcessorSizes":
     """Return the sizes of a model's processor; the published Qwen2-VL and Qwen2.5-VL need no download.
 
-    Errors: ValueError for a model whose processor cannot be read, or does not describe media as grids.
+    Errors: ValueError for a model whose processor cannot be read, or is of no supported family.
     """
-    from ..media import ProcessorSizes, has_visual_grids
+    from ..families import family_of_processor, supported
+    from ..media import ProcessorSizes
 
     if model is None or (model.startswith(PUBLISHED) and not Path(model).exists()):
         return ProcessorSizes()
@@ -159,9 +160,12 @@ def processor_sizes(model: str | None) -> "ProcessorSizes":
             f"The processor of {model} cannot be read ({str(error).splitlines()[0]}). Give --model the folder of a model, or "
             "one on the Hub."
         ) from error
-    if not has_visual_grids(processor):
-        raise ValueError(f"{model} does not describe media as grids. Give --model one of the Qwen-VL families.")
-    return ProcessorSizes.of(processor)
+    family = family_of_processor(processor)
+    if family is None:
+        raise ValueError(
+            f"{model} has a {type(processor).__name__}. Give --model one of these families: {supported()}."
+        )
+    return family.sizes(processor)
 
 
 def _first_split(name: str) -> str:

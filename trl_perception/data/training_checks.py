@@ -7,7 +7,8 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from ..media import MediaSettings, has_visual_grids, media_columns
+from ..families import family_of_processor, supported
+from ..media import MediaSettings, media_columns
 from ..rewards import solution_check
 from .row_check import check_rows
 
@@ -113,10 +114,10 @@ def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None
         if media["video"]:
             obstacle = (
                 "tools, environments or a rollout_func"
-                if has_visual_grids(processor)
-                else f"{type(processor).__name__}, which does not describe videos as grids"
+                if family_of_processor(processor) is not None
+                else type(processor).__name__
             )
             raise ValueError(
-                f"The prompt has a video, and videos are not supported with {obstacle}. Use a Qwen-VL processor without "
-                "tools, environments and rollout_func, or leave videos out."
+                f"The prompt has a video, and videos are not supported with {obstacle}. Use a model of one of these families, "
+                f"without tools, environments and rollout_func: {supported()}. Or leave videos out."
             )

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from ..media import PreparedPrompt, forward_kwargs, placeholder_ids
+from ..families import family_of_processor
+from ..media import PreparedPrompt
+from ..modeling import forward_kwargs
 from .settings import EvaluationSettings
 
 
@@ -37,7 +39,7 @@ def generation_config(
         do_sample=settings.sampling,
         eos_token_id=tokenizer.eos_token_id if ends is None else ends,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        suppress_tokens=sorted(placeholder_ids(processor).values()),
+        suppress_tokens=sorted(set(family_of_processor(processor).placeholder_ids(processor).values())),
     )
     if settings.sampling:
         config.update(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
@@ -64,7 +66,7 @@ def complete(
     device, config = model.device, model.generation_config
     input_ids, attention_mask = _left_padded([prompt.input_ids for prompt in prompts], config.pad_token_id)
     width = input_ids.shape[1]
-    visual = forward_kwargs([prompt.visual.to(device) for prompt in prompts], width, width)
+    visual = forward_kwargs(model, [prompt.visual.to(device) for prompt in prompts], width, width)
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device), **visual}
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id)
     completions: list[list[Completion]] = [[] for _ in prompts]

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..assets import model_path
 from ..assets.checkpoint import base_of, load_checkpoint
-from ..media import has_visual_grids
+from ..families import family_of_processor, supported
 from .settings import EvaluationSettings
 
 WEIGHTS = (".safetensors", ".bin")
@@ -19,7 +19,7 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
 
     An adapter is not merged: in bfloat16 weights it would be rounded.
 
-    Errors: ValueError for a processor that does not describe media as grids.
+    Errors: ValueError for a processor of no supported family.
     """
     model, processor = load_checkpoint(
         *base_and_adapter(settings),
@@ -29,10 +29,9 @@ def load_model(settings: EvaluationSettings, device: torch.device) -> tuple[PreT
         dtype=settings.dtype,
         attn_implementation=settings.attn_implementation,
     )
-    if not has_visual_grids(processor):
+    if family_of_processor(processor) is None:
         raise ValueError(
-            f"{settings.model} has a {type(processor).__name__}, which does not describe images and videos as grids of "
-            "patches. Evaluate a model of the Qwen-VL families."
+            f"{settings.model} has a {type(processor).__name__}. Evaluate a model of these families: {supported()}."
         )
     return model.to(device).eval(), processor
 

@@ -21,13 +21,12 @@ _MODULES = {
     "prompts": (
         "PreparedPrompt",
         "PromptPreparer",
-        "has_visual_grids",
-        "placeholder_ids",
         "sample_name",
     ),
     "requests": (
         "MediaSettings",
         "ProcessorSizes",
+        "SizeRule",
     ),
     "settings": ("VideoSettings",),
     "video": (
@@ -36,18 +35,14 @@ _MODULES = {
         "read_video",
     ),
     "visual_inputs": (
-        "FORWARD_KEYS",
         "VisualInputs",
         "check_placeholders",
-        "forward_kwargs",
         "padded_token_types",
-        "stack_media",
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "FORWARD_KEYS",
     "MEDIA_COLUMNS",
     "MEDIA_KINDS",
     "MediaError",
@@ -58,22 +53,19 @@ __all__ = [
     "PreparedPrompt",
     "ProcessorSizes",
     "PromptPreparer",
+    "SizeRule",
     "VideoClip",
     "VideoSettings",
     "VisualInputs",
     "check_placeholders",
     "conversation",
     "fill_media",
-    "forward_kwargs",
     "frames_at",
-    "has_visual_grids",
     "media_blocks",
     "media_columns",
     "padded_token_types",
-    "placeholder_ids",
     "read_video",
     "sample_name",
-    "stack_media",
     "without_payloads",
 ]
 

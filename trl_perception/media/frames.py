@@ -19,19 +19,14 @@ def token_frames(visual: VisualInputs) -> Tensor:
     Errors: ValueError if grids and placeholders differ in number.
     """
     frames = torch.full_like(visual.token_types, -1, dtype=torch.long)
-    cells = {kind: _tokens_per_frame(visual, kind) for kind in TOKEN_TYPE}
-    of_token = []  # (position of its first token, kind, tokens)
-    for kind, sizes in cells.items():
-        positions = (visual.token_types == TOKEN_TYPE[kind]).nonzero()[:, 0]
-        if len(positions) != sum(sizes):
-            raise ValueError(
-                f"{visual.sample}: {len(positions)} {kind} placeholder tokens, but its grids make {sum(sizes)} of them. "
-                "Take token types and grids from one call of the processor."
-            )
-        of_token += [(int(part[0]), part) for part in positions.split(sizes)]
-    for frame, (_, part) in enumerate(sorted(of_token, key=lambda entry: entry[0])):
-        frames[part] = frame
+    for frame, (_, _, tokens) in enumerate(_cells(visual)):
+        frames[tokens] = frame
     return frames
+
+
+def cells_in_prompt_order(visual: VisualInputs) -> list[tuple[str, int]]:
+    """Return the kind of each frame of a prompt (see [`token_frames`]), and the number of its medium among those of its kind."""
+    return [(kind, medium) for kind, medium, _ in _cells(visual)]
 
 
 def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[VisualInputs, list[list[int]]]:
@@ -62,20 +57,39 @@ def not_identity(length: int, generator: torch.Generator) -> list[int]:
 
 
 def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
-    """Reorder the cells of each video in the concatenated pixels or features of videos."""
+    """Reorder the cells of each video in the concatenated pixels or features of videos.
+
+    A cell has one row (a picture), or as many as its share of all patches.
+    """
     cells, patches = grid[:, 0].tolist(), grid.prod(-1)
-    patches_a_row = int(patches.sum()) // len(values)
-    parts = values.split((patches // patches_a_row).tolist())
+    pictures = len(values) == sum(cells)
+    sizes = cells if pictures else (patches // (int(patches.sum()) // len(values))).tolist()
     return torch.cat(
         [
             part.unflatten(0, (count, -1))[torch.tensor(order, device=part.device)].flatten(0, 1)
-            for part, count, order in zip(parts, cells, orders, strict=True)
+            for part, count, order in zip(values.split(sizes), cells, orders, strict=True)
         ]
     )
 
 
-def _tokens_per_frame(visual: VisualInputs, kind: str) -> list[int]:
-    """Return the tokens of each frame of one kind: h*w / merge_size^2, t times."""
-    grid = visual.image_grid_thw if kind == "image" else visual.video_grid_thw
+def _cells(visual: VisualInputs) -> list[tuple[str, int, Tensor]]:
+    """Return kind, number of the medium and tokens of each frame, in the order of the prompt."""
+    cells = []
+    for kind, token_type in TOKEN_TYPE.items():
+        media, sizes = _tokens_per_frame(visual, kind)
+        positions = (visual.token_types == token_type).nonzero()[:, 0]
+        if len(positions) != sum(sizes):
+            raise ValueError(
+                f"{visual.sample}: {len(positions)} {kind} placeholder tokens, but its grids make {sum(sizes)} of them. "
+                "Take token types and grids from one call of the processor."
+            )
+        cells += [(kind, medium, tokens) for medium, tokens in zip(media, positions.split(sizes), strict=True)]
+    return sorted(cells, key=lambda cell: int(cell[2][0]))
+
+
+def _tokens_per_frame(visual: VisualInputs, kind: str) -> tuple[list[int], list[int]]:
+    """Return the medium and the tokens of each frame of one kind: h*w / merge_size^2, t times."""
+    grid = visual.grid(kind)
     rows = [] if grid is None else grid.tolist()
-    return [h * w // visual.merge_size**2 for t, h, w in rows for _ in range(t)]
+    frames = [(medium, h * w // visual.merge_size**2) for medium, (t, h, w) in enumerate(rows) for _ in range(t)]
+    return [medium for medium, _ in frames], [size for _, size in frames]

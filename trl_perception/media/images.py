@@ -26,7 +26,7 @@ _REPLACE = "Check the file, or drop this sample"
 def read_image(
     source: Any,
     *,
-    factor: int = 28,
+    factor: int | None = 28,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     resized_height: int | None = None,

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from numbers import Real
@@ -36,20 +36,22 @@ class MediaRequest:
         kind: "image" or "video".
         source: a source of read_image or read_video.
         settings: sampling and size; for an image only the size is used (see `IMAGE_KEYS`).
-        factor: sides become multiples of it, patch_size * merge_size of the processor.
+        factor: sides become multiples of it, patch_size * merge_size of the processor; None if the processor resizes.
         size_limits: (min_pixels, max_pixels) used if settings have none.
         source_fps: frames per second of a list of frames or an array.
         limits: resource limits.
+        count: (frames, height, width) of the medium as read -> its visual tokens.
     Raises: ValueError for another kind, or a source_fps that is not above 0.
     """
 
     kind: str
     source: Any
     settings: VideoSettings = field(default_factory=VideoSettings)
-    factor: int = 28
+    factor: int | None = 28
     size_limits: SizeLimits | None = None
     source_fps: float = 2.0
     limits: MediaLimits = field(default_factory=MediaLimits)
+    count: Callable[[int, int, int], int] | None = field(default=None, compare=False)
 
     def __post_init__(self):
         if self.kind not in ("image", "video"):

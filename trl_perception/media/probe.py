@@ -1,6 +1,5 @@
 """Reads size, length and number of visual tokens of a medium without decoding it."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,11 @@ from .images import resolve
 from .limits import Budget, MediaLimits
 from .loader import MediaRequest, Medium
 from .pictures import opened_picture
-from .requests import QWEN_PIXELS
+from .requests import QWEN_PIXELS, SizeRule
 from .sampling import SizeLimits, frame_size, image_size, sample_indices
 from .settings import VideoSettings, image_bounds
 from .timeline import packet_timeline
 from .video import VideoClip
-
-FRAMES_PER_CELL = 2  # raw frames of one temporal cell, in Qwen2-VL and Qwen2.5-VL
 
 
 @dataclass(frozen=True)
@@ -73,35 +70,26 @@ def visual_tokens(
         factor: patch_size * merge_size of the processor.
     Raises: MediaError if the settings do not fit the medium, as when the medium is read.
     """
-    if facts.kind == "image":
-        return _tokens(1, *image_size(facts.height, facts.width, factor=factor, size_limits=image_limits), factor)
-    indices, _ = sample_indices(settings, facts.frames, facts.fps)
-    size = frame_size(facts.height, facts.width, len(indices), settings, factor=factor, size_limits=video_limits)
-    return _tokens(len(indices), *size, factor)
+    video = facts.kind == "video"
+    limits, settings = (video_limits, settings) if video else (image_limits, VideoSettings())
+    count = SizeRule(factor).count
+    return expected_tokens(facts, MediaRequest(facts.kind, "", settings, factor, limits, count=count))
 
 
 def expected_tokens(facts: MediaFacts, request: MediaRequest) -> int:
-    """Return the tokens of a request's medium, from its header. Raises: MediaError as [`visual_tokens`]."""
-    settings, factor, limits = request.settings, request.factor, request.size_limits
-    if facts.kind == "video":
-        return visual_tokens(facts, settings, video_limits=limits, factor=factor)
-    size = image_size(facts.height, facts.width, factor=factor, size_limits=limits, **image_bounds(settings))
-    return _tokens(1, *size, factor)
+    """Return the visual tokens of a request's medium, from its header.
+
+    Raises: MediaError as [`visual_tokens`].
+    """
+    settings, sizes = request.settings, {"factor": request.factor, "size_limits": request.size_limits}
+    if facts.kind == "image":
+        return request.count(1, *image_size(facts.height, facts.width, **image_bounds(settings), **sizes))
+    frames = len(sample_indices(settings, facts.frames, facts.fps)[0])
+    return request.count(frames, *frame_size(facts.height, facts.width, frames, settings, **sizes))
 
 
-def read_tokens(medium: Medium, factor: int = 28) -> int:
-    """Return the tokens of a medium after reading: sampled and resized."""
-    return (
-        clip_tokens(medium, factor)
-        if isinstance(medium, VideoClip)
-        else _tokens(1, medium.height, medium.width, factor)
-    )
-
-
-def clip_tokens(clip: VideoClip, factor: int = 28) -> int:
-    """Return the tokens of decoded frames."""
-    return _tokens(clip.frames.shape[0], *clip.frames.shape[-2:], factor)
-
-
-def _tokens(frames: int, height: int, width: int, factor: int) -> int:
-    return math.ceil(frames / FRAMES_PER_CELL) * height * width // factor**2
+def read_tokens(medium: Medium, request: MediaRequest) -> int:
+    """Return the tokens of a request's medium after reading: sampled and resized."""
+    if isinstance(medium, VideoClip):
+        return request.count(len(medium.frames), *medium.frames.shape[-2:])
+    return request.count(1, medium.height, medium.width)

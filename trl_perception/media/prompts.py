@@ -1,5 +1,6 @@
 """Prepares dataset rows as model inputs: decodes media, applies the chat template, tokenizes, and checks lengths."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,13 +9,15 @@ import torch
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
+from ..families import family_of_processor
 from .errors import MediaError
 from .limits import MediaLimits
-from .loader import MediaLoader
-from .messages import ID_COLUMNS, MEDIA_KINDS, conversation, media_blocks, without_payloads
-from .requests import MediaSettings, ProcessorSizes
+from .loader import MediaLoader, Medium
+from .messages import ID_COLUMNS, conversation, media_blocks, without_payloads
+from .requests import MediaSettings
 from .settings import VideoSettings
-from .visual_inputs import FORWARD_KEYS, TOKEN_TYPE, VisualInputs, check_placeholders
+from .video import VideoClip
+from .visual_inputs import TOKEN_TYPE, VisualInputs, check_placeholders
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class PromptPreparer:
     """Turns rows into `PreparedPrompt`s with one processor.
 
     Args:
-        processor: a processor with image and video grids (the Qwen-VL families).
+        processor: a processor of one of the [`FAMILIES`].
         loader: decodes and caches media.
         video_settings: frame sampling and sizes; a message block overrides them key by key.
         image_min_pixels, image_max_pixels: size limits of images; None leaves sizes to the processor.
@@ -78,18 +81,18 @@ class PromptPreparer:
         max_prompt_length: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
-        self.processor = processor
+        self.processor, self.family = processor, family_of_processor(processor)
         self.loader = loader or MediaLoader()
         self.media_settings = MediaSettings(
             video_settings or VideoSettings(),
             image_min_pixels,
             image_max_pixels,
             media_limits or MediaLimits(),
-            ProcessorSizes.of(processor),
+            self.family.sizes(processor),
         )
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.placeholder_ids = placeholder_ids(processor)
+        self.placeholder_ids = self.family.placeholder_ids(processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], *, on_unusable: str = "error") -> list[PreparedPrompt]:
         """Prepare one prompt per row, in order; media of all rows are decoded together, each distinct one once.
@@ -127,24 +130,13 @@ class PromptPreparer:
         clips = [medium for request, medium in zip(requests, media, strict=True) if request.kind == "video"]
         logged = without_payloads(messages) if messages else row["prompt"]
         messages = messages or row["prompt"]
+        kinds = [request.kind for request in requests]
         try:
-            inputs = self._processed(logged, images, clips)
+            text = self._template(messages, logged, clips)
+            input_ids, visual = self._encoded(sample, text, list(zip(kinds, media, strict=True)))
         except (ValueError, TemplateError) as error:
             raise UnusableSampleError(f"{sample}: {error}") from error
-        input_ids = inputs["input_ids"][0].tolist()
-        token_types = torch.zeros(len(input_ids), dtype=torch.long)
-        for kind, token_id in self.placeholder_ids.items():
-            token_types[inputs["input_ids"][0] == token_id] = TOKEN_TYPE[kind]
-        media = {key: inputs.get(key) for key in FORWARD_KEYS}
-        seconds = media["second_per_grid_ts"]
-        visual = VisualInputs(
-            sample=sample,
-            token_types=token_types,
-            **media
-            | {"second_per_grid_ts": None if seconds is None else torch.as_tensor(seconds, dtype=torch.float32)},
-            merge_size=self.processor.image_processor.merge_size,
-        )
-        check_placeholders(inputs["input_ids"], torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
+        check_placeholders(torch.tensor([input_ids]), torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
         if self.max_prompt_length is not None and len(input_ids) > self.max_prompt_length:
             raise UnusableSampleError(
                 f"{sample}: the prompt has {len(input_ids)} tokens, {visual.visual_tokens} of them visual; the limit "
@@ -162,34 +154,38 @@ class PromptPreparer:
             frame_times=[[float(time) for time in clip.times] for clip in clips],
         )
 
-    def _processed(self, messages: Any, images: list, clips: list) -> Any:
-        """Process one prompt. Errors: ValueError, TemplateError if the processor or its template rejects it."""
-        text = messages
-        if not isinstance(messages, str):
-            text = self.processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-        for kind, media in (("image", images), ("video", clips)):
-            token = getattr(self.processor, f"{kind}_token")
-            if (found := text.count(token)) != len(media):
-                raise ValueError(
-                    f"the prompt has {found} placeholders {token} for {len(media)} {kind}s. One written into a text has no "
-                    f"medium: take it out of the text (blocks {{'type': '{kind}'}} make the placeholders)."
-                )
-        return self.processor(
-            text=[text],
-            images=images or None,
-            videos=[clip.frames for clip in clips] or None,
-            images_kwargs={"do_resize": False},  # images and frames already have their final size
-            videos_kwargs=_as_decoded(clips),
-            return_tensors="pt",
+    def _template(self, messages: Any, logged: Any, clips: list[VideoClip]) -> str:
+        """Return the text of a prompt, before its media are put in. Errors: TemplateError."""
+        if isinstance(logged, str):
+            return logged
+        messages = self.family.messages(logged, [len(clip.frames) for clip in clips])
+        return self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
 
+    def _encoded(self, sample: str, text: str, media: Sequence[tuple[str, Medium]]) -> tuple[list[int], VisualInputs]:
+        """Put media into the text of a prompt, and tokenize it: P token ids, and the visual inputs.
+
+        Each medium goes through the processor by itself, so that media of any sizes and lengths fit into one prompt.
+        Errors: ValueError if the processor rejects a medium, or placeholders and media differ in number.
+        """
+        processor, family = self.processor, self.family
+        processed = [(kind, family.process(processor, kind, medium)) for kind, medium in media]
+        texts = [(kind, text) for kind, of_medium in processed for text in of_medium.texts]
+        tokens = {kind: family.template_token(processor, kind) for kind in self.placeholder_ids}
+        text, texts = _filled(text, tokens, texts)
+        input_ids = processor.tokenizer([text])["input_ids"][0]
+        token_types = _token_types(processor.tokenizer, input_ids, self.placeholder_ids, texts)
+        fields = [of_medium.fields for _, of_medium in processed]
+        names = dict.fromkeys(name for of_medium in fields for name in of_medium)
+        values = {name: [of_medium[name] for of_medium in fields if name in of_medium] for name in names}
+        tensors = {name: torch.cat(of_name) for name, of_name in values.items() if isinstance(of_name[0], torch.Tensor)}
+        merge = {"merge_size": values["merge_size"][0]} if fields else {}
+        return input_ids, VisualInputs(sample=sample, token_types=token_types, **tensors, **merge)
+
     def pixels(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return patches (video patches, patch dimension) of clips (F,3,H,W) uint8 that have their final size."""
-        settings = {"do_sample_frames": False, "do_resize": False, "cap_pixels_per_frame": False}
-        processed = self.processor.video_processor(videos=list(clips), return_tensors="pt", **settings)
-        return processed["pixel_values_videos"]
+        """Return `pixel_values_videos` of clips (F,3,H,W) uint8 that were read for this processor."""
+        return torch.cat([self.family.video_pixels(self.processor, clip) for clip in clips])
 
     def _left_out(self, row: Mapping[str, Any], reason: UnusableSampleError) -> PreparedPrompt:
         text = f"Left out: {reason}"
@@ -204,19 +200,6 @@ class PromptPreparer:
         )
 
 
-def placeholder_ids(processor: ProcessorMixin) -> dict[str, int]:
-    """{"image": id, "video": id} of the tokens that stand for visual features."""
-    return {kind: getattr(processor, f"{kind}_token_id") for kind in MEDIA_KINDS}
-
-
-def has_visual_grids(processor: Any) -> bool:
-    """Whether the processor describes media as grids of patches, as the Qwen-VL families do and video needs here."""
-    return isinstance(processor, ProcessorMixin) and all(
-        f"{kind}_grid_thw" in getattr(getattr(processor, f"{kind}_processor", None), "model_input_names", ())
-        for kind in MEDIA_KINDS
-    )
-
-
 def sample_name(row: Mapping[str, Any], index: int) -> str:
     """Return the name of a row for errors: its id if it has one, else its index in the batch and the prompt's start."""
     for key in ID_COLUMNS:
@@ -225,13 +208,46 @@ def sample_name(row: Mapping[str, Any], index: int) -> str:
     return f"row {index} of the batch (prompt {str(row.get('prompt'))[:80]!r})"
 
 
-def _as_decoded(clips: Sequence) -> dict[str, Any]:
-    """Return video keywords for frames that are already sampled and resized."""
-    if not clips:
-        return {}
-    return {
-        "video_metadata": [clip.metadata for clip in clips],
-        "do_sample_frames": False,
-        "do_resize": False,
-        "cap_pixels_per_frame": False,
-    }
+def _filled(
+    text: str, tokens: Mapping[str, str], texts: Sequence[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """Replace the token of each medium in a text by what its processor writes.
+
+    Args: tokens: by kind of medium; texts: (kind, text), those of a kind in order.
+    Returns: the text, and the entries of texts in its order.
+    Errors: ValueError where tokens and media differ in number.
+    """
+    for token in dict.fromkeys(tokens.values()):
+        kinds = [kind for kind in tokens if tokens[kind] == token]
+        wanted = sum(kind in kinds for kind, _ in texts)
+        if (found := text.count(token)) != wanted:
+            raise ValueError(
+                f"the prompt has {found} placeholders {token} for {wanted} {'s and '.join(kinds)}s. One written into a text has no "
+                f"medium: take it out of the text (blocks {{'type': '{kinds[0]}'}} make the placeholders)."
+            )
+    waiting = {token: iter([entry for entry in texts if tokens[entry[0]] == token]) for token in tokens.values()}
+    parts = re.split(f"({'|'.join(map(re.escape, waiting))})", text)
+    shown = [next(waiting[token]) for token in parts[1::2]]
+    parts[1::2] = [filled for _, filled in shown]
+    return "".join(parts), shown
+
+
+def _token_types(
+    tokenizer: Any, input_ids: list[int], placeholder_ids: Mapping[str, int], texts: Sequence[tuple[str, str]]
+) -> torch.Tensor:
+    """Return (P,) 0 text, 1 image, 2 video: the placeholders belong to the media in their order.
+
+    Errors: ValueError where the prompt has placeholders beside those of its media.
+    """
+    ids = torch.tensor(input_ids)
+    token_types = torch.zeros_like(ids)
+    where = torch.isin(ids, torch.tensor(list(placeholder_ids.values()))).nonzero()[:, 0]
+    placeholders = {kind: tokenizer.convert_ids_to_tokens(token_id) for kind, token_id in placeholder_ids.items()}
+    types = [TOKEN_TYPE[kind] for kind, text in texts for _ in range(text.count(placeholders[kind]))]
+    if len(types) != len(where):
+        raise ValueError(
+            f"the prompt has {len(where)} placeholder tokens, and its media are {len(types)} of them. Take the other ones "
+            f"({', '.join(dict.fromkeys(placeholders.values()))}) out of the text."
+        )
+    token_types[where] = torch.tensor(types, dtype=torch.long)
+    return token_types

@@ -3,12 +3,14 @@
 Training, evaluation and `trl-perception prepare` all use this module.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .limits import MediaLimits
 from .loader import MediaRequest
+from .sampling import ClipLimits
 from .settings import VideoSettings
 
 QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
@@ -16,28 +18,34 @@ QWEN_PIXELS = (56 * 56, 28 * 28 * 16384)
 
 
 @dataclass(frozen=True)
-class ProcessorSizes:
-    """The sizes that a processor determines; the defaults are those of Qwen2-VL and Qwen2.5-VL as published.
+class SizeRule:
+    """How a processor sizes one kind of medium; the defaults are those of Qwen2-VL and Qwen2.5-VL as published.
 
     Args:
-        image_factor, video_factor: patch_size * merge_size; sides become multiples of it.
-        image_pixels, video_pixels: (min, max) pixels of an image, of a frame, if nothing else is set.
+        factor: patch_size * merge_size, sides become multiples of it; None where the processor resizes to a size of its own.
+        limits: (min, max) pixels of an image or a frame, if nothing else is set; `ClipLimits` for all frames of a clip.
+        frames_per_cell: raw frames of a temporal cell.
+        tokens: (frames, height, width) -> visual tokens, where factor is None.
     """
 
-    image_factor: int = 28
-    video_factor: int = 28
-    image_pixels: tuple[int, int] = QWEN_PIXELS
-    video_pixels: tuple[int, int] = QWEN_PIXELS
+    factor: int | None = 28
+    limits: tuple[int, int] | ClipLimits | None = QWEN_PIXELS
+    frames_per_cell: int = 2
+    tokens: Callable[[int, int, int], int] | None = None
 
-    @classmethod
-    def of(cls, processor: Any) -> "ProcessorSizes":
-        """Return the sizes of a processor with image and video grids."""
-        sizes = {}
-        for kind in ("image", "video"):
-            part = getattr(processor, f"{kind}_processor")
-            sizes[f"{kind}_factor"] = part.patch_size * part.merge_size
-            sizes[f"{kind}_pixels"] = (part.size["shortest_edge"], part.size["longest_edge"])
-        return cls(**sizes)
+    def count(self, frames: int, height: int, width: int) -> int:
+        """Return the visual tokens of sized frames: ceil(frames / frames_per_cell) * height * width / factor^2."""
+        if self.factor is None:
+            return self.tokens(frames, height, width)
+        return math.ceil(frames / self.frames_per_cell) * height * width // self.factor**2
+
+
+@dataclass(frozen=True)
+class ProcessorSizes:
+    """The sizes that a processor determines, of images and of videos."""
+
+    image: SizeRule = field(default_factory=SizeRule)
+    video: SizeRule = field(default_factory=SizeRule)
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,18 @@ class MediaSettings:
         kind = block["type"]
         if kind == "video":
             rates = {"source_fps": block["sample_fps"]} if "sample_fps" in block else {}
-            settings, factor, pixels = self.video, self.sizes.video_factor, self.sizes.video_pixels
+            settings, rule = self.video, self.sizes.video
         else:
             rates = {}
             settings = VideoSettings(min_pixels=self.image_min_pixels, max_pixels=self.image_max_pixels)
-            factor, pixels = self.sizes.image_factor, self.sizes.image_pixels
-        return MediaRequest(kind, block[kind], settings.override(block), factor, pixels, limits=self.limits, **rates)
+            rule = self.sizes.image
+        return MediaRequest(
+            kind,
+            block[kind],
+            settings.override(block),
+            rule.factor,
+            rule.limits,
+            limits=self.limits,
+            count=rule.count,
+            **rates,
+        )

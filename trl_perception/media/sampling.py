@@ -1,5 +1,8 @@
 """Computes which frames of a clip are used, and at what size: the rules of qwen-vl-utils on plain numbers."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from qwen_vl_utils.vision_process import (
@@ -16,7 +19,23 @@ from qwen_vl_utils.vision_process import (
 from .errors import MediaError
 from .settings import VideoSettings
 
-SizeLimits = tuple[int | None, int | None]
+
+class ClipLimits(NamedTuple):
+    """(min, max) pixels of all frames of a clip together, as the processors of Qwen3-VL and GLM-4.1V count them."""
+
+    least: int
+    most: int
+
+    def of_frame(self, nframes: int) -> tuple[int, int]:
+        """Return the limits of each of nframes frames, which the processor makes even."""
+        counted = nframes + nframes % FRAME_FACTOR
+        return -(-self.least // counted), self.most // counted
+
+
+SizeLimits = tuple[int | None, int | None] | ClipLimits
+
+UNSIZED_PIXELS = VIDEO_MAX_TOKEN_NUM * 28**2
+"""Most pixels of a frame that is decoded for a processor with a size of its own, if nothing else is set."""
 
 
 def frame_range(settings: VideoSettings, total_frames: int, fps: float, source: str) -> tuple[int, int, int]:
@@ -114,7 +133,7 @@ def frame_size(
     nframes: int,
     settings: VideoSettings,
     *,
-    factor: int = 28,
+    factor: int | None = 28,
     size_limits: SizeLimits | None = None,
     source: str = "video",
 ) -> tuple[int, int]:
@@ -122,14 +141,20 @@ def frame_size(
 
     min_pixels <= h * w <= min(max_pixels, 768 * factor**2, 2 * total_pixels / nframes)
 
+    Without a factor the processor resizes frames, and they are only reduced to max_pixels before, by default 602,112.
+
     Bounds come from settings, then from size_limits (min, max), then 128 and 768 times factor**2. A bound from an
     earlier source overrides one from a later source: a max_pixels of settings below the processor's minimum lowers it.
 
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_video.
     """
+    if factor is None:
+        return _reduced(height, width, settings.max_pixels or UNSIZED_PIXELS)
     if settings.resized_height is not None:
         return _multiples(settings.resized_height, settings.resized_width, factor, None, source)
+    if isinstance(size_limits, ClipLimits):
+        size_limits = size_limits.of_frame(nframes)
     low, limit, cap = pixel_bounds(nframes, settings, factor, size_limits or (None, None))
     return _multiples(height, width, factor, (low, min(limit, cap)), source)
 
@@ -142,7 +167,7 @@ def image_size(
     max_pixels: int | None = None,
     resized_height: int | None = None,
     resized_width: int | None = None,
-    factor: int = 28,
+    factor: int | None = 28,
     size_limits: SizeLimits | None = None,
     source: str = "image",
 ) -> tuple[int, int]:
@@ -150,12 +175,16 @@ def image_size(
 
     min_pixels <= h * w <= max_pixels, or resized_height x resized_width to the nearest multiples
 
+    Without a factor the processor resizes images, and they are only reduced to max_pixels before, if it is set.
+
     Bounds that are None come from size_limits (min, max), then 4 and 16384 times factor**2. A bound from an earlier
     source overrides one from a later source: a max_pixels below the processor's minimum lowers it.
 
     Raises: MediaError for sides more than 200 to 1, or bounds that leave less than factor pixels to a side.
     Source: qwen_vl_utils.vision_process.fetch_image.
     """
+    if factor is None:
+        return (height, width) if max_pixels is None else _reduced(height, width, max_pixels)
     if resized_height is not None:
         return _multiples(resized_height, resized_width, factor, None, source)
     low, high = size_limits or (None, None)
@@ -166,6 +195,12 @@ def image_size(
         high = max(high, min_pixels)
     low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
     return _multiples(height, width, factor, (low, high), source)
+
+
+def _reduced(height: int, width: int, most: int) -> tuple[int, int]:
+    """Return the size reduced to `most` pixels, with the same ratio of sides."""
+    scale = min(1.0, math.sqrt(most / (height * width)))
+    return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
 def _multiples(

@@ -71,7 +71,7 @@ def read_video(
     source: Any,
     settings: VideoSettings | None = None,
     *,
-    factor: int = 28,
+    factor: int | None = 28,
     size_limits: tuple[int | None, int | None] | None = None,
     source_fps: float = 2.0,
     limits: MediaLimits | None = None,

@@ -1,6 +1,6 @@
 """The visual inputs of a prompt, their batching for a forward pass, and the check of placeholder counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -19,13 +19,16 @@ class VisualInputs:
     Args:
         sample: name of the sample for errors.
         token_types: (P,) int, 0 text, 1 image, 2 video, over the prompt's tokens without padding.
-        pixel_values: (image patches, patch dimension) float, or None without images.
-        image_grid_thw: (images, 3) int, cells by time, height and width in patches.
-        pixel_values_videos: (video patches, patch dimension) float, or None without videos.
-        video_grid_thw: (videos, 3) int.
-        second_per_grid_ts: (videos,) float, seconds between two temporal cells.
-        image_features, video_features: precomputed outputs of a frozen vision tower: (tokens, D) merged, or
-            (tokens, merge_size^2, C) before a trainable merger.
+        pixel_values: float, or None without images: (image patches, patch dimension), or (pictures, 3, height, width) of
+            families whose processors make pictures of one size.
+        image_grid_thw: (images, 3) int, cells by time, height and width, so that an image has t*h*w / merge_size^2 tokens:
+            patches as the processor counts them, or, with a merge_size of 1, tokens.
+        pixel_values_videos: float, or None without videos, as pixel_values.
+        video_grid_thw: (videos, 3) int, as image_grid_thw; t is the number of temporal cells.
+        second_per_grid_ts: (videos,) float, seconds between two temporal cells (Qwen2.5-VL).
+        image_position_ids, video_position_ids: (pictures, patches, 2) int, places of patches, -1 on padding (Gemma 4).
+        image_features, video_features: precomputed outputs of a frozen vision tower: (tokens, depths * D) merged, or
+            (tokens, patches a token, depths * C) before a trainable merger.
         image_features_of, video_features_of: the pixel tensors (by identity) from which the features were computed. If
             the pixels are replaced (`dataclasses.replace`), the features are dropped. Freed pixels are empty tensors on
             the device "meta", which no forward accepts.
@@ -39,6 +42,8 @@ class VisualInputs:
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
     second_per_grid_ts: Tensor | None = None
+    image_position_ids: Tensor | None = None
+    video_position_ids: Tensor | None = None
     image_features: Tensor | None = None
     video_features: Tensor | None = None
     image_features_of: Tensor | None = None
@@ -60,8 +65,16 @@ class VisualInputs:
 
     def features(self, kind: str) -> int:
         """Number of visual features (tokens) of the images or the videos: sum of t*h*w / merge_size^2."""
-        grid = self.image_grid_thw if kind == "image" else self.video_grid_thw
+        grid = self.grid(kind)
         return 0 if grid is None else int((grid.prod(-1) // self.merge_size**2).sum())
+
+    def grid(self, kind: str) -> Tensor | None:
+        """The grids of the images or the videos."""
+        return self.image_grid_thw if kind == "image" else self.video_grid_thw
+
+    def pixels(self, kind: str) -> Tensor | None:
+        """The pixels of the images or the videos."""
+        return self.pixel_values if kind == "image" else self.pixel_values_videos
 
     @property
     def knows_features(self) -> bool:
@@ -74,36 +87,16 @@ class VisualInputs:
         return sum(self.features(kind) for kind in MEDIA_KINDS)
 
 
-FORWARD_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
-"""Keywords of a model's forward that `VisualInputs` holds, one attribute each."""
-
-
-def stack_media(visual_inputs: Sequence[VisualInputs]) -> dict[str, Tensor]:
-    """Concatenate the media of several samples for the model: keyword -> concatenated tensor.
-
-    Keywords without a value in any sample are left out, and so are freed pixels.
-    """
-    given = {key: [getattr(v, key) for v in visual_inputs] for key in FORWARD_KEYS}
-    parts = {key: [v for v in values if v is not None and not v.is_meta] for key, values in given.items()}
-    return {key: torch.cat(tensors) for key, tensors in parts.items() if tensors}
-
-
-def forward_kwargs(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> dict[str, Tensor]:
-    """Return the keyword arguments for `model(...)` of a batch of left-padded prompts with right-padded completions.
-
-    Token types mark the prompt's placeholders by position: a completion counts as text whatever its ids are.
-
-    Args:
-        visual_inputs: B samples.
-        prompt_width: padded width of the prompts.
-        total_width: padded width of prompts and completions.
-    Returns: empty for a text-only batch; else media and `mm_token_type_ids` (B,total_width) int.
-    """
-    kwargs = stack_media(visual_inputs)
-    if kwargs:
-        token_types = padded_token_types(visual_inputs, prompt_width, total_width)
-        kwargs["mm_token_type_ids"] = token_types.to(next(iter(kwargs.values())).device)
-    return kwargs
+FORWARD_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "second_per_grid_ts",
+    "image_position_ids",
+    "video_position_ids",
+)
+"""Keywords of models' forwards that `VisualInputs` holds, one attribute each."""
 
 
 def padded_token_types(visual_inputs: Sequence[VisualInputs], prompt_width: int, total_width: int) -> Tensor:
@@ -117,25 +110,26 @@ def padded_token_types(visual_inputs: Sequence[VisualInputs], prompt_width: int,
 def check_placeholders(
     input_ids: Tensor,
     attention_mask: Tensor,
-    placeholder_ids: dict[str, int],
+    placeholder_ids: Mapping[str, int],
     visual_inputs: Sequence[VisualInputs] | None,
 ) -> None:
     """Check that the number of placeholder tokens equals the number of visual features, sample by sample.
 
     Args:
         input_ids: (B,L) int; attention_mask: (B,L), 0 on padding.
-        placeholder_ids: {"image": id, "video": id}.
+        placeholder_ids: {"image": id, "video": id}; the ids may be one.
         visual_inputs: B samples, or None if the media are missing.
     Errors: ValueError naming the sample, both counts and what to check.
     """
-    for kind, token_id in placeholder_ids.items():
+    for token_id in dict.fromkeys(placeholder_ids.values()):
+        kinds = [kind for kind, placeholder in placeholder_ids.items() if placeholder == token_id]
         counts = ((input_ids == token_id) & attention_mask.bool()).sum(1).tolist()
         for row, placeholders in enumerate(counts):
             visual = visual_inputs[row] if visual_inputs is not None else None
-            features = visual.features(kind) if visual is not None else 0
+            features = sum(visual.features(kind) for kind in kinds) if visual is not None else 0
             if placeholders == features:
                 continue
-            name = visual.sample if visual is not None else f"row {row} of the batch"
+            kind, name = " and ".join(kinds), visual.sample if visual is not None else f"row {row} of the batch"
             raise ValueError(
                 f"{name}: the forward has {placeholders} {kind} placeholder tokens but {features} {kind} features. "
                 + (

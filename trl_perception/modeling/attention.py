@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .head import base_model
 from .packed_attention import SPLIT, follow_packings
 from .packing import Packing, packing_of
 
@@ -100,7 +101,7 @@ class AttentionTap:
         *,
         layers: int | Sequence[int] = 1,
     ):
-        self.decoder = decoder_of(model)
+        self.decoder, self.backbone = decoder_of(model), backbone_of(model)
         attentions = self_attentions(self.decoder)
         if isinstance(layers, int):
             full = [index for index, module in attentions.items() if not window_of(module)]
@@ -118,6 +119,7 @@ class AttentionTap:
         self.reduce = reduce
         self.results: list[Any] = []
         self._caught: dict[int, LayerAttention] = {}
+        self._mask: Tensor | None = None
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> "AttentionTap":
@@ -136,6 +138,8 @@ class AttentionTap:
         tapped.replaces = self.implementation in ALL_ATTENTION_FUNCTIONS._local_mapping
         ALL_ATTENTION_FUNCTIONS[self.implementation] = tapped
         self._stack.callback(self._remove, tapped)
+        handle = self.backbone.register_forward_pre_hook(self._keep_mask, with_kwargs=True)
+        self._stack.callback(handle.remove)
         self._stack.enter_context(_hook(self.decoder, self._finish))
         return self
 
@@ -178,16 +182,19 @@ class AttentionTap:
             sliding_window=kwargs.get("sliding_window"),
         )
 
+    def _keep_mask(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._mask = kwargs.get("attention_mask")
+
     def _finish(self, kwargs: dict[str, Any], output: Any) -> None:
         caught, self._caught = self._caught, {}
         if len(caught) != len(self.layer_of):
             raise RuntimeError(f"Layers {sorted(caught)} of {sorted(self.layer_of.values())} called their attention.")
-        mask = kwargs.get("attention_mask")
+        mask, self._mask = self._mask, None
         packing = packing_of(mask)
         if packing is not None:
             mask = packing.mask
         elif mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise ValueError("The decoder got a prepared attention mask; a padding mask (B,S) is wanted with a tap.")
+            raise ValueError("The model got a prepared attention mask; a padding mask (B,S) is wanted with a tap.")
         layers = [replace(caught[index], packing=packing) for index in sorted(caught)]
         self.results.append(self.reduce(layers, mask))
 
@@ -272,13 +279,15 @@ def pooled_rows(layers: Sequence[LayerAttention], rows: slice, allowed: Tensor |
     return sum(attention_rows(layer, rows, allowed, share) for layer in layers) / len(layers)
 
 
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The part of a model below its head: a vision tower and a decoder, or a decoder alone."""
+    base = base_model(model)
+    return getattr(base, "model", base)
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """The text decoder inside a model and its wrappers: the module whose layers attend to the whole sequence."""
-    while hasattr(model, "module"):  # DDP, DeepSpeed
-        model = model.module
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    decoder = model.get_decoder()
+    decoder = base_model(model).get_decoder()
     return getattr(decoder, "language_model", decoder)
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 TOWERS = ("visual", "vision_tower", "vision_model")
-MERGERS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector")
+MERGERS = ("merger", "deepstack_merger_list", "multi_modal_projector", "connector", "embed_vision")
 
 
 def part_of(name: str) -> str | None:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import FusedCausalLMOutput
 
+from ..families import TEXT_ONLY, supported
 from ..media import VisualInputs
 from .attention import decoder_of, self_attentions, window_of
 from .head import base_model
 from .packed_attention import BACKENDS, mask_of
 from .packing import PackedMask, Packing, pack, packed_positions
 from .views import original_positions
-from .vision import VISION_FAMILIES, media_kwargs
+from .vision import family_of_model, media_kwargs
 
 
 def group_forward(
@@ -99,8 +100,8 @@ def packing_unsupported_reason(model: nn.Module) -> str | None:
     base = base_model(model)
     config = base.config
     text = config.get_text_config()
-    if text is not config and config.model_type not in VISION_FAMILIES:
-        return f"{config.model_type} is not among the vision-language families {', '.join(VISION_FAMILIES)}"
+    if text is not config and family_of_model(model) is TEXT_ONLY:
+        return f"{config.model_type} is not among the families {supported()}"
     if text._attn_implementation not in BACKENDS:
         return f"attn_implementation is {text._attn_implementation!r}, not one of {', '.join(BACKENDS)}"
     decoder = decoder_of(model)
@@ -109,8 +110,6 @@ def packing_unsupported_reason(model: nn.Module) -> str | None:
         return f"{len(decoder.layers) - len(attentions)} decoder layers have no softmax self-attention"
     if any(window_of(module) for module in attentions.values()):
         return "some decoder layers attend to a sliding window"
-    if getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None):
-        return "experts balance their load over all tokens, and a packed row counts the prompt's once"
     peft = getattr(model, "active_peft_config", None)
     if peft is not None and getattr(peft, "is_prompt_learning", False):
         return f"{peft.peft_type} puts virtual tokens before each row"

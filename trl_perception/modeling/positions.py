@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .head import base_model
+from .vision import family_of_model
 
 POSITION_RULES = ("released", "transformers")
 """The rules that `apply_position_rule` takes."""
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL splits a video into cells of one step, where both rules agree
 
 
 def apply_position_rule(model: nn.Module, rule: str = "released") -> None:
@@ -34,7 +34,7 @@ def apply_position_rule(model: nn.Module, rule: str = "released") -> None:
     """
     check_position_rule(rule)
     backbone = getattr(base_model(model), "model", None)
-    if getattr(getattr(backbone, "config", None), "model_type", None) in FAMILIES:
+    if family_of_model(model).has_position_rules:
         backbone.get_rope_index = RopeIndex(backbone, rule)
 
 

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ..media import VisualInputs, padded_token_types
-from .attention import decoder_of, self_attentions, window_of
+from ..families import TYPES
+from ..media import VisualInputs
 from .cache import CACHE
 from .head import base_model
-from .vision import media_kwargs
+from .vision import forward_kwargs
 
 
 @contextmanager
@@ -31,14 +32,20 @@ def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repea
     def shared(
         input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig, **inputs: Any
     ) -> Tensor | Any:
-        every = repeats if input_ids.size(1) > 1 else 1  # of a single token there is nothing to read ahead
-        once = {"input_ids": input_ids[::every], "attention_mask": attention_mask[::every]}
-        once.update(_media(model, None if visuals is None else visuals[::every], input_ids))
+        # All but the last token are read ahead; a medium that ends its prompt cannot be cut.
+        ahead = input_ids.size(1) > 1 and not any(v.token_types[-1:].any() for v in visuals or ())
+        every = repeats if ahead else 1
+        prompts = {"input_ids": input_ids[::every], "attention_mask": attention_mask[::every]}
+        width = input_ids.size(1)
+        media = {} if visuals is None else forward_kwargs(model, visuals[::every], width, width)
         if every == 1:
-            return generate(**once, generation_config=generation_config, **inputs)
-        cache = _prefill(generate, once, generation_config)
-        cache.batch_repeat_interleave(every)
-        _repeat_rope_deltas(model, every)
+            return generate(**prompts, **media, generation_config=generation_config, **inputs)
+        of_tokens = (*prompts, *TYPES)
+        prefixes = {key: value[:, :-1] if key in of_tokens else value for key, value in {**prompts, **media}.items()}
+        cache = _prefill(generate, prefixes, generation_config)
+        rows = torch.arange(len(input_ids) // every, device=input_ids.device)
+        cache.reorder_cache(rows.repeat_interleave(every))
+        _set_rope_deltas(model, {**prompts, **media}, every)
         return generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -56,12 +63,6 @@ def prefill_once(model: nn.Module, visuals: Sequence[VisualInputs] | None, repea
 
 def shared_prefill_unsupported_reason(model: nn.Module, generation_config: GenerationConfig) -> str | None:
     """Returns the reason why a prompt's cache cannot be repeated for its completions, or None."""
-    decoder = decoder_of(model)
-    attentions = self_attentions(decoder)
-    if len(attentions) < len(decoder.layers):
-        return f"{len(decoder.layers) - len(attentions)} decoder layers keep another state than keys and values"
-    if any(window_of(module) for module in attentions.values()):
-        return "some decoder layers attend to a sliding window"
     if generation_config.cache_implementation or generation_config.use_cache is False:
         return "generation_kwargs ask for another cache"
     if (generation_config.num_beams or 1) > 1:
@@ -72,7 +73,7 @@ def shared_prefill_unsupported_reason(model: nn.Module, generation_config: Gener
 
 
 def _prefill(generate: Callable, inputs: dict[str, Any], generation_config: GenerationConfig) -> Any:
-    """The cache of all prompt tokens but the last."""
+    """The cache of prompts; the token that is sampled after them is not in it."""
     one_token = GenerationConfig(
         max_new_tokens=1,
         do_sample=False,
@@ -82,21 +83,15 @@ def _prefill(generate: Callable, inputs: dict[str, Any], generation_config: Gene
         bos_token_id=generation_config.bos_token_id,
         eos_token_id=generation_config.eos_token_id,
     )
-    cache = generate(**inputs, generation_config=one_token)[CACHE]
-    cache.crop(-1)
-    return cache
+    return generate(**inputs, generation_config=one_token)[CACHE]
 
 
-def _media(model: nn.Module, visuals: Sequence[VisualInputs] | None, input_ids: Tensor) -> dict[str, Any]:
-    media = {} if visuals is None else media_kwargs(model, visuals)
-    if media:
-        width = input_ids.size(1)
-        media["mm_token_type_ids"] = padded_token_types(visuals, width, width).to(input_ids.device)
-    return media
-
-
-def _repeat_rope_deltas(model: nn.Module, repeats: int) -> None:
-    """The models of the Qwen-VL families continue a cache at  index + rope_deltas,  one for each row."""
+def _set_rope_deltas(model: nn.Module, inputs: dict[str, Any], repeats: int) -> None:
+    """Models with several position axes continue a cache at  index + rope_deltas,  one for each row, of whole prompts."""
     backbone = getattr(base_model(model), "model", None)
-    if getattr(backbone, "rope_deltas", None) is not None:
-        backbone.rope_deltas = backbone.rope_deltas.repeat_interleave(repeats, dim=0)
+    if getattr(backbone, "rope_deltas", None) is None:
+        return
+    if any(name.endswith("grid_thw") for name in inputs):
+        own = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        backbone.rope_deltas = backbone.get_rope_index(**{name: inputs[name] for name in own if name in inputs})[1]
+    backbone.rope_deltas = backbone.rope_deltas.repeat_interleave(repeats, dim=0)

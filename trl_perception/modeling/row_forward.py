@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..media import VisualInputs, padded_token_types
-from .vision import media_kwargs
+from ..media import VisualInputs
+from .vision import forward_kwargs
 
 
 def row_forward(
@@ -27,10 +27,8 @@ def row_forward(
         input_ids: (B,S), left-padded prompts and right-padded completions; `inputs` are passed to the model.
     """
     rows, total = input_ids.shape
-    media = media_kwargs(model, visuals)
-    if media:
-        types = padded_token_types(visuals, total - completion_width, total)
-        media["mm_token_type_ids"] = types.to(input_ids.device)
+    media = forward_kwargs(model, visuals, total - completion_width, total)
     if positions is not None:
-        media["position_ids"] = positions[:, None, :total].expand(-1, rows, -1)
+        of_rows = positions[:, None, :total].expand(-1, rows, -1)
+        media["position_ids"] = of_rows if len(of_rows) > 1 else of_rows[0]
     return model(input_ids=input_ids, **media, **inputs)

@@ -6,11 +6,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from trl.trainer.utils import create_model_from_path
 
 from ..assets import model_path
+from ..families import TEXT_ONLY, family_of
 from .head import base_model
 from .positions import apply_position_rule
 from .quantization import quantization_of_teacher
 
-SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size")
+SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size", "image_size")
 SAME_IDS = ("image_token_id", "video_token_id")
 
 
@@ -49,6 +50,10 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel, tokenizer:
     for name in SAME_VISION:
         visions = [getattr(config, "vision_config", None) for config in (mine, theirs)]
         _require_same(f"vision_config.{name}", *(getattr(vision, name, None) for vision in visions))
+    families = [family_of(base_model(model)) for model in (student, teacher)]
+    _require_same("family", *(family.name for family in families))
+    if families[0] is not TEXT_ONLY:
+        _require_same("patches a token", *(families[0].patches_per_token(config) for config in (mine, theirs)))
     for who, config in (("student", mine), ("teacher", theirs)):
         size = config.get_text_config().vocab_size
         if size < len(tokenizer):

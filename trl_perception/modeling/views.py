@@ -1,16 +1,15 @@
 """What a group may be shown: its prompt as it is, without its media, or with its videos out of order."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..media import MEDIA_KINDS, PreparedPrompt, PromptPreparer, VisualInputs, forward_kwargs
+from ..media import MEDIA_KINDS, PreparedPrompt, PromptPreparer, VisualInputs
 from ..media.frames import not_identity, shuffle_cells
 from .head import base_model
-from .vision import VISION_FAMILIES
+from .vision import family_of_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,7 @@ def media_masked(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, com
     prompt: the same computation on a few hundred tokens instead of thousands.
 
     Args:
-        model: the policy, for its rule of positions (`get_rope_index` of the Qwen-VL families).
+        model: the policy, for its family's rule of positions.
         prompt_ids: (P,) int. visual: its visual inputs. completion_width: T.
     Source: PGPO, arXiv:2604.01840, appendix A; Video-KTR, arXiv:2601.19686, section 3.2.
     """
@@ -70,16 +69,10 @@ def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
     Args:
         model: the policy, for its family and the width of its features.
         prompt_ids: (P,) int. visual: its visual inputs.
-    Errors: ValueError for a family whose features cannot be replaced.
     Source: Video-KTR, arXiv:2601.19686, section 3.2.
     """
-    config = base_model(model).config
-    if config.model_type not in VISION_FAMILIES:
-        raise ValueError(
-            f"visual_view='zeroed' replaces the features of {' and '.join(VISION_FAMILIES)}, and the model is a "
-            f"{config.model_type}. Set visual_view='masked'."
-        )
-    width = config.get_text_config().hidden_size
+    base = base_model(model)
+    width = base.config.get_text_config().hidden_size * len(family_of_model(model).mergers(base.model))
     zeros = {
         f"{kind}_features": torch.zeros(visual.features(kind), width, device=prompt_ids.device)
         for kind in MEDIA_KINDS
@@ -126,33 +119,14 @@ def original_positions(
     model: nn.Module, prompt_ids: Tensor, visual: VisualInputs | None, completion_width: int
 ) -> Tensor:
     """Positions of prompt and completion as the model takes them itself: (A,P+T) int, A axes (3 for mRoPE)."""
-    width = len(prompt_ids)
-    rope_index = rope_index_of(model)
-    if visual is None or not visual.visual_tokens:
-        positions = torch.arange(width + completion_width, device=prompt_ids.device)
-        return positions.expand(1 if rope_index is None else 3, -1)
-    if rope_index is None:
-        raise ValueError(
-            f"{type(base_model(model)).__name__} has no get_rope_index, so the media-masked view cannot keep its positions. Set "
-            "masked_view_positions='recompute', or use a Qwen-VL model."
-        )
-    ids = torch.cat([prompt_ids, prompt_ids.new_zeros(completion_width)])[None]
-    kwargs = forward_kwargs([visual], width, width + completion_width)
-    kwargs = {key: value for key, value in kwargs.items() if not key.startswith("pixel_values")}
-    positions, _ = rope_index(ids, **kwargs, attention_mask=torch.ones_like(ids))
-    return positions[:, 0]
-
-
-def rope_index_of(model: nn.Module) -> Callable | None:
-    """The rule of positions of a model with several position axes (the Qwen-VL families), or None."""
-    base = base_model(model)
-    return getattr(getattr(base, "model", base), "get_rope_index", None)
+    total = len(prompt_ids) + completion_width
+    return family_of_model(model).positions(base_model(model), prompt_ids, visual, total)
 
 
 def without_media(visual: VisualInputs) -> VisualInputs:
     """No media, and token types of the text tokens alone."""
     text_types = visual.token_types[visual.token_types == 0]
-    return VisualInputs(sample=visual.sample, token_types=text_types, merge_size=visual.merge_size)
+    return VisualInputs(sample=visual.sample, token_types=text_types)
 
 
 def seeded(seed: int, step: int, prompt_ids: Tensor) -> torch.Generator:

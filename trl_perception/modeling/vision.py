@@ -8,14 +8,16 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.vision_utils import get_vision_window_index
 
-from ..media import MEDIA_KINDS, VisualInputs, stack_media
+from ..families import TEXT_ONLY, Family, family_of, supported
+from ..media import MEDIA_KINDS, VisualInputs, padded_token_types
 from ..media.visual_inputs import PIXELS
 from .head import base_model
 
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+
+def family_of_model(model: nn.Module) -> Family:
+    """The family of a model in its wrappers."""
+    return family_of(base_model(model))
 
 
 def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str, Any]:
@@ -27,37 +29,63 @@ def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str,
     """
     for visual in visuals:
         _require_media(visual)
+    family = family_of_model(model)
     if not any(visual.knows_features for visual in visuals):
-        return stack_media(visuals)
-    kwargs = {name: value for name, value in stack_media(visuals).items() if name not in PIXELS.values()}
+        return family.forward_kwargs(visuals)
     backbone = base_model(model).model
-    outputs = {}
-    for kind in MEDIA_KINDS:
-        parts = [_features(backbone, visual, kind) for visual in visuals if visual.features(kind)]
-        if parts:
-            outputs[kind] = BaseModelOutputWithPooling(pooler_output=tuple(parts))
-    return {**kwargs, "mm_encoder_outputs": outputs}
+    features = [
+        {kind: _features(family, backbone, visual, kind) for kind in MEDIA_KINDS if visual.features(kind)}
+        for visual in visuals
+    ]
+    outputs = family.encoder_outputs(backbone, visuals, features)
+    return {**family.forward_kwargs(visuals, pixels=False), "mm_encoder_outputs": outputs}
+
+
+def forward_kwargs(
+    model: nn.Module, visuals: Sequence[VisualInputs], prompt_width: int, total_width: int
+) -> dict[str, Any]:
+    """The media of left-padded prompts with right-padded completions as keyword arguments of `model(...)`.
+
+    Token types mark the prompt's placeholders by position: a completion counts as text whatever its ids are.
+
+    Args:
+        visuals: B visual inputs.
+        prompt_width: padded width of the prompts. total_width: padded width of prompts and completions.
+    Returns: empty for a text-only batch; else media as [`media_kwargs`], and token types where the family takes them.
+    """
+    kwargs = media_kwargs(model, visuals)
+    if kwargs:
+        types = padded_token_types(visuals, prompt_width, total_width)
+        kwargs.update(family_of_model(model).type_kwargs(types.to(base_model(model).device)))
+    return kwargs
 
 
 def feature_reuse_unsupported_reason(model: nn.Module) -> str | None:
     """Returns the reason why the features of this model's vision tower cannot be computed once, or None."""
-    tower = getattr(getattr(base_model(model), "model", None), "visual", None)
-    family = base_model(model).config.model_type
-    if tower is None or family not in VISION_FAMILIES:
-        return f"{family} is not among the families {', '.join(VISION_FAMILIES)}"
-    trained = [name for name, value in tower.named_parameters() if value.requires_grad and "merger." not in name]
+    base, family = base_model(model), family_of_model(model)
+    if family is TEXT_ONLY:
+        return f"{base.config.model_type} is not among the families {supported()}"
+    tower, mergers = family.tower(base.model), family.mergers(base.model)
+    merging = {id(part) for merger in mergers for part in (*merger.parameters(), *merger.modules())}
+    trained = [name for name, value in tower.named_parameters() if value.requires_grad and id(value) not in merging]
     if trained:
         return f"the vision tower is trained ({len(trained)} of its parameters); freeze_vision_tower freezes it"
-    adapted = [name for name in adapted_modules(tower) if "merger" not in name.split(".")]
+    adapted = [name for name in adapted_modules(tower) if id(tower.get_submodule(name)) not in merging]
     if adapted:
         return f"an adapter changes {len(adapted)} modules of the vision tower, and is switched off for other readings"
     return None
 
 
 def same_frozen_tower(model: nn.Module, other: nn.Module) -> bool:
-    """Whether the frozen part of a model's vision tower has the same weights in another model, and so the same features."""
-    mine, theirs = (dict(base_model(one).model.visual.named_parameters()) for one in (model, other))
+    """Whether the frozen part of a model's vision side has the same weights in another model, and so the same features."""
+    mine, theirs = (_vision_parameters(one) for one in (model, other))
     return all(torch.equal(value, theirs[name].to(value)) for name, value in mine.items() if not value.requires_grad)
+
+
+def _vision_parameters(model: nn.Module) -> dict[tuple[int, str], Tensor]:
+    family, backbone = family_of_model(model), base_model(model).model
+    parts = (family.tower(backbone), *family.mergers(backbone))
+    return {(part, name): value for part, module in enumerate(parts) for name, value in module.named_parameters()}
 
 
 def adapted_modules(model: nn.Module) -> list[str]:
@@ -70,27 +98,23 @@ def adapted_modules(model: nn.Module) -> list[str]:
 def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False) -> VisualInputs:
     """Returns the same inputs with the tower's features.
 
-    With a frozen merger they are the merged ones (tokens, D); with one that trains or that an adapter changes, those
-    before it, (tokens, patches a token, C) in the order of tokens.
+    With a frozen merger they are the merged ones, (tokens, depths * D); with one that trains or that an adapter changes,
+    those before it, (tokens, patches a token, depths * C) in the order of tokens.
 
     Args:
         keep_pixels: whether another model's tower is to see the media as well; else pixels are released.
     """
     if not visual.visual_tokens:
         return visual
-    backbone = base_model(model).model
-    merger = backbone.visual.merger
-    merger_changes = any(value.requires_grad for value in merger.parameters()) or bool(adapted_modules(merger))
+    family, backbone = family_of_model(model), base_model(model).model
+    mergers = family.mergers(backbone)
+    trained = any(value.requires_grad for merger in mergers for value in merger.parameters())
+    read = family.before_mergers if trained or any(map(adapted_modules, mergers)) else family.run_tower
     known = {}
     for kind in MEDIA_KINDS:
-        pixels, grid = getattr(visual, PIXELS[kind]), getattr(visual, f"{kind}_grid_thw")
-        if pixels is None:
+        if (pixels := visual.pixels(kind)) is None:
             continue
-        output = _run_tower(backbone, pixels, grid, kind)
-        merged = torch.cat(output.pooler_output)
-        known[f"{kind}_features"] = (
-            _before_merger(backbone, output.last_hidden_state, grid) if merger_changes else merged
-        )
+        known[f"{kind}_features"] = read(backbone, visual, kind)
         if not keep_pixels:
             known[PIXELS[kind]] = pixels.to("meta")
     return replace(visual, **known)
@@ -118,32 +142,8 @@ def _require_media(visual: VisualInputs) -> None:
             )
 
 
-def _features(backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
+def _features(family: Family, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
     known = getattr(visual, f"{kind}_features")
     if known is None:
-        output = _run_tower(backbone, getattr(visual, PIXELS[kind]), getattr(visual, f"{kind}_grid_thw"), kind)
-        return torch.cat(output.pooler_output)
-    if known.ndim == 2:
-        return known
-    merger = backbone.visual.merger
-    return merger(known.flatten(0, 1).to(next(merger.parameters()).dtype))
-
-
-def _run_tower(backbone: nn.Module, pixels: Tensor, grid: Tensor, kind: str) -> BaseModelOutputWithPooling:
-    run = backbone.get_image_features if kind == "image" else backbone.get_video_features
-    return run(pixels, grid, return_dict=True)
-
-
-def _before_merger(backbone: nn.Module, states: Tensor, grid: Tensor) -> Tensor:
-    """(patches, C) as the blocks leave them -> (tokens, patches a token, C), Qwen2.5-VL's window order undone."""
-    tower = backbone.visual
-    grouped = states.unflatten(0, (-1, tower.spatial_merge_size**2))
-    if not hasattr(tower, "window_size"):
-        return grouped
-    order, _ = get_vision_window_index(
-        grid,
-        spatial_merge_size=tower.spatial_merge_size,
-        window_size=tower.window_size,
-        patch_size=tower.patch_size,
-    )
-    return grouped[torch.argsort(order.to(states.device))]
+        return family.run_tower(backbone, visual, kind)
+    return known if known.ndim == 2 else family.merge(backbone, known)

@@ -14,8 +14,11 @@ from transformers import PreTrainedConfig
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as VOCABULARY_CHUNK_SIZE
 
+from ..families import TEXT_ONLY
+from ..modeling import base_model
 from ..modeling.freezing import part_of
 from ..modeling.quantization import KEPT_WHOLE
+from ..modeling.vision import family_of_model
 
 FLOAT32 = 4
 # Tiles of logits that TRL's fused head holds at a time: one with its Triton kernel, seven with torch's operations.
@@ -174,7 +177,7 @@ def _media(model: nn.Module, batch: Batch) -> list[MemoryPart]:
     tower = getattr(model.config, "vision_config", None)
     if tower is None or not batch.visual:
         return []
-    pixels = FLOAT32 * _patches(tower, batch.visual) * _patch_size(tower)
+    pixels = FLOAT32 * _patches(model, batch.visual) * _patch_size(tower)
     return [MemoryPart("pixels", batch.sampled_prompts * pixels, "4 * patches * values of one", "always")]
 
 
@@ -212,7 +215,7 @@ def _update(model: nn.Module, batch: Batch, world: World, checkpointing: bool, d
     tower = getattr(model.config, "vision_config", None)
     trains = any(value.requires_grad and part_of(name) == "tower" for name, value in model.named_parameters())
     if tower is not None and batch.visual and trains:
-        patches = _patches(tower, batch.visual) * (batch.prompts if batch.packed else batch.updated)
+        patches = _patches(model, batch.visual) * (batch.prompts if batch.packed else batch.updated)
         block = patches * _saved_of_layer(tower, size)
         blocks = _kept(_depth(tower), block, patches * _widths(tower)[0] * size, checkpointing)
         pixels = patches * _patch_size(tower) * size
@@ -253,8 +256,9 @@ def _computed_size(model: nn.Module, world: World) -> int:
     return 2 if world.bf16 else next(model.parameters()).element_size()
 
 
-def _patches(tower: PreTrainedConfig, visual: int) -> int:
-    return visual * getattr(tower, "spatial_merge_size", 1) ** 2
+def _patches(model: nn.Module, visual: int) -> int:
+    family = family_of_model(model)
+    return visual if family is TEXT_ONLY else visual * family.patches_per_token(base_model(model).config)
 
 
 def _patch_size(tower: PreTrainedConfig) -> int:

@@ -11,7 +11,9 @@ from huggingface_hub import ModelCard
 
 from .. import __version__
 from ..data.templates import get_template
-from ..media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, pixel_bounds
+from ..families import family_of_processor
+from ..media import SizeRule, VideoSettings
+from ..media.sampling import FRAME_FACTOR, MODEL_SEQ_LEN, VIDEO_MAX_TOKEN_NUM, ClipLimits, pixel_bounds
 from ..modeling import position_rule_of
 from .card_facts import CardFacts, before_and_after, hardware, parts_trained
 from .curve import reward_gain
@@ -115,16 +117,18 @@ def _example(facts: CardFacts, base: str | None) -> list[str]:
         return lines
     template = get_template(facts.template)
     asked = "\n".join(filter(None, ["What happens in this clip?", template.suffix("free-form")]))
-    as_is = ", do_resize=False" if facts.prepares_prompts else ""
+    family = family_of_processor(facts.processor) if facts.prepares_prompts else None
+    as_is = ", do_resize=False" if family and family.sizes(facts.processor).video.factor else ""
+    media, shown = f"videos=[frames], video_metadata=[metadata], do_sample_frames=False{as_is}", '{"type": "video"}'
+    if family and family.frames_are_images:
+        media, shown = "images=list(frames)", '*[{"type": "image"}] * len(frames)'
     return [
         *lines,
         *_frames(facts),
-        f'content = [{{"type": "video"}}, {{"type": "text", "text": {json.dumps(asked)}}}]',
+        f'content = [{shown}, {{"type": "text", "text": {json.dumps(asked)}}}]',
         'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
         "inputs = processor(",
-        "    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False"
-        + as_is
-        + ', return_tensors="pt"',
+        f'    text=[text], {media}, return_tensors="pt"',
         ").to(model.device)",
         f"output = model.generate(**inputs, max_new_tokens={facts.settings.max_completion_length})",
         'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
@@ -136,12 +140,7 @@ def _frames(facts: CardFacts) -> list[str]:
     args, settings = facts.settings, facts.settings.video_settings
     if not facts.prepares_prompts:
         return [f'frames, metadata = load_video("clip.mp4", fps={args.video_fps:g}, backend="pyav")']
-    part = facts.processor.video_processor
-    factor = part.patch_size * part.merge_size
-    sizes = (part.size["shortest_edge"], part.size["longest_edge"])
-    low, high, _ = pixel_bounds(FRAME_FACTOR, settings, factor, sizes)
-    total = settings.total_pixels if settings.total_pixels is not None else MODEL_SEQ_LEN * factor**2 * 0.9
-    clip = f"max(min({VIDEO_MAX_TOKEN_NUM * factor**2}, {total * FRAME_FACTOR:.0f} / len(frames)), {int(low * 1.05)})"
+    rule = family_of_processor(facts.processor).sizes(facts.processor).video
     return [
         "",
         f'sampling = {{"fps": {args.video_fps:g}, "min_frames": {args.video_min_frames}, "max_frames": {args.video_max_frames}}}',
@@ -151,7 +150,23 @@ def _frames(facts: CardFacts) -> list[str]:
         "    return torch.linspace(0, metadata.total_num_frames - 1, count).round().long().numpy()",
         "",
         'frames, metadata = load_video("clip.mp4", backend="pyav", sample_indices_fn=sampled)',
-        f"size = smart_resize(*frames.shape[1:3], {factor}, min_pixels={low}, max_pixels=min({high:.0f}, {clip}))",
+        *(_resized(rule, settings) if rule.factor else ["frames = torch.from_numpy(frames).permute(0, 3, 1, 2)"]),
+    ]
+
+
+def _resized(rule: SizeRule, settings: VideoSettings) -> list[str]:
+    """Return code that resizes frames as in training."""
+    limits, per_frame = rule.limits, ""
+    if isinstance(limits, ClipLimits):  # of all frames together
+        limits, per_frame = (limits.least, limits.most), " / len(frames)"
+    low, high, _ = pixel_bounds(FRAME_FACTOR, settings, rule.factor, limits)
+    least = f"{low}{'' if settings.min_pixels or settings.max_pixels else per_frame}"
+    most = f"{high:.0f}{'' if settings.max_pixels else per_frame}"
+    total = settings.total_pixels if settings.total_pixels is not None else MODEL_SEQ_LEN * rule.factor**2 * 0.9
+    share = f"{total * FRAME_FACTOR:.0f} / len(frames)"
+    clip = f"max(min({VIDEO_MAX_TOKEN_NUM * rule.factor**2}, {share}), int({least} * 1.05))"
+    return [
+        f"size = smart_resize(*frames.shape[1:3], {rule.factor}, min_pixels={least}, max_pixels=min({most}, {clip}))",
         "frames = resize(torch.from_numpy(frames).permute(0, 3, 1, 2), size, InterpolationMode.BICUBIC, antialias=True)",
     ]
 

@@ -11,9 +11,10 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from ..families import TEXT_ONLY
 from ..modeling import Head, OneTowerRun, base_model, gather_lm_head, head_is_sharded, head_of
 from ..modeling.activation_checkpointing import without_checkpointing
-from ..modeling.vision import VISION_FAMILIES
+from ..modeling.vision import family_of_model
 
 
 class CollectiveScheduler:
@@ -139,12 +140,11 @@ class Sharding:
         """
         if self.accelerator.num_processes == 1 or not (self.fsdp or self.deepspeed):
             return
-        family = base_model(model).config.model_type
-        if sees and family not in VISION_FAMILIES:
+        if sees and (reason := family_of_model(model).sharding_unsupported_reason):
             raise ValueError(
-                f"{family} has a vision tower that is not known here ({', '.join(VISION_FAMILIES)} are): under FSDP and "
-                "DeepSpeed, processes whose prompts differ in media would wait for each other forever. Use DDP "
-                "(recipes/accelerate_configs/ddp.yaml), or a model of those families."
+                f"{base_model(model).config.model_type} is not supported under FSDP and DeepSpeed, where processes whose prompts "
+                f"differ in media would wait for each other forever: {reason}. Use DDP (recipes/accelerate_configs/ddp.yaml), or "
+                "another family (docs/models.md)."
             )
         if self.zero_stage == 3 and not args.ds3_gather_for_generation:
             raise ValueError(
@@ -194,5 +194,4 @@ def empty_forward(model: nn.Module, *, accelerator: Accelerator, token_id: int) 
 
 
 def _has_tower(model: nn.Module) -> bool:
-    base = base_model(model)
-    return base.config.model_type in VISION_FAMILIES and hasattr(base.model, "visual")
+    return family_of_model(model) is not TEXT_ONLY

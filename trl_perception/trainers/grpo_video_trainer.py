@@ -50,7 +50,8 @@ from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
 from ..data.training_checks import check_datasets, left_out_of_an_epoch, require_prompts
-from ..media import PromptPreparer, VisualInputs, has_visual_grids
+from ..families import family_of_processor
+from ..media import PromptPreparer, VisualInputs
 from ..modeling import (
     AttentionTap,
     Head,
@@ -204,7 +205,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._setup_model(frozen)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         own_prompts = self.tools or self.rollout_func or self.environment_factories
-        self._prepares_prompts = has_visual_grids(self.processing_class) and not own_prompts
+        self._prepares_prompts = family_of_processor(self.processing_class) is not None and not own_prompts
         prepare = args.prompt_preparer if self._prepares_prompts else PromptsOfTRL
         self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
@@ -345,9 +346,14 @@ class GRPOVideoTrainer(GRPOTrainer):
         options, trl_prepares = self.args, self._is_vlm and not self._prepares_prompts
         refusal = None
         if trl_prepares:
-            refusal = "TRL prepares these prompts (tools, an environment or a processor without grids)"
+            refusal = "TRL prepares these prompts (tools, an environment or a processor of another family)"
         elif options.torch_compile:
             refusal = "torch_compile cannot trace a packed row's mask"
+        elif self.aux_loss_enabled:
+            refusal = (
+                "experts balance their load over all tokens, and a packed row counts the prompt's once (router_aux_loss_coef=0 "
+                "switches that loss off)"
+            )
         self._forwards = ForwardSelector(self.model, options.group_forward, refusal)
         elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
         self._prefills = options.shared_prefill and not elsewhere

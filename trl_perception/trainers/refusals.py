@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..media import has_visual_grids
+from ..families import family_of_processor
 
 
 def require_trainable(model: nn.Module) -> None:
@@ -21,7 +21,7 @@ def refuse_vllm(processor: Any) -> None:
 
     Errors: ValueError.
     """
-    if has_visual_grids(processor):
+    if family_of_processor(processor) is not None:
         raise ValueError(
             f"use_vllm=True is not supported with the prompts of {type(processor).__name__}, whose images and videos are prepared "
             "here. Set use_vllm=False."

@@ -60,7 +60,7 @@ class MediaChecker:
             if self.options.check == "decode":
                 found = request.read(self.threads)
                 seconds = found.total_frames / found.fps if request.kind == "video" else 0.0
-                return MediaReport(seconds, read_tokens(found, request.factor))
+                return MediaReport(seconds, read_tokens(found, request))
             facts = probe(request.kind, medium, request.limits)
             return MediaReport(facts.seconds, expected_tokens(facts, request))
         except MediaError as error:

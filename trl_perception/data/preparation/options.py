@@ -83,6 +83,8 @@ class PrepareOptions:
         """Return the options that all chunks of a run must share as JSON; a file is given by name and digest."""
         values = asdict(self)
         del values["malformed"]
+        for rule in values["sizes"].values():
+            del rule["tokens"]  # a function of the processor, which the sizes stand for
         values["pass_rates"] = self.pass_rates and fingerprint(self.pass_rates)
         return values
 

@@ -1,0 +1,74 @@
+"""Gemma 4: patches with their places, a time before each frame; pictures of one kind may see themselves both ways."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+
+from ..media.visual_inputs import PIXELS, VisualInputs
+from .family import Family, Processed
+
+
+class Gemma4(Family):
+    """Its processor pads texts unless told not to, and resizes pictures to a number of tokens at most."""
+
+    name = "Gemma 4"
+    model_types = ("gemma4",)
+    processors = ("Gemma4Processor",)
+    types_keyword = "mm_token_type_ids"
+    sharding_unsupported_reason = "its tower takes images and videos in separate runs"
+
+    def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
+
+    def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
+        options = {"text": [self.template_token(processor, kind)], "return_text_replacement_offsets": True}
+        if kind == "image":
+            inputs = processor(images=[medium], return_tensors="pt", **options)
+            keys, frames = ("pixel_values", "image_position_ids"), 1
+        else:
+            video = {"do_sample_frames": False, "video_metadata": [medium.metadata]}
+            inputs = processor(videos=[medium.frames], videos_kwargs=video, return_tensors="pt", **options)
+            keys, frames = ("pixel_values_videos", "video_position_ids"), len(medium.frames)
+        fields = {key: inputs[key] for key in keys}
+        text = inputs["text_replacement_offsets"][0][0]["replacement"]
+        pooled = processor.image_processor.pooling_kernel_size**2
+        patches = int((fields[keys[1]][0] >= 0).all(-1).sum())
+        grid = torch.tensor([[frames, 1, patches // pooled]])
+        return Processed([text], {**fields, f"{kind}_grid_thw": grid, "merge_size": 1})
+
+    def video_pixels(self, processor: ProcessorMixin, clip: Tensor) -> Tensor:
+        options = {"do_sample_frames": False, "return_tensors": "pt"}
+        return processor.video_processor(videos=[clip], **options)["pixel_values_videos"]
+
+    def forward_kwargs(self, visuals: Sequence[VisualInputs], *, pixels: bool = True) -> dict[str, Any]:
+        media = super().forward_kwargs(visuals, pixels=pixels)
+        grids = {kind: media.pop(f"{kind}_grid_thw", None) for kind in PIXELS}
+        if not pixels:
+            return {}
+        if "pixel_values_videos" in media:
+            media["num_frames_per_video"] = grids["video"][:, 0]
+        return media
+
+    def tower(self, backbone: nn.Module) -> nn.Module:
+        return backbone.vision_tower
+
+    def mergers(self, backbone: nn.Module) -> list[nn.Module]:
+        return [backbone.embed_vision]
+
+    def patches_per_token(self, config: Any) -> int:
+        return config.vision_config.pooling_kernel_size**2
+
+    def run_tower(self, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
+        if kind == "image":
+            output = backbone.get_image_features(visual.pixel_values, visual.image_position_ids, return_dict=True)
+        else:
+            output = backbone.get_video_features(
+                visual.pixel_values_videos,
+                visual.video_position_ids,
+                num_frames_per_video=visual.video_grid_thw[:, 0],
+                return_dict=True,
+            )
+        return torch.cat(tuple(output.pooler_output))

@@ -1,0 +1,88 @@
+"""Families whose processors make pictures of one size, each of the same number of tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+
+from ..media.visual_inputs import VisualInputs
+from .family import PicturesOnly, Processed
+
+
+class FixedPictures(PicturesOnly):
+    """Families whose processors make pictures (N,3,side,side): the tiles of an image, or the frames of a video."""
+
+    tower_name, merger_name = "vision_tower", "multi_modal_projector"
+
+    def picture_tokens(self, processor: ProcessorMixin) -> int:
+        """Return the tokens of a picture."""
+        return processor.image_seq_length
+
+    frame_tokens = picture_tokens
+
+    def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return self.tiles(processor, height, width) * self.picture_tokens(processor)
+
+    def tiles(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        """Return how many pictures the processor makes of an image."""
+        return 1
+
+    def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
+        token = self.template_token(processor, kind)
+        if kind == "image":
+            inputs = processor(text=[token], images=[medium], return_tensors="pt", return_text_replacement_offsets=True)
+            pixels = inputs["pixel_values"].flatten(0, -4)
+        else:
+            options = {"do_sample_frames": False, "video_metadata": [medium.metadata]}
+            inputs = processor(
+                text=[token],
+                videos=[medium.frames],
+                videos_kwargs=options,
+                return_tensors="pt",
+                return_text_replacement_offsets=True,
+            )
+            pixels = self.video_pixels(processor, medium.frames)
+        return self.processed(processor, kind, [inputs["text_replacement_offsets"][0][0]["replacement"]], pixels)
+
+    def processed(self, processor: ProcessorMixin, kind: str, texts: list[str], pixels: Tensor) -> Processed:
+        """Return pictures with their grid: a tile or a frame is a row of its tokens, and an image is one cell."""
+        count, tokens = len(pixels), self.picture_tokens(processor)
+        grid = [1, count, tokens] if kind == "image" else [count, 1, tokens]
+        key = "pixel_values" if kind == "image" else "pixel_values_videos"
+        return Processed(texts, {key: pixels, f"{kind}_grid_thw": torch.tensor([grid]), "merge_size": 1})
+
+    def tower(self, backbone: nn.Module) -> nn.Module:
+        return getattr(backbone, self.tower_name)
+
+    def mergers(self, backbone: nn.Module) -> list[nn.Module]:
+        return [getattr(backbone, self.merger_name)]
+
+    def patches_per_token(self, config: Any) -> int:
+        return self.reduction(config) ** 2
+
+    def reduction(self, config: Any) -> int:
+        """Return how many patches, along each side, make a token."""
+        raise NotImplementedError
+
+    def run_tower(self, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
+        return self.features(backbone, visual.pixels(kind))
+
+    def features(self, backbone: nn.Module, pictures: Tensor) -> Tensor:
+        """Return the features of pictures, (tokens, D)."""
+        return backbone.get_image_features(pictures, return_dict=True).pooler_output.flatten(0, 1)
+
+    def merger_input(self, backbone: nn.Module, states: Tensor) -> Tensor:
+        return states.unflatten(0, (-1, self.patches(backbone)))
+
+    def patches(self, backbone: nn.Module) -> int:
+        """Return the patches of a picture."""
+        config = backbone.config.vision_config
+        return (config.image_size // config.patch_size) ** 2
+
+    def run_empty(self, backbone: nn.Module) -> Tensor:
+        tower, side = self.tower(backbone), backbone.config.vision_config.image_size
+        height, width = side if isinstance(side, Sequence) else (side, side)
+        parameter = next(tower.parameters())
+        return self.features(backbone, parameter.new_zeros(1, 3, height, width))
