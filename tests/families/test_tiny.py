@@ -33,9 +33,7 @@ def encoded(processor, kind, texts=(QUESTION,), seed=0):
     ]
     media = {}
     if images:
-        media["images"] = [
-            [picture(56, 84 if i else 56, seed=10 * seed + i) for i in range(images)] for _ in texts
-        ]
+        media["images"] = [[picture(56, 84 if i else 56, seed=10 * seed + i) for i in range(images)] for _ in texts]
     if clips:
         media["videos"] = [clip(4, 56, 56, seed=10 * seed + 5) for _ in texts]
         media["do_sample_frames"] = False

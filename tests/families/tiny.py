@@ -57,7 +57,9 @@ from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from trl_perception.assets.tiny_model import build_tokenizer
 
 VOCABULARY = 420
-TEXTS = ["What is the colour of the scene? Which comes first, red or green? The answer is in <answer> blue </answer>."] * 8
+TEXTS = [
+    "What is the colour of the scene? Which comes first, red or green? The answer is in <answer> blue </answer>."
+] * 8
 
 
 @dataclass
@@ -143,24 +145,34 @@ def tokenizer(pad="<|endoftext|>", eos="<|im_end|>", bos=None, others=(), **name
 # Weights
 
 
-def randomized(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def randomized(model: PreTrainedModel, starts: dict[str, float], seed: int = 0) -> PreTrainedModel:
     """Every matrix is normal with variance 1 / fan-in, every vector gets noise of 0.1 on its first value.
 
     Nothing stays 0 or 1, as projectors, position tables and layer scales start in some families.
+    `starts` has first values by the end of a name.
     """
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         noise = torch.empty_like(parameter).normal_(generator=generator)
         if parameter.ndim < 2:
-            parameter.data += 0.1 * noise
+            first = next((value for end, value in starts.items() if name.endswith(end)), parameter.data)
+            parameter.data = first + 0.1 * noise
         else:
             fan_in = math.prod(parameter.shape[1:]) if parameter.ndim > 3 else parameter.shape[-1]
             parameter.data = noise / math.sqrt(fan_in)
-    return model.float().eval()
+    return model.eval()
 
 
-def build(name: str, processor: ProcessorMixin, model_type: str, text: dict, vision: dict, **options) -> Tiny:
-    """The model of a configuration whose token ids are the tokenizer's."""
+def build(
+    name: str,
+    processor: ProcessorMixin,
+    model_type: str,
+    text: dict,
+    vision: dict,
+    starts: dict[str, float] | None = None,
+    **options,
+) -> Tiny:
+    """The model of a configuration whose token ids are the tokenizer's; the state of torch's generator stays."""
     words = processor.tokenizer
     ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id}
     config = AutoConfig.for_model(
@@ -169,7 +181,9 @@ def build(name: str, processor: ProcessorMixin, model_type: str, text: dict, vis
         vision_config=vision,
         **{"tie_word_embeddings": False, **options},
     )
-    model = randomized(AutoModelForImageTextToText.from_config(config, dtype=torch.float32))
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    randomized(model, starts or {})
     model.generation_config = GenerationConfig(**ids)
     return Tiny(name, model, processor)
 
@@ -202,7 +216,7 @@ def qwen_ids(words) -> dict:
     return {f"{key}_token_id": words.convert_tokens_to_ids(f"<|{token}|>") for key, token in names.items()}
 
 
-def qwen(name: str, processor_class, patch: int, video_processor, text: dict, vision: dict) -> Tiny:
+def qwen(name: str, processor_class, patch: int, video_processor, text: dict, vision: dict, starts=None) -> Tiny:
     side = 2 * patch
     processor = processor_class(
         image_processor=Qwen2VLImageProcessor(
@@ -220,13 +234,11 @@ def qwen(name: str, processor_class, patch: int, video_processor, text: dict, vi
         "temporal_patch_size": 2,
         "initializer_range": 0.1,
     }
-    return build(name, processor, name, text, {**tower, **vision}, **qwen_ids(processor.tokenizer))
+    return build(name, processor, name, text, {**tower, **vision}, starts, **qwen_ids(processor.tokenizer))
 
 
 def qwen2_video_processor():
-    return Qwen2VLVideoProcessor(
-        size={"shortest_edge": 28 * 28, "longest_edge": 224 * 224}, cap_pixels_per_frame=False
-    )
+    return Qwen2VLVideoProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 224 * 224}, cap_pixels_per_frame=False)
 
 
 def qwen2_decoder() -> dict:
@@ -253,13 +265,13 @@ def qwen2_5_vl() -> Tiny:
     return qwen("qwen2_5_vl", Qwen2_5_VLProcessor, 14, qwen2_video_processor(), qwen2_decoder(), vision)
 
 
-def qwen3(name: str, text: dict, **vision) -> Tiny:
+def qwen3(name: str, text: dict, starts=None, **vision) -> Tiny:
     """`longest_edge` of the video processor counts the pixels of all frames."""
     video_processor = Qwen3VLVideoProcessor(
         size={"shortest_edge": 32 * 32, "longest_edge": 16 * 112 * 112}, cap_pixels_per_frame=False
     )
     tower = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64, "num_position_embeddings": 16, **vision}
-    return qwen(name, Qwen3VLProcessor, 16, video_processor, text, tower)
+    return qwen(name, Qwen3VLProcessor, 16, video_processor, text, tower, starts)
 
 
 def interleaved(section: list[int], **more) -> dict:
@@ -279,8 +291,13 @@ def qwen3_vl_moe() -> Tiny:
     return qwen3("qwen3_vl_moe", text, depth=3, deepstack_visual_indexes=[0, 1])
 
 
+# Linear layers forget about a sixth of their state a token, and their norm does not blow small values up: rounding
+# stays near 1e-5 in log-probs (1e-3 with the classes' own values and random weights).
+SLOW = {"A_log": -2.0}
+
+
 def hybrid(**changes) -> dict:
-    """Eight layers, every fourth with full attention over a quarter of whose heads the positions turn."""
+    """Eight layers, every fourth with full attention, where positions turn a quarter of each head."""
     return decoder(
         num_hidden_layers=8,
         num_attention_heads=2,
@@ -291,16 +308,17 @@ def hybrid(**changes) -> dict:
         linear_value_head_dim=16,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
+        rms_norm_eps=1e-2,
         **changes,
     )
 
 
 def qwen3_5() -> Tiny:
-    return qwen3("qwen3_5", hybrid())
+    return qwen3("qwen3_5", hybrid(), SLOW)
 
 
 def qwen3_5_moe() -> Tiny:
-    return qwen3("qwen3_5_moe", hybrid(**EXPERTS, shared_expert_intermediate_size=64))
+    return qwen3("qwen3_5_moe", hybrid(**EXPERTS, shared_expert_intermediate_size=64), SLOW)
 
 
 # GLM
@@ -484,9 +502,7 @@ def gemma3() -> Tiny:
             image="<start_of_image>",
         ),
     )
-    text = decoder(
-        num_hidden_layers=6, layer_types=GEMMA_LAYERS * 2, sliding_window=32, query_pre_attn_scalar=16
-    )
+    text = decoder(num_hidden_layers=6, layer_types=GEMMA_LAYERS * 2, sliding_window=32, query_pre_attn_scalar=16)
     return build(
         "gemma3",
         processor,
@@ -558,6 +574,8 @@ def gemma4_any(name: str, text: dict, **vision) -> Tiny:
             **text,
         ),
         tower,
+        # Scores are not divided by the root of the head's size: the norms do it.
+        {"q_norm.weight": 0.4, "k_norm.weight": 0.4},
         tie_word_embeddings=True,
         audio_config=None,
         video_token_id=processor.video_token_id,
@@ -654,6 +672,7 @@ def minicpmv4_6() -> Tiny:
         "minicpmv4_6",
         hybrid(model_type="qwen3_5_text"),
         vision,
+        SLOW,
         insert_layer_id=0,
         image_size=112,
         image_token_id=words.image_token_id,
