@@ -1,5 +1,7 @@
 """The tiny models do what their families do: media count, are seen, are padded and are generated from."""
 
+from functools import cache
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -20,7 +22,6 @@ WITHOUT = {
     "smolvlm": {"both"},  # the frames overwrite the images' pixels
 }
 CASES = [(name, kind) for name in FAMILIES for kind in KINDS if kind not in WITHOUT.get(name, ())]
-MEDIA = [(name, kind) for name, kind in CASES if kind != "text"]
 
 
 def encoded(processor, kind, texts=(QUESTION,), seed=0):
@@ -51,83 +52,85 @@ def log_probs(model, inputs, row=0):
     return model(**inputs).logits[row, own].log_softmax(-1)
 
 
-@pytest.mark.parametrize(("name", "kind"), MEDIA)
-def test_placeholders_are_as_many_as_features(name, kind, monkeypatch):
-    made = tiny(name)
-    inputs = encoded(made.processor, kind)
-    rows, depth = [], []
-
-    def counted(method):
-        def call(*args, **kwargs):
-            depth.append(method)
-            features = method(*args, **kwargs)
-            depth.pop()
-            if not depth:  # some families read videos with the method of images
-                found = features.pooler_output
-                rows.extend([found] if isinstance(found, torch.Tensor) else found)
-            return features
-
-        return call
-
-    for method in ("get_image_features", "get_video_features"):
-        if hasattr(made.model.model, method):
-            monkeypatch.setattr(made.model.model, method, counted(getattr(made.model.model, method)))
-    log_probs(made.model, inputs)
-    config = made.model.config
-    ids = {config.image_token_id, getattr(config, "video_token_id", config.image_token_id)}
-    placeholders = sum(int((inputs["input_ids"] == token).sum()) for token in ids)
-    assert placeholders == sum(found.numel() // found.shape[-1] for found in rows) > 0
-
-
-@pytest.mark.parametrize(("name", "kind"), MEDIA)
-def test_other_pixels_change_the_log_probs(name, kind):
-    made = tiny(name)
-    first, second = (encoded(made.processor, kind, seed=seed) for seed in (0, 1))
-    torch.testing.assert_close(first["input_ids"], second["input_ids"], rtol=0, atol=0)
-    last = [log_probs(made.model, inputs)[-1] for inputs in (first, second)]
-    assert (last[0] - last[1]).abs().max() > 1e-3
+@cache
+def made(name):
+    """One copy for the tests that change nothing."""
+    return tiny(name)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_a_left_padded_row_has_the_log_probs_of_the_row_alone(name, kind):
-    made = tiny(name)
-    both = encoded(made.processor, kind, texts=(QUESTION, LONGER))
+def test_media_are_counted_seen_and_padded(name, kind, monkeypatch):
+    model, processor = made(name).model, made(name).processor
+    alone = encoded(processor, kind)
+    features, inside = [], []
+
+    def counted(method):
+        def call(*args, **kwargs):
+            inside.append(method)
+            result = method(*args, **kwargs)
+            inside.pop()
+            if not inside:  # some families read clips with the method of images
+                found = result.pooler_output
+                features.extend([found] if isinstance(found, torch.Tensor) else found)
+            return result
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for method in ("get_image_features", "get_video_features"):
+            if hasattr(model.model, method):
+                patched.setattr(model.model, method, counted(getattr(model.model, method)))
+        expected = log_probs(model, alone)
+
+    # As many placeholders as features.
+    config = model.config
+    ids = {config.image_token_id, getattr(config, "video_token_id", config.image_token_id)}
+    placeholders = sum(int((alone["input_ids"] == token).sum()) for token in ids)
+    assert placeholders == sum(found.numel() // found.shape[-1] for found in features)
+    assert (placeholders > 0) == (kind != "text")
+
+    # Other pixels, other log-probs.
+    if kind != "text":
+        other = encoded(processor, kind, seed=1)
+        assert torch.equal(other["input_ids"], alone["input_ids"])
+        assert (log_probs(model, other)[-1] - expected[-1]).abs().max() > 1e-3
+
+    # The shorter of two rows, padded on the left.
+    both = encoded(processor, kind, texts=(QUESTION, LONGER))
     assert both["attention_mask"][0, 0] == 0
-    for row, text in enumerate((QUESTION, LONGER)):
-        alone = log_probs(made.model, encoded(made.processor, kind, texts=(text,)))
-        torch.testing.assert_close(log_probs(made.model, both, row), alone, rtol=0, atol=5e-4)
+    torch.testing.assert_close(log_probs(model, both), expected, rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_four_tokens_are_generated(name):
-    made = tiny(name)
-    inputs = encoded(made.processor, "image")
-    tokens = made.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    inputs = encoded(made(name).processor, "image")
+    tokens = made(name).model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert tokens.shape == (1, inputs["input_ids"].shape[1] + 4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_auto_classes_load_what_is_saved(name, tmp_path):
-    made, folder = tiny(name), saved(name, tmp_path)
+    own, folder = made(name), saved(name, tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
-    assert type(model) is type(made.model)
-    assert type(processor) is type(made.processor)
-    first, second = (encoded(each, "image") for each in (made.processor, processor))
+    assert type(model) is type(own.model)
+    assert type(processor) is type(own.processor)
+    first, second = (encoded(each, "image") for each in (own.processor, processor))
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
-    torch.testing.assert_close(log_probs(model, second), log_probs(made.model, first), rtol=0, atol=0)
+    loaded = model.state_dict()
+    for key, value in own.model.state_dict().items():
+        assert torch.equal(loaded[key], value), key
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_copy_is_the_callers_own(name):
-    made, other = tiny(name), tiny(name)
-    parameter = next(made.model.parameters())
-    parameter.data.zero_()
-    assert next(other.model.parameters()).abs().sum() > 0
-    assert sum(p.numel() for p in made.model.parameters()) < 1_500_000
-    assert made.processor is other.processor
-    assert made.processor.tokenizer.padding_side == "left"
-    assert not made.model.training
-    assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+def test_a_copy_is_small_and_the_callers_own(name):
+    model, processor = tiny(name).model, tiny(name).processor
+    next(model.parameters()).data.zero_()
+    assert next(made(name).model.parameters()).abs().sum() > 0
+    assert processor is made(name).processor
+    assert processor.tokenizer.padding_side == "left"
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_500_000
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not model.training
