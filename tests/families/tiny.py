@@ -1,7 +1,8 @@
 """A tiny random model and its real processor for every family, without any download.
 
 One byte-level vocabulary serves all; each family adds its own special tokens and writes its own turns and placeholders.
-Frames of 56x56 to 112x112 pixels make 4 to 16 tokens.
+Frames of 56x56 to 112x112 pixels make 4 to 16 tokens. Gemma's tokenizer puts `<bos>` before every text and its template
+writes it too, as the released ones do: encode a rendered prompt with `add_special_tokens=False`.
 """
 
 import copy
@@ -640,7 +641,7 @@ def llava_onevision() -> Tiny:
 
 
 def minicpmv4_6() -> Tiny:
-    """A token for 56x56 pixels; a picture of more than 112x112 is cut into slices."""
+    """Pictures and frames are scaled to about 112x112, 4 tokens; a larger picture is cut into slices besides."""
     words = tokenizer(
         image_token="<|image_pad|>",
         video_token="<|video_pad|>",
