@@ -2,7 +2,7 @@
 
 One byte-level vocabulary serves all; each family adds its own special tokens and writes its own turns and placeholders.
 Frames of 56x56 to 112x112 pixels make 4 to 16 tokens. Gemma's tokenizer puts `<bos>` before every text and its template
-writes it too, as the released ones do: encode a rendered prompt with `add_special_tokens=False`.
+writes it too: encode a rendered prompt with `add_special_tokens=False`.
 """
 
 import copy
@@ -94,7 +94,7 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
 def template(turn: str, end: str, reply: str, before: str = "", **placeholders: str) -> str:
     """A chat template: `before`, then every message between `turn` and `end`, with a placeholder for each medium.
 
-    `turn` and `reply` may use the Jinja variable `role`.
+    `turn` is a Jinja expression of `role`; the others are plain text.
     """
     media = "".join(
         f"{{%- elif block['type'] == {kind!r} %}}{{{{- {text!r} }}}}" for kind, text in placeholders.items()
