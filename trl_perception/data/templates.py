@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,16 @@ TEMPLATES = {
     "video_r1": PromptTemplate(DIALOGUE, BY_TYPE),
     "video_r1_answer_only": PromptTemplate(ANSWER_ONLY, BY_TYPE),
 }
+_REASON = {"reason_answer": "think_answer", "reason_boxed": "boxed", "video_r1_reason": "video_r1"}
+TEMPLATES |= {
+    name: replace(TEMPLATES[of], instruction=TEMPLATES[of].instruction.replace("think>", "reason>"))
+    for name, of in _REASON.items()
+}
 """think_answer: DeepSeek-R1's tags, as APPO and Video-KTR use them. answer_only: RAL-zero. boxed: PGPO, on mathematics.
 video_r1: inner dialogue, tags and a sentence for each problem type, as in arXiv:2503.21776; its answer_only twin is
-RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each type asks for are the papers'."""
+RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each type asks for are the papers'.
+reason_answer, reason_boxed, video_r1_reason: the same with `<reason>` for `<think>`, for models whose vocabulary has
+`<think>` as a token that they do not write in a completion (Qwen3-VL Instruct, Qwen3.5 without thinking)."""
 
 
 def get_template(name: str) -> PromptTemplate:
