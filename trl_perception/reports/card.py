@@ -120,7 +120,9 @@ def _example(facts: CardFacts, base: str | None) -> list[str]:
         *lines,
         *_frames(facts),
         f'content = [{{"type": "video"}}, {{"type": "text", "text": {json.dumps(asked)}}}]',
-        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
+        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True'
+        + "".join(f", {key}={value!r}" for key, value in (facts.settings.chat_template_kwargs or {}).items())
+        + ")",
         "inputs = processor(",
         "    text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False"
         + as_is
