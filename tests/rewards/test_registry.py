@@ -90,7 +90,7 @@ def test_parameters_reach_the_factory():
         ("answer_format(thinking_tag='reason')", "'answer_format' takes no parameters, found 'thinking_tag'"),
         ("format(thinking_tag='<reason>')", "thinking_tag is '<reason>'; set it to the name of the tags"),
         ("boxed_format(thinking_tag='answer')", "thinking_tag is 'answer'; set it to the name of the tags"),
-        ("length_window(thinking_tag=3)", "thinking_tag is 3; set it to the name of the tags"),
+        ("length_window(thinking_tag=None)", "thinking_tag is None; set it to the name of the tags"),
         ("lenght_window(low=3)", "did you mean 'length_window'"),
     ],
 )

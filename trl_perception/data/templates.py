@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,10 @@ class PromptTemplate:
         return f"{self.instruction} {self.by_type[problem_type]}"
 
 
+def _in_reason_tags(instruction: str) -> str:
+    return instruction.replace("think>", "reason>")
+
+
 TEMPLATES = {
     "none": PromptTemplate(""),
     "think_answer": PromptTemplate(THINK_ANSWER),
@@ -61,11 +65,9 @@ TEMPLATES = {
     "boxed": PromptTemplate(BOXED),
     "video_r1": PromptTemplate(DIALOGUE, BY_TYPE),
     "video_r1_answer_only": PromptTemplate(ANSWER_ONLY, BY_TYPE),
-}
-_REASON = {"reason_answer": "think_answer", "reason_boxed": "boxed", "video_r1_reason": "video_r1"}
-TEMPLATES |= {
-    name: replace(TEMPLATES[of], instruction=TEMPLATES[of].instruction.replace("think>", "reason>"))
-    for name, of in _REASON.items()
+    "reason_answer": PromptTemplate(_in_reason_tags(THINK_ANSWER)),
+    "reason_boxed": PromptTemplate(_in_reason_tags(BOXED)),
+    "video_r1_reason": PromptTemplate(_in_reason_tags(DIALOGUE), BY_TYPE),
 }
 """think_answer: DeepSeek-R1's tags, as APPO and Video-KTR use them. answer_only: RAL-zero. boxed: PGPO, on mathematics.
 video_r1: inner dialogue, tags and a sentence for each problem type, as in arXiv:2503.21776; its answer_only twin is

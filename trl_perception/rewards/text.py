@@ -39,7 +39,8 @@ def thinking_tags(thinking_tag: str) -> tuple[str, str]:
 
     Raises: ValueError for a name that is not a word of ASCII letters, digits, `_` or `-`, or that is "answer".
     """
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(thinking_tag)) or f"<{thinking_tag}>" == ANSWER_OPEN:
+    named = isinstance(thinking_tag, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", thinking_tag)
+    if not named or f"<{thinking_tag}>" == ANSWER_OPEN:
         raise ValueError(
             f"thinking_tag is {thinking_tag!r}; set it to the name of the tags around the thinking, such as 'think' or "
             "'reason'."
