@@ -10,11 +10,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_perception.cli.ask import ask
 from trl_perception.cli.evaluate import settings_of_recipe
+from trl_perception.data.templates import TEMPLATES
 from trl_perception.recipe import recipe_path
+from trl_perception.rewards import get_reward
 from trl_perception.train import build, main, parse
 from trl_perception.trainers import TRAINERS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+SIZES = {
+    "qwen2_5_vl_3b": ("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    "qwen2_5_vl_7b": ("Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "qwen3_vl_4b": ("Qwen3-VL-4B", "Qwen/Qwen3-VL-4B-Instruct"),
+    "qwen3_vl_8b": ("Qwen3-VL-8B", "Qwen/Qwen3-VL-8B-Instruct"),
+    "qwen3_5_4b": ("Qwen3.5-4B", "Qwen/Qwen3.5-4B"),
+    "qwen3_5_9b": ("Qwen3.5-9B", "Qwen/Qwen3.5-9B"),
+}
 ON_CPU = ["--bf16", "false", "--use_cpu", "true"]
 
 
@@ -27,7 +37,82 @@ def trainer_recipes():
 
 def test_there_is_a_recipe_for_each_trainer_and_size():
     for name in FOLDERS:
-        assert {path.stem for path in (RECIPES / name).glob("*.yaml")} == {"tiny", "qwen2_5_vl_3b", "qwen2_5_vl_7b"}
+        assert {path.stem for path in (RECIPES / name).glob("*.yaml")} == {"tiny", *SIZES}
+
+
+PUBLISHED = [path for path in trainer_recipes() if path.stem != "tiny"]
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_value_has_the_letter_of_a_source(recipe):
+    header, _, body = recipe.read_text().partition("# Model\n")
+    letters = set(re.findall(r"\[(\w)\] ", header.partition("Sources:")[2]))
+    assert {"O", "T"} < letters
+    for line in body.splitlines():
+        key, _, comment = line.partition("  # ")
+        if line.startswith("#") or not line or key.partition(":")[0] in ("trainer", "output_dir"):
+            continue
+        found = set(re.findall(r"\[(\w)\]", comment))
+        assert found <= letters, line
+        assert found or line == "dataset_name: data/train.jsonl", line
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_batch_is_what_its_comments_say(recipe):
+    text = recipe.read_text()
+    written = yaml.safe_load(text)
+    for processes, prompts in re.findall(r"gradient_accumulation_steps: .* with (\d+) processes: (\d+) prompts", text):
+        # completions of a step / completions of a prompt
+        rows = written["per_device_train_batch_size"] * written["gradient_accumulation_steps"] * int(processes)
+        assert rows == int(prompts) * written["num_generations"]
+    for processes, prompts in re.findall(r"steps_per_generation: .* with (\d+) processes: (\d+) prompts", text):
+        rows = written["per_device_train_batch_size"] * written["steps_per_generation"] * int(processes)
+        assert rows == int(prompts) * written["num_generations"]
+    assert re.search(r"gradient_accumulation_steps: .* with 8 processes: \d+ prompts", text)
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_names_itself_and_its_model(recipe):
+    text, written = recipe.read_text(), yaml.safe_load(recipe.read_text())
+    shown, model = SIZES[recipe.stem]
+    assert shown in text.partition("\n")[0]
+    assert f"--config {recipe.parent.name}/{recipe.stem} " in text
+    assert written["output_dir"] == f"runs/{recipe.parent.name.replace('_', '-')}-{shown.lower()}"
+    assert written["model_name_or_path"] in (model, "Video-R1/Qwen2.5-VL-7B-COT-SFT")
+
+
+OF_THE_MODEL = {"model_name_or_path", "teacher_model_name_or_path", "output_dir", "prompt_template", "reward_funcs"}
+OF_THE_MODEL |= {"chat_template_kwargs", "video_min_pixels", "video_max_pixels", "image_min_pixels", "image_max_pixels"}
+NEW = [path for path in trainer_recipes() if path.stem.startswith("qwen3")]
+
+
+@pytest.mark.parametrize("recipe", NEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_of_later_models_keep_the_methods_settings(recipe):
+    """Only what depends on the model differs from the recipe for Qwen2.5-VL-7B; media have the same numbers of tokens."""
+    new, old = (yaml.safe_load(path.read_text()) for path in (recipe, recipe.with_stem("qwen2_5_vl_7b")))
+    assert {key: new[key] for key in new if key not in OF_THE_MODEL} == {
+        key: old[key] for key in old if key not in OF_THE_MODEL
+    }
+    for key in (key for key in old if key.endswith("_pixels")):
+        # whole tokens; 5 % above 128 * 32 * 32 = 131072 is 137625.6, as 105369 is 5 % above 128 * 28 * 28
+        assert new[key] == (137625 if old[key] == 105369 else old[key] // (28 * 28) * 32 * 32)
+        assert new[key] % (32 * 32) == 0 or old[key] == 105369
+    assert new.get("chat_template_kwargs") == ({"enable_thinking": False} if "qwen3_5" in recipe.stem else None)
+
+
+@pytest.mark.parametrize("recipe", NEW, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_of_later_models_think_in_plain_text(recipe):
+    """Prompt and rewards have the same tags, which are no tokens of the vocabulary."""
+    script, *_ = parse(["--config", str(recipe), *ON_CPU])
+    asked = TEMPLATES[script.prompt_template].instruction
+    assert "think>" not in asked
+    answer = "\\boxed{B}" if "boxed" in asked else "<answer>B</answer>"
+    thinking = ("<reason>why</reason>", "<think>why</think>") if "<reason>" in asked else ("", "<think>why</think>")
+    columns = {"prompts": ["?"] * 2, "problem_type": ["multiple choice"] * 2, "solution": ["B"] * 2}
+    scores = [
+        get_reward(name)(completions=[tags + answer for tags in thinking], **columns) for name in script.reward_funcs
+    ]
+    assert scores == [[1.0, 1.0], [1.0, 0.0]]  # accuracy ignores tags around the answer, the format does not
 
 
 @pytest.mark.parametrize("recipe", trainer_recipes(), ids=lambda path: f"{path.parent.name}/{path.stem}")

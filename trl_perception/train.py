@@ -62,7 +62,8 @@ class TrainArguments:
         synthetic (`dict`, *optional*):
             Arguments of `make_synthetic_dataset`, for `dataset_name: synthetic`.
         prompt_template (`str`, *optional*, defaults to `"none"`):
-            What follows every question: `think_answer`, `answer_only`, `boxed`, `video_r1`, `video_r1_answer_only`.
+            What follows every question: `think_answer`, `answer_only`, `boxed`, `video_r1`, `video_r1_answer_only`, or one of
+            `reason_answer`, `reason_boxed`, `video_r1_reason`, which ask for `<reason>` tags instead of `<think>`.
         reward_funcs (`list[str]`):
             Reward functions, by name or dotted path, with parameters as in `"length_window(low=320, high=512)"`, as a list or
             with commas between them; their weights are `reward_weights`.

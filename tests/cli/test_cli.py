@@ -8,6 +8,7 @@ from trl_perception.cli import ask as ask_module
 from trl_perception.cli.ask import ask
 from trl_perception.cli.main import COMMANDS, main
 from trl_perception.media import VideoSettings
+from trl_perception.media.prompts import UnusableSampleError
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"]])
@@ -23,6 +24,7 @@ def test_ask_takes_the_settings_that_a_run_was_trained_with(clips, tmp_path, mon
     """From the run's folder or from a checkpoint in it; options take precedence."""
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     settings = ("video_fps: 4.0", "video_max_frames: 8", "image_max_pixels: 784", "prompt_template: think_answer")
+    settings += ("chat_template_kwargs: {enable_thinking: false}",)
     (tmp_path / "run" / "recipe.yaml").write_text("\n".join(settings))
     asked = []
     monkeypatch.setattr(ask_module, "from_pretrained", lambda *args, **kwargs: (None, None))
@@ -45,6 +47,8 @@ def test_ask_takes_the_settings_that_a_run_was_trained_with(clips, tmp_path, mon
     )
     of_run = (VideoSettings(fps=4.0, max_frames=8), (None, 784), "think_answer")
     seen = [(given["video_settings"], given["image_pixels"], given["template"]) for given in asked]
+    off = {"enable_thinking": False}
+    assert [given["chat_template_kwargs"] for given in asked] == [off, off, None, off]
     assert seen == [
         of_run,
         of_run,
@@ -68,3 +72,6 @@ def test_ask_answers_about_a_clip_and_a_picture(clips, pictures, capsys):
     )
     assert ask(model, processor, clips[0], "What color is scene 1?", max_new_tokens=5) != ""
     assert ask(model, processor, pictures[0], "What color is panel 1?", max_new_tokens=5) != ""
+    refusing = {"chat_template": "{{ raise_exception('thinking is ' ~ enable_thinking) }}", "enable_thinking": False}
+    with pytest.raises(UnusableSampleError, match="thinking is False"):
+        ask(model, processor, clips[0], "What?", chat_template_kwargs=refusing)

@@ -13,7 +13,7 @@ from trl_perception.data.export_synthetic import main as export
 from trl_perception.data.load import load_rows
 from trl_perception.data.preparation import prepare
 from trl_perception.data.templates import BY_TYPE, TEMPLATES
-from trl_perception.rewards import REWARDS
+from trl_perception.rewards import get_reward
 
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
@@ -54,6 +54,11 @@ def test_the_tables_name_everything(names):
 
 def test_types_and_rewards_that_are_named_exist():
     assert all(f"`{problem_type}`" in DOCS for problem_type in BY_TYPE)
-    named = set(re.findall(r"\| `(\w+)` \|\n", DOCS))
-    assert named
-    assert named <= set(REWARDS)
+    table = re.findall(r"\n\| `(\w+)` \|.*\| `([^`]+)` \|", DOCS)
+    assert {template for template, _ in table} == set(TEMPLATES) - {"none"}
+    for template, reward in table:
+        instruction = TEMPLATES[template].instruction
+        tag = next((tag for tag in ("think", "reason") if f"<{tag}>" in instruction), None)
+        thinking = f"<{tag}>why</{tag}>" if tag else ""
+        answer = "\\boxed{B}" if "boxed" in instruction else "<answer>B</answer>"
+        assert get_reward(reward)(["?"] * 2, [thinking + answer, f"so {answer}"]) == [1.0, 0.0], template

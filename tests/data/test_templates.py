@@ -77,7 +77,11 @@ def test_video_r1_adds_a_sentence_for_each_type():
 def test_templates_ask_for_the_tags_that_format_rewards_want():
     for name in ("think_answer", "video_r1"):
         assert all(tag in TEMPLATES[name].instruction for tag in ("<think>", "</think>", "<answer>", "</answer>"))
-    for name in ("answer_only", "video_r1_answer_only"):
+    for name, of in (("reason_answer", "think_answer"), ("reason_boxed", "boxed"), ("video_r1_reason", "video_r1")):
+        assert TEMPLATES[name].instruction.count("<reason>") == TEMPLATES[name].instruction.count("</reason>") == 1
+        assert TEMPLATES[name].instruction.replace("reason>", "think>") == TEMPLATES[of].instruction
+        assert TEMPLATES[name].by_type == TEMPLATES[of].by_type
+    for name in ("answer_only", "video_r1_answer_only", "reason_answer", "reason_boxed", "video_r1_reason"):
         assert "think>" not in TEMPLATES[name].instruction
     assert "\\boxed{}" in TEMPLATES["boxed"].instruction
     assert "<answer>" not in TEMPLATES["boxed"].instruction

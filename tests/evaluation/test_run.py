@@ -152,6 +152,12 @@ def test_media_that_cannot_be_used_stop_the_run_by_name(broken_file, tmp_path):
         evaluate(settings(path, tmp_path / "out", check_rows=False))
 
 
+def test_the_chat_template_gets_its_arguments(rows_file, tmp_path):
+    refusing = {"chat_template": "{{ raise_exception('thinking is ' ~ enable_thinking) }}", "enable_thinking": False}
+    with pytest.raises(UnusableSampleError, match="thinking is False"):
+        evaluate(settings(rows_file, tmp_path / "out", chat_template_kwargs=refusing))
+
+
 def test_rows_are_checked_before_the_model_is_loaded(broken_file, tmp_path):
     path, ids = broken_file
     with pytest.raises(ValueError, match=r"1 of 14 rows of the evaluation data cannot be used") as error:

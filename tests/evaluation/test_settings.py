@@ -19,6 +19,8 @@ def test_options_become_settings_in_either_spelling():
     ]
     assert parse([*NEEDED, "--by", ""])[1].by == []
     assert parse([*NEEDED, "--synthetic", '{"size": 4}'])[1].synthetic == {"size": 4}
+    thinking = ["--chat-template-kwargs", '{"enable_thinking": false}']
+    assert parse([*NEEDED, *thinking])[1].chat_template_kwargs == {"enable_thinking": False}
 
 
 def test_a_recipe_sets_what_the_command_line_does_not():
@@ -27,6 +29,9 @@ def test_a_recipe_sets_what_the_command_line_does_not():
     assert (settings.video_fps, settings.video_max_frames, settings.max_new_tokens) == (4.0, 6, 48)
     assert (settings.rewards, settings.dtype) == (["accuracy", "format"], "float32")
     assert settings.temperature == 0.0  # the recipe's is for rollouts
+    _, settings = parse(["--recipe", "grpo/qwen3_5_4b", "--model", "runs/x", "--output", "out"])
+    assert settings.chat_template_kwargs == {"enable_thinking": False}
+    assert settings.rewards == ["accuracy", "format(thinking_tag='reason')"]
 
 
 def test_a_comparison_needs_no_model():
@@ -50,6 +55,8 @@ def test_a_comparison_needs_no_model():
         (["--batch-size", "0"], "batch_size is 0"),
         (["--video-max-frames", "1"], "max_frames is 1"),
         (["--data", ""], r"No data\. Set data"),
+        (["--chat-template-kwargs", "{"], r"chat_template_kwargs is '\{', no JSON"),
+        (["--chat-template-kwargs", "[1]"], r"chat_template_kwargs is '\[1\]'; a mapping is wanted"),
     ],
 )
 def test_wrong_settings_name_the_right_ones(arguments, words):

@@ -31,7 +31,7 @@ def test_a_plan_needs_no_weights(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", TRAINERS)
-@pytest.mark.parametrize("size", ["tiny", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("size", ["tiny", "qwen2_5_vl_7b", "qwen3_vl_8b", "qwen3_5_9b"])
 def test_every_recipe_has_a_plan(method, size, capsys):
     arguments = ["--dataset_name", "synthetic", "--synthetic", '{"size": 32}', "--model_name_or_path", "tiny"]
     if method == "attn_distill":

@@ -1,6 +1,13 @@
 import pytest
 
-from trl_perception.rewards import answer_format_reward, boxed_format_reward, format_reward
+from trl_perception.rewards import (
+    LengthWindow,
+    answer_format_reward,
+    boxed_accuracy_reward,
+    boxed_format_reward,
+    extract_boxed,
+    format_reward,
+)
 
 # completion, score of format, score of answer_format
 TABLE = [
@@ -54,6 +61,30 @@ BOXED_TABLE = [
 def test_boxed_format_scores(completion, score):
     messages = [{"role": "assistant", "content": completion}]
     assert boxed_format_reward(["?"] * 2, [completion, messages], [[1], [1]]) == [score] * 2
+
+
+@pytest.mark.parametrize(("completion", "score"), BOXED_TABLE)
+def test_boxed_format_and_answer_with_tags_of_another_name(completion, score):
+    """`thinking_tag` renames the tags and nothing else; the tags of the default count as text."""
+    renamed = completion.replace("think>", "reason>")
+    assert boxed_format_reward(["?"], [renamed], thinking_tag="reason") == [score]
+    assert boxed_format_reward(["?"], [renamed]) == [0.0]
+    assert extract_boxed(renamed, "reason") == extract_boxed(completion)
+
+
+@pytest.mark.parametrize(("completion", "score"), [row[:2] for row in TABLE])
+def test_format_with_tags_of_another_name(completion, score):
+    assert format_reward(["?"], [completion.replace("think>", "reason>")], thinking_tag="reason") == [score]
+    assert format_reward(["?"], [completion], thinking_tag="reason") == [0.0]
+
+
+def test_a_box_in_renamed_thinking_is_ignored_by_every_reward_that_reads_boxes():
+    columns = {"completion_ids": [[1, 2]], "problem_type": ["multiple choice"], "solution": ["B"]}
+    given = (["?"], ["<reason>\\boxed{A}?</reason>\\boxed{B}"])
+    assert boxed_accuracy_reward(*given, **columns) == [0.0]  # two boxes
+    assert boxed_accuracy_reward(*given, thinking_tag="reason", **columns) == [1.0]
+    window = LengthWindow(low=1, high=2, boxed=True, thinking_tag="reason")
+    assert window(*given, **columns) == [0.2]
 
 
 @pytest.mark.parametrize(("completion", "with_thinking", "answer_only"), TABLE)

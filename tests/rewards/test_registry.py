@@ -85,7 +85,12 @@ def test_parameters_reach_the_factory():
         ("accuracy(low=3)", "'accuracy' takes answer_reading, found 'low'"),
         ("accuracy(answer_reading='strict')", "answer_reading is 'strict'; set it to one of lenient, exact"),
         ("length_window(answer_reading='strict')", "answer_reading is 'strict'; set it to one of lenient, exact"),
-        ("format(answer_reading='exact')", "'format' takes no parameters, found 'answer_reading'"),
+        ("format(answer_reading='exact')", "'format' takes thinking_tag, found 'answer_reading'"),
+        ("boxed_accuracy(low=3)", "'boxed_accuracy' takes answer_reading, thinking_tag, found 'low'"),
+        ("answer_format(thinking_tag='reason')", "'answer_format' takes no parameters, found 'thinking_tag'"),
+        ("format(thinking_tag='<reason>')", "thinking_tag is '<reason>'; set it to the name of the tags"),
+        ("boxed_format(thinking_tag='answer')", "thinking_tag is 'answer'; set it to the name of the tags"),
+        ("length_window(thinking_tag=None)", "thinking_tag is None; set it to the name of the tags"),
         ("lenght_window(low=3)", "did you mean 'length_window'"),
     ],
 )

@@ -3,6 +3,7 @@
 The folder of a run, or one of its checkpoints, brings the settings that it was trained with; options win.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def ask(
     video_settings: "VideoSettings | None" = None,
     image_pixels: tuple[int | None, int | None] = (None, None),
     template: str = "none",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     max_new_tokens: int = 256,
     position_rule: str = "released",
 ) -> str:
@@ -39,6 +41,7 @@ def ask(
         video_settings: frame sampling; use that of training for comparable figures.
         image_pixels: min and max pixels of an image; None leaves them to the processor.
         template: prompt template to append to the question.
+        chat_template_kwargs: arguments of the chat template, as in training.
         position_rule: where text after a video starts, as in training (see [`~signals.apply_position_rule`], which is
             applied to `model`).
     """
@@ -52,7 +55,13 @@ def ask(
     row = {"prompt": [{"role": "user", "content": [{"type": kind, kind: medium}, {"type": "text", "text": question}]}]}
     row["prompt"] = templated_prompt(row["prompt"], template, "free-form")
     low, high = image_pixels
-    preparer = PromptPreparer(processor, video_settings=video_settings, image_min_pixels=low, image_max_pixels=high)
+    preparer = PromptPreparer(
+        processor,
+        video_settings=video_settings,
+        image_min_pixels=low,
+        image_max_pixels=high,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     (prompt,) = preparer([row])
     width = len(prompt.input_ids)
     visual = prompt.visual.to(model.device)
@@ -113,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             video_settings=VideoSettings(**{key: value for key, value in video.items() if value is not None}),
             image_pixels=tuple(setting(key, key) for key in ("image_min_pixels", "image_max_pixels")),
             template=setting("template", "prompt_template", "none"),
+            chat_template_kwargs=trained_with.get("chat_template_kwargs"),
             max_new_tokens=options.max_new_tokens,
             position_rule=setting("position_rule", "position_rule", "released"),
         )

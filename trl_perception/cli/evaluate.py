@@ -30,6 +30,7 @@ FROM_RECIPE = {
             *(
                 "synthetic",
                 "prompt_template",
+                "chat_template_kwargs",
                 "max_prompt_length",
                 "on_bad_media",
                 "check_rows",

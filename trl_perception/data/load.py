@@ -39,21 +39,29 @@ def synthetic_options(given: Mapping[str, Any] | str | None) -> dict[str, Any] |
 
     Errors: ValueError for any other value, and for an unknown argument, with the nearest one.
     """
+    found = mapping_of("synthetic", given, example={"size": 128, "seed": 1})
+    if found is None:
+        return None
+    known = inspect.signature(make_synthetic_dataset).parameters.keys() - {"split"}
+    for key in found.keys() - known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"synthetic has the key {key!r}; did you mean {nearest!r}? Known: {', '.join(sorted(known))}.")
+    return found
+
+
+def mapping_of(
+    name: str, given: Mapping[str, Any] | str | None, *, example: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Convert a setting that is a mapping or JSON to a dictionary. Errors: ValueError for any other value."""
     found = given
     if isinstance(given, str):
         try:
             found = json.loads(given)
         except json.JSONDecodeError as error:
-            raise ValueError(f"""synthetic is {given!r}, no JSON ({error}). Write '{{"size": 128}}'.""") from error
-    if found is None:
-        return None
-    if not isinstance(found, Mapping):
-        raise ValueError(f"synthetic is {given!r}; a mapping is wanted, such as {{size: 128, seed: 1}}.")
-    known = inspect.signature(make_synthetic_dataset).parameters.keys() - {"split"}
-    for key in found.keys() - known:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"synthetic has the key {key!r}; did you mean {nearest!r}? Known: {', '.join(sorted(known))}.")
-    return dict(found)
+            raise ValueError(f"{name} is {given!r}, no JSON ({error}). Write '{json.dumps(example)}'.") from error
+    if found is not None and not isinstance(found, Mapping):
+        raise ValueError(f"{name} is {given!r}; a mapping is wanted, such as {json.dumps(example)}.")
+    return None if found is None else dict(found)
 
 
 def load_rows(

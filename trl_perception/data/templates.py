@@ -54,6 +54,10 @@ class PromptTemplate:
         return f"{self.instruction} {self.by_type[problem_type]}"
 
 
+def _in_reason_tags(instruction: str) -> str:
+    return instruction.replace("think>", "reason>")
+
+
 TEMPLATES = {
     "none": PromptTemplate(""),
     "think_answer": PromptTemplate(THINK_ANSWER),
@@ -61,10 +65,15 @@ TEMPLATES = {
     "boxed": PromptTemplate(BOXED),
     "video_r1": PromptTemplate(DIALOGUE, BY_TYPE),
     "video_r1_answer_only": PromptTemplate(ANSWER_ONLY, BY_TYPE),
+    "reason_answer": PromptTemplate(_in_reason_tags(THINK_ANSWER)),
+    "reason_boxed": PromptTemplate(_in_reason_tags(BOXED)),
+    "video_r1_reason": PromptTemplate(_in_reason_tags(DIALOGUE), BY_TYPE),
 }
 """think_answer: DeepSeek-R1's tags, as APPO and Video-KTR use them. answer_only: RAL-zero. boxed: PGPO, on mathematics.
 video_r1: inner dialogue, tags and a sentence for each problem type, as in arXiv:2503.21776; its answer_only twin is
-RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each type asks for are the papers'."""
+RAL-zero on Video-R1's rows. Differs: the sentences are ours, tags and what each type asks for are the papers'.
+reason_answer, reason_boxed, video_r1_reason: the same with `<reason>` for `<think>`, for models whose vocabulary has
+`<think>` as a token that they do not write in a completion (Qwen3-VL Instruct, Qwen3.5 without thinking)."""
 
 
 def get_template(name: str) -> PromptTemplate:

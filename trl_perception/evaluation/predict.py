@@ -44,6 +44,7 @@ def complete_batches(
         image_max_pixels=settings.image_max_pixels,
         media_limits=settings.media_limits,
         max_prompt_length=settings.max_prompt_length,
+        chat_template_kwargs=settings.chat_template_kwargs,
     )
     total = sum(len(planned.batches[number]) for number in pending)
     with tqdm(total=total, desc="evaluating", unit="row", disable=not bar) as progress:

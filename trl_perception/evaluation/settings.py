@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data.load import synthetic_options
+from ..data.load import mapping_of, synthetic_options
 from ..data.templates import TEMPLATES, get_template
 from ..media import MediaLimits, VideoSettings
 from ..modeling import check_position_rule
@@ -40,6 +40,8 @@ class EvaluationSettings:
             Arguments of `make_synthetic_dataset`, for `data="synthetic"`.
         prompt_template (`str`, *optional*, defaults to `"none"`):
             What follows every question, as in training: a key of `TEMPLATES`.
+        chat_template_kwargs (`dict`, *optional*):
+            Arguments of the chat template, as in training.
         output (`str`):
             Folder of the predictions and the summary.
         rewards (`list[str]`, *optional*, defaults to `["accuracy", "format"]`):
@@ -105,6 +107,9 @@ class EvaluationSettings:
     prompt_template: str = field(
         default="none", metadata={"help": f"What follows every question: one of {', '.join(TEMPLATES)}."}
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template, as in training, as a mapping or JSON."}
+    )
     output: str | None = field(default=None, metadata={"help": "Folder of the predictions and the summary."})
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"], metadata={"help": "Reward functions, by name or dotted path."}
@@ -159,6 +164,9 @@ class EvaluationSettings:
 
     def __post_init__(self):
         self.synthetic = synthetic_options(self.synthetic)
+        self.chat_template_kwargs = mapping_of(
+            "chat_template_kwargs", self.chat_template_kwargs, example={"enable_thinking": False}
+        )
         self.rewards, self.by = (list(dict.fromkeys(split_names(names))) for names in (self.rewards, self.by))
         for name in ("model", "data", "output"):
             if not getattr(self, name):

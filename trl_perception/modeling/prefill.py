@@ -92,6 +92,13 @@ def _set_rope_deltas(model: nn.Module, inputs: dict[str, Any], repeats: int) -> 
     if getattr(backbone, "rope_deltas", None) is None:
         return
     if any(name.endswith("grid_thw") for name in inputs):
-        own = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        own = (
+            "input_ids",
+            "attention_mask",
+            "mm_token_type_ids",
+            "image_grid_thw",
+            "video_grid_thw",
+            "second_per_grid_ts",
+        )
         backbone.rope_deltas = backbone.get_rope_index(**{name: inputs[name] for name in own if name in inputs})[1]
     backbone.rope_deltas = backbone.rope_deltas.repeat_interleave(repeats, dim=0)

@@ -126,7 +126,9 @@ def _example(facts: CardFacts, base: str | None) -> list[str]:
         *lines,
         *_frames(facts),
         f'content = [{shown}, {{"type": "text", "text": {json.dumps(asked)}}}]',
-        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)',
+        'text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True'
+        + "".join(f", {key}={value!r}" for key, value in (facts.settings.chat_template_kwargs or {}).items())
+        + ")",
         "inputs = processor(",
         f'    text=[text], {media}, return_tensors="pt"',
         ").to(model.device)",

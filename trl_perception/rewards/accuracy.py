@@ -1,5 +1,6 @@
 """Accuracy rewards: one rule per problem type."""
 
+from functools import partial
 from typing import Any
 
 from trl_perception.rewards.rules import PROBLEM_TYPES, scores_of
@@ -49,7 +50,12 @@ def boxed_accuracy_reward(
     completion_ids: list | None = None,
     *,
     answer_reading: str = "lenient",
+    thinking_tag: str = "think",
     **columns: Any,
 ) -> list[float]:
-    r"""Apply `accuracy_reward` to the single `\boxed{...}` after each completion's thinking (see `extract_boxed`)."""
-    return scores_of("boxed_accuracy_reward", extract_boxed, completions, columns, answer_reading)
+    r"""Apply `accuracy_reward` to the single `\boxed{...}` after each completion's thinking (see `extract_boxed`).
+
+    Args: thinking_tag: name of the tags around the thinking.
+    """
+    extract = partial(extract_boxed, thinking_tag=thinking_tag)
+    return scores_of("boxed_accuracy_reward", extract, completions, columns, answer_reading)

@@ -14,8 +14,10 @@ from trl_perception.rewards.format import answer_format_reward, boxed_format_rew
 from trl_perception.rewards.grounding import box_iou_reward, temporal_iou_reward
 from trl_perception.rewards.reading import require_answer_reading
 from trl_perception.rewards.shaping import LengthWindow, repetition, soft_overlong
+from trl_perception.rewards.text import thinking_tags
 
-ANSWER_READING = "answer_reading"  # the parameter of rewards that read answers
+PARAMETERS = {"answer_reading": require_answer_reading, "thinking_tag": thinking_tags}
+"""Parameter of a key of `REWARDS` -> check of its value."""
 
 REWARDS: dict[str, Callable] = {
     "accuracy": accuracy_reward,
@@ -64,13 +66,14 @@ def split_names(given: str | Sequence[str]) -> list[str]:
 
 
 def _allowed(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Check the parameters of a key of `REWARDS`. Errors: ValueError unless it is a valid `answer_reading`."""
-    taken = [key for key in (ANSWER_READING,) if key in inspect.signature(REWARDS[path]).parameters]
+    """Check the parameters of a key of `REWARDS`. Errors: ValueError unless it takes them and their values are valid."""
+    taken = [key for key in PARAMETERS if key in inspect.signature(REWARDS[path]).parameters]
     if unknown := sorted(set(parameters) - set(taken)):
         raise ValueError(
             f"reward {path!r} takes {', '.join(taken) or 'no parameters'}, found {unknown[0]!r}. Leave it out."
         )
-    require_answer_reading(parameters[ANSWER_READING])
+    for key, value in parameters.items():
+        PARAMETERS[key](value)
     return parameters
 
 

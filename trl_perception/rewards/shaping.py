@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
 from trl_perception.rewards.columns import require_column
 from trl_perception.rewards.reading import require_answer_reading
+from trl_perception.rewards.text import thinking_tags
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class LengthWindow:
         correct_above: the accuracy above which a completion counts as correct.
         boxed: whether to use `boxed_accuracy_reward` instead of `accuracy_reward`. Their columns are read.
         answer_reading: how answers are read, "lenient" or "exact", as for these.
+        thinking_tag: name of the tags around the thinking, which `boxed_accuracy_reward` reads.
     Raises: ValueError for parameters out of order or out of range.
     Source: arXiv:2503.21776 (Video-R1), section 3.2; the threshold is its release's. Differs: the release gives the
         bonus only if two completions of a prompt are correct.
@@ -32,6 +35,7 @@ class LengthWindow:
     correct_above: float = 0.1
     boxed: bool = False
     answer_reading: str = "lenient"
+    thinking_tag: str = "think"
 
     __name__: ClassVar[str] = "length_window_reward"
 
@@ -43,12 +47,13 @@ class LengthWindow:
         if not 0 <= self.correct_above < 1:
             raise ValueError(f"length_window: correct_above is {self.correct_above}; set it within [0, 1).")
         require_answer_reading(self.answer_reading)
+        thinking_tags(self.thinking_tag)
 
     def __call__(
         self, prompts: list, completions: list, completion_ids: list | None = None, **columns: Any
     ) -> list[float]:
         ids = require_column("completion_ids", completion_ids, completions, self.__name__)
-        accuracy = boxed_accuracy_reward if self.boxed else accuracy_reward
+        accuracy = partial(boxed_accuracy_reward, thinking_tag=self.thinking_tag) if self.boxed else accuracy_reward
         scores = accuracy(prompts, completions, ids, **columns, answer_reading=self.answer_reading)
         correct = [score > self.correct_above for score in scores]
         return [

@@ -1,10 +1,10 @@
 """Extracts the text of a TRL completion, and the answer from the text."""
 
+import re
 from typing import Any
 
 from trl_perception.rewards.reading import closing_brace, inside_command
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 BOXED = "\\boxed"
@@ -34,6 +34,20 @@ def _content_text(content: str | list[dict[str, Any]] | None) -> str:
     return content or ""
 
 
+def thinking_tags(thinking_tag: str) -> tuple[str, str]:
+    """Return the tags around the thinking: "think" -> ("<think>", "</think>").
+
+    Raises: ValueError for a name that is not a word of ASCII letters, digits, `_` or `-`, or that is "answer".
+    """
+    named = isinstance(thinking_tag, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", thinking_tag)
+    if not named or f"<{thinking_tag}>" == ANSWER_OPEN:
+        raise ValueError(
+            f"thinking_tag is {thinking_tag!r}; set it to the name of the tags around the thinking, such as 'think' or "
+            "'reason'."
+        )
+    return f"<{thinking_tag}>", f"</{thinking_tag}>"
+
+
 def extract_answer(text: str) -> str | None:
     """Return the stripped content of the single `<answer>...</answer>` pair of a text.
 
@@ -47,13 +61,15 @@ def extract_answer(text: str) -> str | None:
     return (answer.strip() or None) if opened else None
 
 
-def extract_boxed(text: str) -> str | None:
+def extract_boxed(text: str, thinking_tag: str = "think") -> str | None:
     r"""Return the stripped content of the single `\boxed{...}` after the last `</think>`, or in a text without it.
+
+    `thinking_tag` is the name of that tag.
 
     A `\text{...}` (or `\textbf`, `\mathrm` and the like) around the whole content is removed. Returns None for no box,
     several or nested boxes, an unclosed brace, or empty content.
     """
-    after_thinking = text.rpartition(THINK_CLOSE)[2]
+    after_thinking = text.rpartition(thinking_tags(thinking_tag)[1])[2]
     if after_thinking.count(BOXED) != 1:
         return None
     boxed = after_thinking.partition(BOXED)[2]

@@ -145,6 +145,7 @@ def test_an_adapters_card_loads_it_onto_its_base(rows, make_trainer):
         ({"video_fps": 1.0, "video_min_frames": 2, "video_max_frames": 2}, "think_answer"),
         ({"video_fps": 4.0, "video_max_pixels": 1568}, "video_r1"),
         ({"video_min_pixels": 12544, "video_total_pixels": 40000}, "none"),
+        ({"chat_template_kwargs": {"chat_template": "{{ '<|video_pad|>' ~ thinking }}", "thinking": False}}, "none"),
     ],
 )
 def test_the_cards_code_prepares_a_clip_as_training_did(settings, template, rows, clips, make_trainer, monkeypatch):
