@@ -2,11 +2,7 @@
 
 from typing import Any
 
-import torch
-from transformers.video_utils import VideoMetadata
-
 from tests.families.tiny import Tiny, clip, picture
-from trl_perception.families import family_of_processor
 from trl_perception.media import PreparedPrompt, PromptPreparer, VideoSettings
 
 TEXT = "Which colour comes first?"
@@ -18,7 +14,7 @@ KINDS = {
     "video": ("video",),
     "both": ("video", "image"),
 }
-SIZES = {"image": (84, 112), "video": (64, 96)}
+SIZES = {"image": (84, 112), "video": (56, 84)}
 FPS = 2.0
 
 

@@ -12,6 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..media.requests import ProcessorSizes, SizeRule
 from ..media.visual_inputs import FORWARD_KEYS, PIXELS, VisualInputs
 
+# What `process` asks of a processor: the text that replaces a medium's token, and nothing of the prompt around it.
+ALONE = {"return_tensors": "pt", "return_text_replacement_offsets": True, "return_mm_token_type_ids": False}
+
 Features = Mapping[str, Tensor]
 """Features of one prompt by kind of medium, "image" or "video"."""
 
@@ -101,6 +104,10 @@ class Family:
         """Return the positions of a prompt (P,) and the text after it as the model takes them: (A,total) for A axes."""
         return torch.arange(total, device=prompt_ids.device)[None]
 
+    def mask_at_positions(self, model: nn.Module, attention_mask: Tensor, positions: Tensor) -> Any:
+        """Return the attention mask of rows (B,S) from which tokens were taken out; positions: (A,S), of the whole prompt."""
+        return attention_mask
+
     # The vision side of a backbone
 
     def tower(self, backbone: nn.Module) -> nn.Module:
@@ -140,7 +147,9 @@ class Family:
         mergers = self.mergers(backbone)
         dtype = next(mergers[0].parameters()).dtype
         parts = states.to(dtype).flatten(0, 1).chunk(len(mergers), dim=-1)
-        merged = [merger(self.merger_input(backbone, part)) for merger, part in zip(mergers, parts, strict=True)]
+        merged = [
+            merger(self.merger_input(backbone, part.contiguous())) for merger, part in zip(mergers, parts, strict=True)
+        ]
         return torch.cat([part.reshape(len(states), -1) for part in merged], dim=-1)
 
     def merger_input(self, backbone: nn.Module, states: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from transformers import ProcessorMixin
 
 from .family import Processed
 from .pictures import FixedPictures
+from .windows import Windowed
 
 
-class Gemma3(FixedPictures):
+class Gemma3(Windowed, FixedPictures):
     """It has no video: the frames of a video are shown as images, one behind the other.
 
     The tokens of a picture see each other in both directions, in every layer.

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from ..media.visual_inputs import PIXELS, VisualInputs
-from .family import Family, Processed
+from .family import ALONE, Processed
+from .windows import Windowed
 
 
-class Gemma4(Family):
+class Gemma4(Windowed):
     """Its processor pads texts unless told not to, and resizes pictures to a number of tokens at most."""
 
     name = "Gemma 4"
@@ -24,20 +25,20 @@ class Gemma4(Family):
         return processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
 
     def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
-        options = {"text": [self.template_token(processor, kind)], "return_text_replacement_offsets": True}
+        text = [self.template_token(processor, kind)]
         if kind == "image":
-            inputs = processor(images=[medium], return_tensors="pt", **options)
+            inputs = processor(text=text, images=[medium], **ALONE)
             keys, frames = ("pixel_values", "image_position_ids"), 1
         else:
             video = {"do_sample_frames": False, "video_metadata": [medium.metadata]}
-            inputs = processor(videos=[medium.frames], videos_kwargs=video, return_tensors="pt", **options)
+            inputs = processor(text=text, videos=[medium.frames], videos_kwargs=video, **ALONE)
             keys, frames = ("pixel_values_videos", "video_position_ids"), len(medium.frames)
         fields = {key: inputs[key] for key in keys}
-        text = inputs["text_replacement_offsets"][0][0]["replacement"]
+        replaced = inputs["text_replacement_offsets"][0][0]["replacement"]
         pooled = processor.image_processor.pooling_kernel_size**2
         patches = int((fields[keys[1]][0] >= 0).all(-1).sum())
         grid = torch.tensor([[frames, 1, patches // pooled]])
-        return Processed([text], {**fields, f"{kind}_grid_thw": grid, "merge_size": 1})
+        return Processed([replaced], {**fields, f"{kind}_grid_thw": grid, "merge_size": 1})
 
     def video_pixels(self, processor: ProcessorMixin, clip: Tensor) -> Tensor:
         options = {"do_sample_frames": False, "return_tensors": "pt"}

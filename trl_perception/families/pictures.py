@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..media.visual_inputs import VisualInputs
-from .family import PicturesOnly, Processed
+from .family import ALONE, PicturesOnly, Processed
 
 
 class FixedPictures(PicturesOnly):
@@ -32,17 +33,11 @@ class FixedPictures(PicturesOnly):
     def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
         token = self.template_token(processor, kind)
         if kind == "image":
-            inputs = processor(text=[token], images=[medium], return_tensors="pt", return_text_replacement_offsets=True)
+            inputs = processor(text=[token], images=[medium], **ALONE)
             pixels = inputs["pixel_values"].flatten(0, -4)
         else:
             options = {"do_sample_frames": False, "video_metadata": [medium.metadata]}
-            inputs = processor(
-                text=[token],
-                videos=[medium.frames],
-                videos_kwargs=options,
-                return_tensors="pt",
-                return_text_replacement_offsets=True,
-            )
+            inputs = processor(text=[token], videos=[medium.frames], videos_kwargs=options, **ALONE)
             pixels = self.video_pixels(processor, medium.frames)
         return self.processed(processor, kind, [inputs["text_replacement_offsets"][0][0]["replacement"]], pixels)
 
@@ -72,6 +67,9 @@ class FixedPictures(PicturesOnly):
     def features(self, backbone: nn.Module, pictures: Tensor) -> Tensor:
         """Return the features of pictures, (tokens, D)."""
         return backbone.get_image_features(pictures, return_dict=True).pooler_output.flatten(0, 1)
+
+    def encoder_output(self, backbone: nn.Module, parts: Sequence[Tensor]) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(tuple(parts)))
 
     def merger_input(self, backbone: nn.Module, states: Tensor) -> Tensor:
         return states.unflatten(0, (-1, self.patches(backbone)))

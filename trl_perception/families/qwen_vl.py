@@ -10,7 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..media.requests import ProcessorSizes, SizeRule
 from ..media.visual_inputs import FORWARD_KEYS, PIXELS, VisualInputs
-from .family import Family, Processed
+from .family import ALONE, Family, Processed
 
 
 class GridFamily(Family):
@@ -47,7 +47,7 @@ class GridFamily(Family):
         else:
             options = {**self.video_options, "video_metadata": [medium.metadata]}
             given = {"videos": [medium.frames], "videos_kwargs": options}
-        inputs = processor(text=text, return_tensors="pt", return_text_replacement_offsets=True, **given)
+        inputs = processor(text=text, **ALONE, **given)
         fields = {key: torch.as_tensor(inputs[key]) for key in FORWARD_KEYS if key in inputs}
         replaced = inputs["text_replacement_offsets"][0][0]["replacement"]
         return Processed([replaced], {**fields, "merge_size": processor.image_processor.merge_size})

@@ -174,7 +174,10 @@ class PromptPreparer:
         texts = [(kind, text) for kind, of_medium in processed for text in of_medium.texts]
         tokens = {kind: family.template_token(processor, kind) for kind in self.placeholder_ids}
         text, texts = _filled(text, tokens, texts)
-        input_ids = processor.tokenizer([text])["input_ids"][0]
+        begun = bool(processor.tokenizer.bos_token) and text.startswith(
+            processor.tokenizer.bos_token
+        )  # by the template
+        input_ids = processor.tokenizer([text], add_special_tokens=not begun)["input_ids"][0]
         token_types = _token_types(processor.tokenizer, input_ids, self.placeholder_ids, texts)
         fields = [of_medium.fields for _, of_medium in processed]
         names = dict.fromkeys(name for of_medium in fields for name in of_medium)

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..media import VisualInputs
-from .vision import forward_kwargs
+from .head import base_model
+from .vision import family_of_model, forward_kwargs
 
 
 def row_forward(
@@ -29,6 +30,8 @@ def row_forward(
     rows, total = input_ids.shape
     media = forward_kwargs(model, visuals, total - completion_width, total)
     if positions is not None:
+        family, base = family_of_model(model), base_model(model)
+        inputs["attention_mask"] = family.mask_at_positions(base, inputs["attention_mask"], positions[:, :total])
         of_rows = positions[:, None, :total].expand(-1, rows, -1)
         media["position_ids"] = of_rows if len(of_rows) > 1 else of_rows[0]
     return model(input_ids=input_ids, **media, **inputs)
