@@ -1,10 +1,12 @@
 """Every family, every kind of row: the forwards of this package against the processor and the model by themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.families.reference import logits
-from tests.families.rows import KINDS, prepared
+from tests.families.rows import KINDS, prepared, preparer
 from tests.families.tiny import FAMILIES, tiny
 from trl_perception.modeling import encode
 from trl_perception.modeling.row_forward import row_forward
@@ -15,13 +17,13 @@ each_row = pytest.mark.parametrize("kind", KINDS)
 each_family = pytest.mark.parametrize("name", OURS)
 
 
-def ours(model, prompt, visual=None, view=None):
+def ours(model, prompt, visual=None, positions=None):
     """Logits (P+T,V) of prompt and completion along the plain path of this package."""
     ids = torch.cat([torch.tensor(prompt.input_ids), COMPLETION])[None]
     visuals = [prompt.visual if visual is None else visual]
-    return row_forward(
-        model, visuals=visuals, completion_width=len(COMPLETION), input_ids=ids, attention_mask=torch.ones_like(ids)
-    ).logits[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    width = len(COMPLETION)
+    return row_forward(model, visuals=visuals, completion_width=width, positions=positions, **inputs).logits[0]
 
 
 def log_probs(values):
@@ -53,3 +55,50 @@ def test_features_of_a_frozen_tower_give_the_same(name, kind):
         for known in (merged, unmerged):
             assert known.knows_features == bool(KINDS[kind])
             torch.testing.assert_close(log_probs(ours(family.model, prompt, known)), expected, atol=1e-5, rtol=0)
+
+
+def inverted(prompt, _):
+    """The cells of the clip from last to first."""
+    cells = int(prompt.visual.video_grid_thw[0, 0])
+    pixels = prompt.visual.pixel_values_videos
+    return {
+        "visual": replace(prompt.visual, pixel_values_videos=pixels.unflatten(0, (cells, -1)).flip(0).flatten(0, 1))
+    }
+
+
+def other_axes(prompt, model):
+    """One position axis where the family has three; one place for all visual tokens where it has one."""
+    types = torch.cat([prompt.visual.token_types, torch.zeros_like(COMPLETION)])
+    if hasattr(model.model, "get_rope_index"):
+        return {"positions": torch.arange(len(types)).expand(3, -1)}
+    return {"positions": (types == 0).long().cumsum(0)[None]}
+
+
+def zeroed(prompt, model):
+    """Deepstack features of zeros, or all features where there is one depth."""
+    known = encode(model.requires_grad_(False), prompt.visual)
+    features, width = known.video_features.clone(), model.config.get_text_config().hidden_size
+    features[:, width if features.size(1) > width else 0 :] = 0
+    return {"visual": replace(known, video_features=features)}
+
+
+@pytest.mark.parametrize("damage", [inverted, other_axes, zeroed])
+@each_family
+def test_a_deliberate_break_is_seen(name, damage):
+    family = tiny(name)
+    prompt = prepared(family, "video")
+    expected = log_probs(logits(family, prompt, "video", COMPLETION))
+    with torch.no_grad():
+        broken = log_probs(ours(family.model, prompt, **damage(prompt, family.model)))
+    assert (broken - expected)[-len(COMPLETION) :].abs().max() > 1e-2
+
+
+@each_family
+def test_a_wrong_number_of_placeholders_is_an_error(name):
+    family = tiny(name)
+    prompt = prepared(family, "both")
+    ids, placeholders = torch.tensor([prompt.input_ids]), preparer(family).placeholder_ids
+    check_placeholders(ids, torch.ones_like(ids), placeholders, [prompt.visual])
+    ids[0, (prompt.visual.token_types > 0).nonzero()[0]] = 5
+    with pytest.raises(ValueError, match=r"placeholder tokens but \d+ .* features"):
+        check_placeholders(ids, torch.ones_like(ids), placeholders, [prompt.visual])
