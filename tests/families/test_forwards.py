@@ -8,6 +8,7 @@ import torch
 from tests.families.reference import logits
 from tests.families.rows import KINDS, prepared, preparer
 from tests.families.tiny import FAMILIES, tiny
+from trl_perception.media import check_placeholders
 from trl_perception.modeling import encode
 from trl_perception.modeling.row_forward import row_forward
 
