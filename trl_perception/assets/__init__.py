@@ -27,7 +27,7 @@ def from_pretrained(
 ) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """The model, with the adapter of a folder that holds one, and its processor.
 
-    `position_rule` says where text behind a video starts (see [`~signals.apply_position_rule`]); `kwargs` (dtype,
+    `position_rule` says where text behind a video starts (see [`~modeling.apply_position_rule`]); `kwargs` (dtype,
     attn_implementation, ...) go to the model.
 
     Errors: ValueError for a model that brings its own code, unless `trust_remote_code` is set. Nobody is asked at a prompt.

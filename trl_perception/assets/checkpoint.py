@@ -6,7 +6,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from ..modeling import apply_position_rule
+from ..modeling import set_up_vision
 
 ADAPTER_FILE = "adapter_config.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -25,7 +25,7 @@ def load_checkpoint(
 
     Args:
         base, revision, trust_remote_code: the model. adapter: folder of the adapter on it, or None.
-        position_rule: see [`~signals.apply_position_rule`]. settings: of `from_pretrained`.
+        position_rule: see [`~modeling.apply_position_rule`]. settings: of `from_pretrained`.
     """
     model = AutoModelForImageTextToText.from_pretrained(
         base, revision=revision, trust_remote_code=trust_remote_code, **settings
@@ -33,7 +33,7 @@ def load_checkpoint(
     if adapter is not None:
         # The base model with the adapter's layers in place: what generates is a model of transformers.
         model = PeftModel.from_pretrained(model, adapter).get_base_model()
-    apply_position_rule(model, position_rule)
+    set_up_vision(model, position_rule)
     own = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(
         adapter if own else base, revision=None if own else revision, trust_remote_code=trust_remote_code

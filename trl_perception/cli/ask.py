@@ -42,7 +42,7 @@ def ask(
         image_pixels: min and max pixels of an image; None leaves them to the processor.
         template: prompt template to append to the question.
         chat_template_kwargs: arguments of the chat template, as in training.
-        position_rule: where text after a video starts, as in training (see [`~signals.apply_position_rule`], which is
+        position_rule: where text after a video starts, as in training (see [`~modeling.apply_position_rule`], which is
             applied to `model`).
     """
     import torch  # a slow import, after the options are parsed

@@ -3,6 +3,7 @@
 from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, pooled_rows
 from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio
 from .head import Head, base_model, divergence, gather_lm_head, head_is_sharded, head_of, log_probs
+from .patch_embedding import project_patches, set_up_vision
 from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
 from .prefill import prefill_once, shared_prefill_unsupported_reason
 from .row_forward import row_forward
@@ -53,9 +54,11 @@ __all__ = [
     "pooled_rows",
     "position_rule_of",
     "prefill_once",
+    "project_patches",
     "row_forward",
     "same_frozen_tower",
     "seeded",
+    "set_up_vision",
     "shared_prefill_unsupported_reason",
     "shared_runs",
     "shuffled",

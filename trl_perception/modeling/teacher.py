@@ -8,7 +8,7 @@ from trl.trainer.utils import create_model_from_path
 from ..assets import model_path
 from ..families import TEXT_ONLY, family_of
 from .head import base_model
-from .positions import apply_position_rule
+from .patch_embedding import set_up_vision
 from .quantization import quantization_of_teacher
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size", "image_size")
@@ -62,7 +62,7 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel, tokenizer:
 
 def freeze_teacher(teacher: PreTrainedModel, position_rule: str) -> PreTrainedModel:
     """The teacher without gradient and dropout, in evaluation mode, with the student's positions."""
-    apply_position_rule(teacher, position_rule)
+    set_up_vision(teacher, position_rule)
     teacher.requires_grad_(False)
     return teacher.eval()
 

@@ -58,7 +58,6 @@ from ..modeling import (
     HiddenTap,
     OneTowerRun,
     View,
-    apply_position_rule,
     encode,
     feature_reuse_unsupported_reason,
     gather_parameters,
@@ -66,6 +65,7 @@ from ..modeling import (
     pixels_of,
     prefill_once,
     same_frozen_tower,
+    set_up_vision,
     shared_prefill_unsupported_reason,
     with_media,
 )
@@ -323,7 +323,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _setup_model(self, frozen: dict[str, bool]) -> None:
         for policy in (self.model, self.ref_model):
             if policy is not None:
-                apply_position_rule(policy, self.args.position_rule)
+                set_up_vision(policy, self.args.position_rule)
         # TRL forces the reentrant kind for adapters under ZeRO-3, and writes the old name.
         unify_checkpointing_names(self.args, to_new=False)
         check_adapters_of(self.model, **frozen)
@@ -351,8 +351,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             refusal = "torch_compile cannot trace a packed row's mask"
         elif self.aux_loss_enabled:
             refusal = (
-                "experts balance their load over all tokens, and a packed row counts the prompt's once (router_aux_loss_coef=0 "
-                "switches that loss off)"
+                "experts balance their load over all rows' prompts (router_aux_loss_coef=0 switches this loss off)"
             )
         self._forwards = ForwardSelector(self.model, options.group_forward, refusal)
         elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
