@@ -25,5 +25,5 @@ class InternVL(FixedPictures):
     def merger_input(self, backbone: nn.Module, states: Tensor) -> Tensor:
         return states  # the projector takes each token by itself
 
-    def reduction(self, config: Any) -> int:
-        return round(1 / config.downsample_ratio)
+    def patches_per_token(self, config: Any) -> int:
+        return round(1 / config.downsample_ratio) ** 2

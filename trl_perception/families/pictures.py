@@ -31,15 +31,13 @@ class FixedPictures(PicturesOnly):
         return 1
 
     def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
-        token = self.template_token(processor, kind)
-        if kind == "image":
-            inputs = processor(text=[token], images=[medium], **ALONE)
-            pixels = inputs["pixel_values"].flatten(0, -4)
-        else:
+        given = {"images": [medium]}
+        if kind == "video":
             options = {"do_sample_frames": False, "video_metadata": [medium.metadata]}
-            inputs = processor(text=[token], videos=[medium.frames], videos_kwargs=options, **ALONE)
-            pixels = self.video_pixels(processor, medium.frames)
-        return self.processed(processor, kind, [inputs["text_replacement_offsets"][0][0]["replacement"]], pixels)
+            given = {"videos": [medium.frames], "videos_kwargs": options}
+        inputs = processor(text=[self.template_token(processor, kind)], **given, **ALONE)
+        replaced = inputs["text_replacement_offsets"][0][0]["replacement"]
+        return self.processed(processor, kind, [replaced], inputs["pixel_values"].flatten(0, -4))
 
     def processed(self, processor: ProcessorMixin, kind: str, texts: list[str], pixels: Tensor) -> Processed:
         """Return pictures with their grid: a tile or a frame is a row of its tokens, and an image is one cell."""
@@ -53,13 +51,6 @@ class FixedPictures(PicturesOnly):
 
     def mergers(self, backbone: nn.Module) -> list[nn.Module]:
         return [getattr(backbone, self.merger_name)]
-
-    def patches_per_token(self, config: Any) -> int:
-        return self.reduction(config) ** 2
-
-    def reduction(self, config: Any) -> int:
-        """Return how many patches, along each side, make a token."""
-        raise NotImplementedError
 
     def run_tower(self, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
         return self.features(backbone, visual.pixels(kind))

@@ -38,5 +38,5 @@ class SmolVLM(FixedPictures):
     def features(self, backbone: nn.Module, pictures: Tensor) -> Tensor:
         return torch.cat(tuple(backbone.get_image_features(pictures[None], return_dict=True).pooler_output))
 
-    def reduction(self, config: Any) -> int:
-        return config.scale_factor
+    def patches_per_token(self, config: Any) -> int:
+        return config.scale_factor**2
