@@ -77,5 +77,4 @@ class FixedPictures(PicturesOnly):
     def run_empty(self, backbone: nn.Module) -> Tensor:
         tower, side = self.tower(backbone), backbone.config.vision_config.image_size
         height, width = side if isinstance(side, Sequence) else (side, side)
-        parameter = next(tower.parameters())
-        return self.features(backbone, parameter.new_zeros(1, 3, height, width))
+        return self.features(backbone, torch.zeros(1, 3, height, width, dtype=tower.dtype, device=tower.device))
