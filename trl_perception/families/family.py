@@ -170,8 +170,8 @@ class Family:
     # Processes that share parameters run the tower once a forward, whatever its media.
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a forward with media so that it runs the tower exactly once."""
-        return kwargs
+        """Run the tower once, before the rest of a forward with pixels, and return its arguments with features for pixels."""
+        raise NotImplementedError
 
     def run_empty(self, backbone: nn.Module) -> Tensor:
         """Return the features of the smallest picture, for a forward without media."""

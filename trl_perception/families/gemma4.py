@@ -1,10 +1,12 @@
 """Gemma 4: patches with their places, a time before each frame; pictures of one kind may see themselves both ways."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import ProcessorMixin
 from transformers.models.gemma4.processing_gemma4 import get_aspect_ratio_preserving_size
 
@@ -21,7 +23,7 @@ class Gemma4(Windowed):
     model_types = ("gemma4",)
     processors = ("Gemma4Processor",)
     types_keyword = "mm_token_type_ids"
-    sharding_unsupported_reason = "its tower takes images and videos in separate runs"
+    sharding_unsupported_reason = None
 
     def sizes(self, processor: ProcessorMixin) -> ProcessorSizes:
         def rule(part: Any) -> SizeRule:
@@ -88,3 +90,22 @@ class Gemma4(Windowed):
                 return_dict=True,
             )
         return torch.cat(tuple(output.pooler_output))
+
+    def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = {kind: kwargs.pop(key) for kind, key in PIXELS.items() if kwargs.get(key) is not None}
+        places = {kind: kwargs.pop(f"{kind}_position_ids") for kind in given}
+        kwargs.pop("num_frames_per_video", None)
+        width = max(pixels.size(1) for pixels in given.values())
+        pixels = [pad(value, (0, 0, 0, width - value.size(1))) for value in given.values()]
+        padded = [pad(value, (0, 0, 0, width - value.size(1)), value=-1) for value in places.values()]
+        features = backbone.get_image_features(torch.cat(pixels), torch.cat(padded), return_dict=True).pooler_output
+        parts = iter(features)
+        outputs = {kind: self.encoder_output(backbone, [*islice(parts, len(given[kind]))]) for kind in given}
+        return {**kwargs, "mm_encoder_outputs": outputs}
+
+    def run_empty(self, backbone: nn.Module) -> Tensor:
+        vision, tower = backbone.config.vision_config, backbone.vision_tower
+        row = torch.arange(vision.pooling_kernel_size, device=tower.device)
+        places = torch.cartesian_prod(row, row)[None]  # the patches of one token
+        pixels = torch.zeros(*places.shape[:2], 3 * vision.patch_size**2, dtype=tower.dtype, device=tower.device)
+        return torch.cat(tuple(backbone.get_image_features(pixels, places, return_dict=True).pooler_output))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ProcessorMixin
 
 from ..media.frames import cells_in_prompt_order
@@ -42,6 +42,3 @@ class Glm4v(PicturesOnly, GridFamily):
 
     def type_kwargs(self, token_types: Tensor) -> dict[str, Tensor]:
         return super().type_kwargs(token_types.clamp(max=1))
-
-    def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return kwargs

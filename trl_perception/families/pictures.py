@@ -70,8 +70,11 @@ class FixedPictures(PicturesOnly):
         config = backbone.config.vision_config
         return (config.image_size // config.patch_size) ** 2
 
+    def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+        given = {key: kwargs.pop(key) for key in ("pixel_values", "pixel_attention_mask") if key in kwargs}
+        return {**kwargs, "mm_encoder_outputs": {"image": backbone.get_image_features(**given, return_dict=True)}}
+
     def run_empty(self, backbone: nn.Module) -> Tensor:
         tower, side = self.tower(backbone), backbone.config.vision_config.image_size
         height, width = side if isinstance(side, Sequence) else (side, side)
-        parameter = next(tower.parameters())
-        return self.features(backbone, parameter.new_zeros(1, 3, height, width))
+        return self.features(backbone, torch.zeros(1, 3, height, width, dtype=tower.dtype, device=tower.device))
