@@ -189,12 +189,16 @@ def test_adapters(checkpointing):
 
 
 def test_bfloat16_stays_within_what_reordering_does():
-    """Under autocast, packed rows are as close to float32 as padded rows are."""
-    family, model = hybrid()
-    inputs, visuals = batch(prompts_of(family), RUNS)
-    exact, _ = learned(model, inputs, visuals, RUNS)
+    """Under autocast, packed rows are as close to float32 as padded rows are, for prompts of several chunks of 64 tokens.
+
+    Autocast rounds the state at each end of a chunk, and the packed row has one more, after the prompt.
+    """
+    _, model = hybrid()
+    ids = torch.randint(20, 250, (290,), generator=torch.Generator().manual_seed(0)).tolist()
+    inputs, runs = tokens([ids[:150], ids[150:]], [(6, 6, 6, 6), (6, 3, 4, 5)])
+    exact, _ = learned(model, inputs, None, runs)
     with torch.autocast("cpu", torch.bfloat16):
-        plain, packed = learned(model, inputs, visuals, RUNS)
+        plain, packed = learned(model, inputs, None, runs)
 
     def errors(found):
         flat, true = (torch.cat([of_one[2][name].flatten() for name in exact[2]]) for of_one in (found, exact))
@@ -299,9 +303,17 @@ def test_other_layers_are_refused():
     assert packing_unsupported_reason(model).startswith("2 decoder layers have neither softmax self-attention nor")
 
 
-@pytest.mark.parametrize("which", [False, True], ids=["without checkpointing", "with checkpointing"])
-@pytest.mark.parametrize("name", ["grpo", "appo", "ral", "pgpo", "ktr"])
-def test_methods_train_alike(rows, make_trainer, name, which):
+METHODS = [
+    "grpo",
+    "appo",
+    "ral",
+    pytest.param("pgpo", marks=pytest.mark.slow),
+    pytest.param("ktr", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_alike(rows, make_trainer, name):
     options = {
         "appo": {"tokens_per_frame": 3, "top_frames": 2, "accuracy_reward": "accuracy_reward", "attention_layers": 2},
         "ral": {"num_iterations": 2},
@@ -319,7 +331,7 @@ def test_methods_train_alike(rows, make_trainer, name, which):
             max_steps=2,
             optim="sgd",
             learning_rate=1e-3,
-            gradient_checkpointing=which,
+            gradient_checkpointing=True,
             group_forward=mode,
             **options.get(name, {}),
         )
