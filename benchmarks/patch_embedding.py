@@ -34,7 +34,9 @@ def main() -> None:
         given = patches.to(dtype)
         difference = (slow(given).float() - fast(given).float()).abs().max() / slow(given).float().abs().max()
         ratio = statistics.median(seconds(slow, given) / seconds(fast, given) for _ in range(5))
-        print(f"{str(dtype).removeprefix('torch.')}: {ratio:.0f} times as fast, outputs differ by {difference:.0e} of the largest")
+        print(
+            f"{str(dtype).removeprefix('torch.')}: {ratio:.0f} times as fast, outputs differ by {difference:.0e} of the largest"
+        )
 
 
 if __name__ == "__main__":

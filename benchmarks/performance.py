@@ -1,8 +1,10 @@
 """Savings from doing shared work once instead of G times: `python -m benchmarks.performance [--json FILE]`.
 
-Every figure is the ratio of two paths in one run, on a Qwen2.5-VL with random weights:
+Every figure is the ratio of two paths in one run, on a Qwen2.5-VL with random weights where no other
+family is named:
 
 - update: log-probs, loss and backward of a group, one packed row against one row a completion;
+- families: the same update with other families;
 - rollout: prefilling each distinct prompt once against prefilling every row;
 - attention rows of a layer against the eager map;
 - methods: a whole optimisation step of each method against GRPO's, and GRPO's against the plain paths;
@@ -22,6 +24,7 @@ from torch.nn.functional import softmax
 from transformers import GenerationConfig, TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks.families import FAMILIES, TOKENS_A_CELL, family_model, video_prompt
 from benchmarks.measure import machine, now, ratios
 from benchmarks.models import SIZES, random_model
 from benchmarks.performance_table import as_markdown, plot, with_table
@@ -38,7 +41,6 @@ from trl_perception.modeling import (
 from trl_perception.train import build, parse
 from trl_perception.trainers import TRAINERS
 
-TOKENS_A_CELL = 64  # 224x224 pixels
 PLAIN = {"group_forward": "off", "shared_prefill": False, "reuse_vision_features": False}
 METHODS = {
     "appo": {"tokens_per_frame": 16, "accuracy_reward": "variety"},
@@ -47,21 +49,31 @@ METHODS = {
 }
 
 
+def qwen2_5_vl_prompt(model, cells: int, generator: torch.Generator) -> tuple[torch.Tensor, VisualInputs]:
+    """Ids (P,) and visual inputs of a prompt with one video."""
+    video = torch.full((cells * TOKENS_A_CELL,), model.config.video_token_id)
+    before, after = (torch.randint(20, 500, (size,), generator=generator) for size in (8, 7))
+    prompt = torch.cat([before, video, after])
+    return prompt, VisualInputs(
+        "benchmark",
+        (prompt == model.config.video_token_id).long() * 2,
+        pixel_values_videos=torch.randn(cells * 4 * TOKENS_A_CELL, 1176, generator=generator),
+        video_grid_thw=torch.tensor([[cells, 16, 16]]),
+        second_per_grid_ts=torch.tensor([1.0]),
+    )
+
+
 class Group:
     """A prompt with one video of `cells` temporal cells, G completions of R random tokens."""
 
     def __init__(self, model, cells: int, generations: int, length: int, device: str):
         generator = torch.Generator().manual_seed(0)
-        video = torch.full((cells * TOKENS_A_CELL,), model.config.video_token_id)
-        before, after = (torch.randint(20, 500, (size,), generator=generator) for size in (8, 7))
-        self.prompt = torch.cat([before, video, after]).to(device)
-        self.visual = VisualInputs(
-            "benchmark",
-            (self.prompt == model.config.video_token_id).long() * 2,
-            pixel_values_videos=torch.randn(cells * 4 * TOKENS_A_CELL, 1176, generator=generator),
-            video_grid_thw=torch.tensor([[cells, 16, 16]]),
-            second_per_grid_ts=torch.tensor([1.0]),
-        ).to(device)
+        family = model.config.model_type
+        if family in FAMILIES:
+            prompt, visual = video_prompt(family, cells, generator)
+        else:
+            prompt, visual = qwen2_5_vl_prompt(model, cells, generator)
+        self.prompt, self.visual = prompt.to(device), visual.to(device)
         self.generations, self.length = generations, length
         completions = torch.randint(20, 500, (generations, length), generator=generator).to(device)
         self.ids = torch.cat([self.prompt.expand(generations, -1), completions], dim=1)
@@ -263,15 +275,36 @@ def short_prompts(steps: int) -> dict[str, float]:
     return {"speedup": times["plain"] / times["auto"], "slow_s": times["plain"], "fast_s": times["auto"]}
 
 
-def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result: dict) -> list[dict]:
-    """Update and rollout for each length of prompt and size of group."""
-    model, _ = random_model(options.size, device=device, dtype=dtype)
+def prepare(model, device: str) -> None:
+    """Make a model ready to learn, as trainers do."""
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     model.train()
     if device != "cpu":
         model.activation_checkpointing_enable({"use_reentrant": False})
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    result["model"] = f"{millions:.0f} M parameters, {options.dtype}"
+
+
+def millions(model) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def families(options: argparse.Namespace, device: str, dtype: torch.dtype) -> dict[str, dict]:
+    """The update of a group by family, for the second length of prompt and the largest group of the options."""
+    found = {}
+    for name in options.families:
+        model = family_model(name, options.size, device=device, dtype=dtype)
+        prepare(model, device)
+        group = Group(model, sorted(options.cells)[:2][-1], max(options.generations), options.length, device)
+        sizes = {"P": len(group.prompt), "G": group.generations, "R": group.length}
+        found[name] = {"millions": millions(model), **sizes, "update": update(model, group, device, options.repeats)}
+        print(f"{name}: update {found[name]['update']['speedup']:.1f} x", flush=True)
+    return found
+
+
+def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result: dict) -> list[dict]:
+    """Update and rollout for each length of prompt and size of group."""
+    model, _ = random_model(options.size, device=device, dtype=dtype)
+    prepare(model, device)
+    result["model"] = f"{millions(model):.0f} M parameters, {options.dtype}"
     cases = []
     for generations in options.generations:
         for cells in options.cells:
@@ -284,7 +317,7 @@ def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result:
     return cases
 
 
-PARTS = ("shared", "attention rows", "methods", "short prompts")
+PARTS = ("shared", "families", "attention rows", "methods", "short prompts")
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -294,6 +327,8 @@ def measure(options: argparse.Namespace) -> dict:
     result["machine"] = machine(device)
     if "shared" in options.parts:
         result["shared"] = shared(options, device, dtype, result)
+    if "families" in options.parts:
+        result["families"] = {**result.get("families", {}), **families(options, device, dtype)}
     if "attention rows" in options.parts:
         result["attention rows"] = rows_of_one_layer(device, options.repeats)
     if "methods" in options.parts:
@@ -316,6 +351,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs; medians are compared")
     parser.add_argument("--steps", type=int, default=3, help="optimisation steps a trainer; their median counts")
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "ral"], choices=[*METHODS, "ral"])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument(
         "--json", type=Path, help="where the figures are kept; the plot, and the table in a .md file, beside it"

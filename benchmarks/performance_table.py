@@ -21,6 +21,7 @@ def as_markdown(result: dict) -> str:
             f"| {case['P']} | {case['G']} | {case['R']} | {update['speedup']:.1f} | {update['token_ratio']:.1f} | "
             f"{update['memory']:.2f} | {rollout['speedup']:.1f} | {update['gradient_difference']:.0e} |"
         )
+    lines += families_as_markdown(result.get("families", {}))
     rows, short = result["attention rows"], result["short prompts"]
     lines += ["", "| what | measured | target |", "|---|---:|---:|"]
     lines.append(f"| attention rows against the eager map, time | {rows['speedup']:.0f} x | >= 20 x |")
@@ -34,6 +35,24 @@ def as_markdown(result: dict) -> str:
     lines.append(f"| GRPO: a whole step on the fast paths against the plain ones | {speedup:.1f} x | |")
     lines.append(f"| a step of the tiny recipe, chosen by auto, against plain | {short['speedup']:.1f} x | >= 1 x |")
     return "\n".join(lines) + "\n"
+
+
+def families_as_markdown(families: dict[str, dict]) -> list[str]:
+    """Lines of the table of the update by family; none before a family is measured."""
+    if not families:
+        return []
+    titles = (
+        "| family | M parameters | P | G | R | update: speed-up | token ratio | its peak memory | gradients differ by |"
+    )
+    lines = ["", titles, "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, case in families.items():
+        update = case["update"]
+        sizes = " | ".join(str(case[key]) for key in "PGR")
+        lines.append(
+            f"| {name} | {case['millions']:.0f} | {sizes} | {update['speedup']:.1f} | {update['token_ratio']:.1f} | "
+            f"{update['memory']:.2f} | {update['gradient_difference']:.0e} |"
+        )
+    return lines
 
 
 def with_table(page: str, table: str) -> str:

@@ -3,6 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+import torch
+from trl.trainer.utils import add_fused_lm_head
+
+from benchmarks.families import FAMILIES, family_model, video_prompt
+from benchmarks.performance import Group, update
 from benchmarks.performance_table import TARGETS, as_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -17,3 +23,24 @@ def test_every_missed_target_is_explained():
     missed = {name for name, target in TARGETS.items() if result["methods"][name]["over_grpo"] > target}
     page = (DOCS / "performance.md").read_text()
     assert all(f"{name} is above its target" in page for name in missed)  # with the reason beside it
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_of_each_family_is_measured(family):
+    model = family_model(family, "1m")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    group = Group(model, 2, 2, 3, "cpu")
+    assert len(group.prompt) == 15 + 2 * 65
+    found = update(model.train(), group, "cpu", 1)
+    assert found["token_ratio"] == 2 * 148 / (144 + 2 * 4)
+    assert 0 < found["gradient_difference"] < 1e-4
+    assert found["speedup"] > 0
+    other = video_prompt(family, 2, torch.Generator().manual_seed(1))[1]
+    assert other.visual_tokens == 2 * 64 == group.visual.visual_tokens
+
+
+def test_the_table_of_families_stands_in_the_page_once_measured():
+    result = json.loads((DOCS / "performance.json").read_text())
+    case = {"speedup": 5.93, "token_ratio": 5.69, "memory": 0.236, "gradient_difference": 4e-6}
+    result["families"] = {"qwen3_5": {"millions": 27.4, "P": 1055, "G": 8, "R": 64, "update": case}}
+    assert "| qwen3_5 | 27 | 1055 | 8 | 64 | 5.9 | 5.7 | 0.24 | 4e-06 |" in as_markdown(result)

@@ -85,6 +85,8 @@ def test_the_mask_passes_as_a_prepared_one_and_computes_nothing():
     assert mask.shape == (1, 1, 11, 11)
     assert packing_of(mask).length == 11
     assert packing_of(mask.to("cpu")) is packing_of(mask)
+    assert packing_of({"full_attention": None, "linear_attention": mask}) is packing_of(mask)
+    assert packing_of({"full_attention": None}) is packing_of(None) is None
     with torch._C.DisableTorchFunctionSubclass():
         assert mask.untyped_storage().nbytes() == 1
     query = torch.zeros(1, 1, 11, 4)

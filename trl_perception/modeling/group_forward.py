@@ -11,10 +11,14 @@ from ..families import TEXT_ONLY, supported
 from ..media import VisualInputs
 from .attention import decoder_of, self_attentions, window_of
 from .head import base_model
-from .packed_attention import BACKENDS, mask_of
+from .packed_attention import BACKENDS, SPLIT, mask_of
+from .packed_linear_attention import follow_packings_of_states, linear_attentions
 from .packing import PackedMask, Packing, pack, packed_positions
 from .views import original_positions
 from .vision import family_of_model, media_kwargs
+
+# Kinds of layers (config.layer_types) of hybrid models of which rows are packed.
+LINEAR_AND_FULL = {"linear_attention", "full_attention"}
 
 
 def group_forward(
@@ -44,8 +48,7 @@ def group_forward(
     Returns: log_probs and entropy (B,T), 0 where there is no label.
     """
     packing = pack(attention_mask, completion_width, runs)
-    text = base_model(model).config.get_text_config()
-    mask = mask_of(packing, text._attn_implementation)
+    mask = _mask(model, packing)
     width = input_ids.size(1)
     predictors = torch.arange(width - completion_width - 1, width - 1, device=input_ids.device)
     at = packing.index[:, predictors]  # (B,T)
@@ -66,8 +69,8 @@ def group_forward(
         **media_kwargs(model, [visual for visual in visuals if visual is not None]),
         **inputs,
     )
-    layers = len(self_attentions(decoder_of(model)))
-    if isinstance(mask, PackedMask) and packing.served != layers:
+    layers = len(decoder_of(model).layers)
+    if _attention(model) in SPLIT and packing.served != layers:
         raise RuntimeError(
             f"{packing.served} of {layers} layers followed the packed row's layout. Set group_forward='off' for this model."
         )
@@ -102,12 +105,14 @@ def packing_unsupported_reason(model: nn.Module) -> str | None:
     text = config.get_text_config()
     if text is not config and family_of_model(model) is TEXT_ONLY:
         return f"{config.model_type} is not among the families {supported()}"
-    if text._attn_implementation not in BACKENDS:
-        return f"attn_implementation is {text._attn_implementation!r}, not one of {', '.join(BACKENDS)}"
+    if _attention(model) not in BACKENDS:
+        return f"attn_implementation is {_attention(model)!r}, not one of {', '.join(BACKENDS)}"
     decoder = decoder_of(model)
     attentions = self_attentions(decoder)
-    if len(attentions) < len(decoder.layers):
-        return f"{len(decoder.layers) - len(attentions)} decoder layers have no softmax self-attention"
+    kinds = set(getattr(text, "layer_types", None) or ())
+    linear = linear_attentions(decoder) if kinds <= LINEAR_AND_FULL else {}
+    if others := len(decoder.layers) - len(attentions) - len(linear):
+        return f"{others} decoder layers have neither softmax self-attention nor a linear attention that can be packed"
     if any(window_of(module) for module in attentions.values()):
         return "some decoder layers attend to a sliding window"
     peft = getattr(model, "active_peft_config", None)
@@ -128,6 +133,22 @@ def token_ratio(prompt_sizes: Sequence[int], completion_sizes: Sequence[int], ru
         packed += prompt_sizes[row] - 1 + sum(1 + size for size in completion_sizes[row : row + count])
         row += count
     return len(prompt_sizes) * (max(prompt_sizes) + max(completion_sizes)) / packed
+
+
+def _attention(model: nn.Module) -> str:
+    """The attention implementation of the decoder."""
+    return base_model(model).config.get_text_config()._attn_implementation
+
+
+def _mask(model: nn.Module, packing: Packing) -> Any:
+    """What the model takes as the `attention_mask` of the packed row: one for each kind of layer in a hybrid."""
+    mask = mask_of(packing, _attention(model))
+    linear = linear_attentions(decoder_of(model))
+    if not linear:
+        return mask
+    for module_class in {type(module) for module in linear.values()}:
+        follow_packings_of_states(module_class)
+    return {"full_attention": mask, "linear_attention": PackedMask.of(packing)}
 
 
 def _prompts(packing: Packing, input_ids: Tensor) -> list[Tensor]:

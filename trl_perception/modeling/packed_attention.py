@@ -71,7 +71,7 @@ def split_attention(
         if run.prefix:
             part = (tensor[:, :, prefix] for tensor in (query, key, value))
             pieces.append(running(module, *part, None, **kwargs)[0])
-        queries, keys, values = (_segments(tensor, run) for tensor in (query, key, value))
+        queries, keys, values = (segments_of(tensor, run) for tensor in (query, key, value))
         keys, values = (
             torch.cat([tensor[:, :, prefix].expand(len(own), -1, -1, -1), own], dim=2)
             for tensor, own in ((key, keys), (value, values))
@@ -97,8 +97,8 @@ def run_and_segment(packing: Packing) -> tuple[Tensor, Tensor]:
     return run_of, segment_of
 
 
-def _segments(tensor: Tensor, run: PrefixGroup) -> Tensor:
-    """(1,N,L,d) -> (G,N,W,d)."""
+def segments_of(tensor: Tensor, run: PrefixGroup) -> Tensor:
+    """(1,N,L,d) -> (G,N,W,d), the tokens of each segment; anything where it is shorter than W."""
     count, width = run.segments.shape
     if run.full:
         first = run.start + run.prefix

@@ -161,5 +161,6 @@ class PackedMask(Tensor):
 
 
 def packing_of(mask: Any) -> Packing | None:
-    """The layout that a prepared attention mask carries, or None."""
-    return getattr(mask, "packing", None)
+    """The layout that a prepared attention mask carries, or None; a mask for each kind of layer is a dictionary."""
+    masks = mask.values() if isinstance(mask, dict) else [mask]
+    return next((found for mask in masks if (found := getattr(mask, "packing", None)) is not None), None)
