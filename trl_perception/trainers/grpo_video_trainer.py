@@ -49,7 +49,14 @@ from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
-from ..data.training_checks import check_datasets, left_out_of_an_epoch, require_prompts
+from ..data.start_checks import check_processor
+from ..data.training_checks import (
+    check_datasets,
+    check_media_kept,
+    left_out_of_an_epoch,
+    refuse_padded,
+    require_prompts,
+)
 from ..families import family_of_processor
 from ..media import PromptPreparer, VisualInputs
 from ..modeling import (
@@ -210,6 +217,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
             self._suppress_placeholders()
+            check_processor(self._prompt_preparer, train_dataset)
+        elif args.check_rows:
+            check_media_kept(self.processing_class, train_dataset, eval_dataset)
         self._setup_fast_paths()
         self._setup_distributed()
         self._setup_components()
@@ -485,7 +495,9 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
-            return super()._tokenize_prompts(prompts)
+            tokenized = super()._tokenize_prompts(prompts)
+            refuse_padded(tokenized[0], self.processing_class)
+            return tokenized
         return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
