@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin
+from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from ..media.visual_inputs import PIXELS, VisualInputs
 from .family import ALONE, Processed
@@ -22,7 +23,18 @@ class Gemma4(Windowed):
     sharding_unsupported_reason = "its tower takes images and videos in separate runs"
 
     def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
-        return processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
+        return self.picture_tokens(processor.image_processor, height, width)
+
+    def frame_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return self.picture_tokens(processor.video_processor, height, width)
+
+    def picture_tokens(self, part: Any, height: int, width: int) -> int:
+        """Return the tokens of a picture of height x width pixels; part: the image processor, or that of videos."""
+        size, pooling = part.patch_size, part.pooling_kernel_size
+        if part.do_resize:
+            most = part.max_soft_tokens * pooling**2
+            height, width = get_aspect_ratio_preserving_size(height, width, size, most, pooling)
+        return (height // size) * (width // size) // pooling**2
 
     def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
         text = [self.template_token(processor, kind)]
