@@ -251,3 +251,17 @@ def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> lis
 
     columns = {key: regroup(key) for key in batches[0]}
     return [MicroBatch({key: column[i] for key, column in columns.items()}) for i in range(len(batches))]
+
+
+def prompt_for_rewards(prompt: PreparedPrompt) -> Any:
+    """A prompt as rewards get it: media in place; strings of a data set without media as they were given, as in TRL."""
+    given = prompt.row["prompt"]
+    if prompt.left_out or isinstance(given, str) or any(column in prompt.row for column in MEDIA_COLUMNS):
+        return prompt.messages
+    return prompt.messages if any(isinstance(message.get("content"), list) for message in given if message) else given
+
+
+def are_groups(prompt_ids: Sequence[Sequence[int]], size: int) -> bool:
+    """Whether every `size` neighbours have one prompt; an environment may write a different one for each."""
+    firsts = [prompt_ids[index - index % size] for index in range(len(prompt_ids))]
+    return len(prompt_ids) % size == 0 and prompt_ids == firsts

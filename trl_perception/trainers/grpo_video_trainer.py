@@ -38,8 +38,10 @@ from ..batch import (
     PromptsOfTRL,
     Rollout,
     Scores,
+    are_groups,
     complete_groups,
     means_per_micro_batch,
+    prompt_for_rewards,
     whole_groups,
 )
 from ..callbacks.checkpoints import Checkpoints, run_state
@@ -59,6 +61,7 @@ from ..data.training_checks import (
 )
 from ..families import family_of_processor
 from ..media import PromptPreparer, VisualInputs
+from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
     AttentionTap,
     Head,
@@ -87,7 +90,7 @@ from ..modeling.adapters import (
     without_dropout,
 )
 from ..modeling.forward_selector import ForwardSelector
-from ..modeling.freezing import freeze_vision
+from ..modeling.freezing import freeze_vision, require_trainable
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
 from ..reports.card import CardFacts, complete_card, require_card_template
@@ -98,9 +101,9 @@ from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import averaged_credit, refuse_vllm, require_trainable
+from .refusals import averaged_credit, refuse_vllm
 from .rewards import RewardChecks, require_scored
-from .rollout import RolloutBuilder, are_groups, leave_out, prompt_for_rewards
+from .rollout import RolloutBuilder, leave_out
 
 logger = get_logger(__name__)
 
@@ -497,6 +500,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         if not self._prepares_prompts:
             tokenized = super()._tokenize_prompts(prompts)
             refuse_padded(tokenized[0], self.processing_class)
+            if tokenized[1] is not None and any(isinstance(tap, AttentionTap) for tap in self.taps):
+                raise ValueError(UNKNOWN_MEDIA)
             return tokenized
         return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
 
