@@ -4,7 +4,7 @@ Shapes: B rows (completions) of a process, G completions of a prompt, P prompt t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .data.training_checks import refuse_media_lost
-from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs, media_columns
+from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs
+from .media.visual_inputs import UNKNOWN_MEDIA
 
 REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
 
@@ -87,11 +88,10 @@ class PromptsOfTRL:
 
 
 def unprepared(row: Mapping[str, Any]) -> PreparedPrompt:
-    """A prompt that TRL tokenizes. Its visual inputs are empty if it has no media, and None if it has."""
-    pure_text = not any(media_columns(row).values())
+    """A prompt that TRL tokenizes, without visual inputs: whether it has images shows in TRL's batch."""
     text_only = VisualInputs(sample="text", token_types=torch.zeros(0, dtype=torch.long))
     prompt = row.get("prompt")
-    return PreparedPrompt(row, prompt, prompt, [], visual=text_only if pure_text else None)
+    return PreparedPrompt(row, prompt, prompt, [], visual=text_only)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,7 @@ class Group:
         Errors: ValueError where TRL prepared the prompt's images, so that they are not known here.
         """
         if self.prompt.visual is None:
-            raise ValueError(
-                "This prompt's images were prepared by TRL (a processor of another family, tools, an environment or a "
-                "rollout_func), and signals that read them are not available. Use a family of docs/models.md without those."
-            )
+            raise ValueError(UNKNOWN_MEDIA)
         return self.prompt.visual
 
 
@@ -138,6 +135,8 @@ def complete_groups(
         rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
         if prompt.left_out:
             continue
+        if "pixel_values" in output:  # TRL's, of all prompts together
+            prompt = replace(prompt, visual=None)
         group = Group(
             prompt=prompt,
             prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
@@ -252,3 +251,17 @@ def whole_groups(batches: Sequence[dict[str, Any]], num_generations: int) -> lis
 
     columns = {key: regroup(key) for key in batches[0]}
     return [MicroBatch({key: column[i] for key, column in columns.items()}) for i in range(len(batches))]
+
+
+def prompt_for_rewards(prompt: PreparedPrompt) -> Any:
+    """A prompt as rewards get it: media in place; strings of a data set without media as they were given, as in TRL."""
+    given = prompt.row["prompt"]
+    if prompt.left_out or isinstance(given, str) or any(column in prompt.row for column in MEDIA_COLUMNS):
+        return prompt.messages
+    return prompt.messages if any(isinstance(message.get("content"), list) for message in given if message) else given
+
+
+def are_groups(prompt_ids: Sequence[Sequence[int]], size: int) -> bool:
+    """Whether every `size` neighbours have one prompt; an environment may write a different one for each."""
+    firsts = [prompt_ids[index - index % size] for index in range(len(prompt_ids))]
+    return len(prompt_ids) % size == 0 and prompt_ids == firsts

@@ -1,6 +1,6 @@
 """Checks of training data: rows without prompts, too few rows, media that would be lost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from ..families import family_of_processor, supported
 from ..media import MediaSettings, media_columns
 from ..rewards import solution_check
-from .row_check import check_rows
+from .row_check import check_rows, stored_rows
 
 logger = get_logger(__name__)
 
@@ -45,16 +45,9 @@ def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_datase
 
     Errors: ValueError with a table of all problems.
     """
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-    data = {
-        "training data": train_dataset,
-        **{f"evaluation data {name}".strip(): rows for name, rows in evaluated.items()},
-    }
     media = MediaSettings(args.video_settings, args.image_min_pixels, args.image_max_pixels, args.media_limits)
     rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    for title, rows in data.items():
-        if not isinstance(rows, Dataset) or rows.format["type"] == "custom":  # a stream, or rows generated on access
-            continue
+    for title, rows in _stored(train_dataset, eval_dataset):
         table = check_rows(
             rows,
             title=title,
@@ -64,6 +57,22 @@ def check_datasets(args: Any, reward_funcs: Any, train_dataset: Any, eval_datase
         )
         if table:
             logger.warning(table)
+
+
+def check_media_kept(processor: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Check every row of map-style data, of which TRL prepares the prompts, for media that would be lost. Errors: ValueError."""
+    for _, rows in _stored(train_dataset, eval_dataset):
+        refuse_media_lost(stored_rows(rows), processor)
+
+
+def _stored(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Dataset]]:
+    """Yield titles and map-style data: no streams, and no rows that are generated on access."""
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    data = {"training data": train_dataset}
+    data |= {f"evaluation data {name}".strip(): rows for name, rows in evaluated.items()}
+    for title, rows in data.items():
+        if isinstance(rows, Dataset) and rows.format["type"] != "custom":
+            yield title, rows
 
 
 def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | None:
@@ -88,7 +97,7 @@ def left_out_of_an_epoch(rows: int, prompts: int, *, shuffled: bool) -> str | No
     )
 
 
-def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None:
+def refuse_media_lost(rows: Iterable[Mapping[str, Any]], processor: Any) -> None:
     """Reject media that would be lost between rollout and update: videos if TRL prepares the prompts itself, and images
     too if there is only a tokenizer.
 
@@ -121,3 +130,19 @@ def refuse_media_lost(rows: Sequence[Mapping[str, Any]], processor: Any) -> None
                 f"The prompt has a video, and videos are not supported with {obstacle}. Use a model of one of these families, "
                 f"without tools, environments and rollout_func: {supported()}. Or leave videos out."
             )
+
+
+def refuse_padded(prompt_ids: Sequence[Sequence[int]], processor: Any) -> None:
+    """Reject token ids of a batch of prompts that were padded, which TRL takes for prompt.
+
+    A template may begin or end with the pad token itself, in every prompt alike. Errors: ValueError.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    is_text = [[int(token) != tokenizer.pad_token_id for token in ids] for ids in prompt_ids]
+    pads = [(row.index(True), row[::-1].index(True)) for row in is_text if any(row)]
+    if len(set(pads)) > 1:
+        raise ValueError(
+            f"{type(processor).__name__} pads the prompts of a batch to one length, and TRL would train with up to "
+            f"{max(map(sum, pads))} pad tokens as part of a prompt. Set chat_template_kwargs={{'padding': False}} if the processor "
+            "takes it, or sample one prompt at a time (generation_batch_size = num_generations), or give prompts of one length."
+        )

@@ -56,15 +56,17 @@ class Family:
         """Return how images and videos are sized. The default leaves it to the processor."""
         return ProcessorSizes(
             image=SizeRule(None, tokens=lambda frames, height, width: self.image_tokens(processor, height, width)),
-            video=SizeRule(None, tokens=lambda frames, height, width: frames * self.frame_tokens(processor)),
+            video=SizeRule(
+                None, tokens=lambda frames, height, width: frames * self.frame_tokens(processor, height, width)
+            ),
         )
 
     def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
         """Return the visual tokens of an image of height x width pixels, of a processor that resizes it itself."""
         raise NotImplementedError
 
-    def frame_tokens(self, processor: ProcessorMixin) -> int:
-        """Return the visual tokens of a frame, of a processor that resizes it itself."""
+    def frame_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        """Return the visual tokens of a frame of height x width pixels, of a processor that resizes it itself."""
         raise NotImplementedError
 
     def template_token(self, processor: ProcessorMixin, kind: str) -> str:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
-from transformers.models.gemma4.processing_gemma4 import get_aspect_ratio_preserving_size
+from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
-from ..media.requests import ProcessorSizes, SizeRule
 from ..media.visual_inputs import PIXELS, VisualInputs
 from .family import ALONE, Processed
 from .windows import Windowed
@@ -25,21 +24,19 @@ class Gemma4(Windowed):
     types_keyword = "mm_token_type_ids"
     sharding_unsupported_reason = None
 
-    def sizes(self, processor: ProcessorMixin) -> ProcessorSizes:
-        def rule(part: Any) -> SizeRule:
-            return SizeRule(
-                None, tokens=lambda frames, height, width: frames * self.picture_tokens(part, height, width)
-            )
+    def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return self.picture_tokens(processor.image_processor, height, width)
 
-        return ProcessorSizes(rule(processor.image_processor), rule(processor.video_processor))
+    def frame_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return self.picture_tokens(processor.video_processor, height, width)
 
     def picture_tokens(self, part: Any, height: int, width: int) -> int:
-        """Return the tokens of a picture of height x width pixels: those that remain after pooling its patches."""
+        """Return the tokens of a picture of height x width pixels; part: the image processor, or that of videos."""
+        size, pooling = part.patch_size, part.pooling_kernel_size
         if part.do_resize:
-            patches = part.max_soft_tokens * part.pooling_kernel_size**2
-            pixels = {"patch_size": part.patch_size, "pooling_kernel_size": part.pooling_kernel_size}
-            height, width = get_aspect_ratio_preserving_size(height, width, max_patches=patches, **pixels)
-        return (height // part.patch_size) * (width // part.patch_size) // part.pooling_kernel_size**2
+            most = part.max_soft_tokens * pooling**2
+            height, width = get_aspect_ratio_preserving_size(height, width, size, most, pooling)
+        return (height // size) * (width // size) // pooling**2
 
     def process(self, processor: ProcessorMixin, kind: str, medium: Any) -> Processed:
         text = [self.template_token(processor, kind)]

@@ -21,7 +21,8 @@ class FixedPictures(PicturesOnly):
         """Return the tokens of a picture."""
         return processor.image_seq_length
 
-    frame_tokens = picture_tokens
+    def frame_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
+        return self.picture_tokens(processor)
 
     def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
         return self.tiles(processor, height, width) * self.picture_tokens(processor)

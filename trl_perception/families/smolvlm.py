@@ -22,8 +22,6 @@ class SmolVLM(FixedPictures):
     def picture_tokens(self, processor: ProcessorMixin) -> int:
         return processor.image_seq_len
 
-    frame_tokens = picture_tokens
-
     def tiles(self, processor: ProcessorMixin, height: int, width: int) -> int:
         return processor.image_processor.get_number_of_image_patches(height, width, {})[0]
 

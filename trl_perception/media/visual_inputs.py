@@ -10,6 +10,10 @@ from .messages import MEDIA_KINDS
 
 TOKEN_TYPE = {"image": 1, "video": 2}  # transformers' `mm_token_type_ids`; 0 is text
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+UNKNOWN_MEDIA = (
+    "TRL prepared the images of these prompts (a processor of another family, tools, an environment or a rollout_func), and "
+    "signals that read them are not available. Use a family of docs/models.md without those."
+)
 
 
 @dataclass(frozen=True, eq=False)

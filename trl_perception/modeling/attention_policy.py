@@ -1,6 +1,6 @@
 """The attention policy of a batch, as RAL and attention distillation read it: p[b,t] over earlier positions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from ..media import VisualInputs
 from ..media.frames import token_frames
+from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..objectives import attention_policy
 from . import LayerAttention, attention_rows
 
@@ -58,11 +59,24 @@ def group_policy(
     return reduce
 
 
-def visual_keys(inputs: dict[str, Any]) -> Tensor:
-    """(B,P+T) bool: where a left-padded batch holds the prompt's visual tokens."""
+def visuals_of(inputs: Mapping[str, Any]) -> Sequence[VisualInputs]:
+    """The visual inputs of a micro-batch's rows; empty for texts that TRL prepared.
+
+    Errors: ValueError for images that TRL prepared.
+    """
+    if "pixel_values" in inputs:
+        raise ValueError(UNKNOWN_MEDIA)
+    return inputs.get("visual_inputs") or ()
+
+
+def visual_keys(inputs: Mapping[str, Any]) -> Tensor:
+    """(B,P+T) bool: where a left-padded batch holds the prompt's visual tokens.
+
+    Errors: ValueError for images that TRL prepared.
+    """
     batch, width = inputs["prompt_ids"].shape
     keys = torch.zeros(batch, width + inputs["completion_ids"].size(1), dtype=torch.bool)
-    for row, visual in enumerate(inputs.get("visual_inputs") or ()):
+    for row, visual in enumerate(visuals_of(inputs)):
         keys[row, width - len(visual.token_types) : width] = visual.token_types.cpu() > 0
     return keys.to(inputs["prompt_ids"].device)
 
@@ -73,16 +87,16 @@ def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.stack([empty if rows is None else pad(rows, (width - rows.size(-1), 0)) for rows in policies])
 
 
-def frame_mass(policy: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
+def frame_mass(policy: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
     """Of each row of a micro-batch, the attention of its tokens to its frames: B tensors (T,F), zero wide without any.
 
     Args:
         policy: (B,T,S), left-padded as `inputs` are.
     """
     width, masses = inputs["prompt_ids"].size(1), []
-    if "visual_inputs" not in inputs:  # prompts that TRL prepared, of a text model for one
+    if not visuals_of(inputs):  # prompts that TRL prepared, of a text model for one
         return [row[:, :0] for row in policy]
-    for row, visual in zip(policy, inputs["visual_inputs"], strict=True):
+    for row, visual in zip(policy, visuals_of(inputs), strict=True):
         frames = token_frames(visual).to(row.device)
         member = torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype)
         masses.append(row[:, width - len(frames) : width] @ member)

@@ -30,3 +30,12 @@ def freeze_vision(model: nn.Module, *, tower: bool, merger: bool) -> None:
         if wanted and not found[part]:
             setting = "freeze_vision_tower" if part == "tower" else "freeze_merger"
             raise ValueError(f"{setting} is set, but {type(model).__name__} has no vision {part}. Unset {setting}.")
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Refuse a model of which no weight trains, before an optimizer without parameters does. Errors: ValueError."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "No weight of the model has requires_grad, so that nothing would be trained. Unfreeze some of its weights, pass a "
+            "peft_config (use_peft: true), or unset freeze_vision_tower and freeze_merger."
+        )

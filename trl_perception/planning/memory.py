@@ -6,6 +6,7 @@ of keys, m intermediate size, V vocabulary.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -264,7 +265,8 @@ def _patches(model: nn.Module, visual: int) -> int:
 def _patch_size(tower: PreTrainedConfig) -> int:
     """Values of a patch: channels * frames * height * width."""
     channels = getattr(tower, "in_channels", None) or getattr(tower, "num_channels", 3)
-    return channels * getattr(tower, "temporal_patch_size", 1) * tower.patch_size**2
+    height, width = tower.patch_size if isinstance(tower.patch_size, Sequence) else [tower.patch_size] * 2
+    return channels * getattr(tower, "temporal_patch_size", 1) * height * width
 
 
 def _depth(tower: PreTrainedConfig) -> int:
@@ -272,7 +274,10 @@ def _depth(tower: PreTrainedConfig) -> int:
 
 
 def _widths(config: PreTrainedConfig) -> tuple[int, int, int, int]:
-    """h, q, k and m of a text or vision configuration."""
+    """h, q, k and m of a text or vision configuration, of its widest layers where they differ."""
+    if getattr(config, "per_layer_attributes", None):
+        hidden, queries, keys, intermediate = map(max, zip(*map(_widths, config.per_layer_config), strict=True))
+        return hidden, queries, keys, intermediate
     hidden = getattr(config, "embed_dim", None) or config.hidden_size
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     head = getattr(config, "head_dim", None) or hidden // heads

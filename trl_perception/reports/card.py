@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from transformers import ProcessorMixin
 
 from .. import __version__
 from ..data.templates import get_template
@@ -130,11 +131,18 @@ def _example(facts: CardFacts, base: str | None) -> list[str]:
         + "".join(f", {key}={value!r}" for key, value in (facts.settings.chat_template_kwargs or {}).items())
         + ")",
         "inputs = processor(",
-        f'    text=[text], {media}, return_tensors="pt"',
+        f'    text=[text], {media}{_begun(facts.processor)}, return_tensors="pt"',
         ").to(model.device)",
         f"output = model.generate(**inputs, max_new_tokens={facts.settings.max_completion_length})",
         'print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _begun(processor: ProcessorMixin) -> str:
+    """Return the option with which the first token of a chat template that writes it does not come twice."""
+    begin = processor.tokenizer.bos_token
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "?"}]}], tokenize=False)
+    return ", add_special_tokens=False" if begin and text.startswith(begin) else ""
 
 
 def _frames(facts: CardFacts) -> list[str]:

@@ -38,8 +38,10 @@ from ..batch import (
     PromptsOfTRL,
     Rollout,
     Scores,
+    are_groups,
     complete_groups,
     means_per_micro_batch,
+    prompt_for_rewards,
     whole_groups,
 )
 from ..callbacks.checkpoints import Checkpoints, run_state
@@ -49,9 +51,17 @@ from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..callbacks.zero_reward import ZeroReward
 from ..data.columns import undecoded_videos
-from ..data.training_checks import check_datasets, left_out_of_an_epoch, require_prompts
+from ..data.start_checks import check_processor
+from ..data.training_checks import (
+    check_datasets,
+    check_media_kept,
+    left_out_of_an_epoch,
+    refuse_padded,
+    require_prompts,
+)
 from ..families import family_of_processor
 from ..media import PromptPreparer, VisualInputs
+from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
     AttentionTap,
     Head,
@@ -80,7 +90,7 @@ from ..modeling.adapters import (
     without_dropout,
 )
 from ..modeling.forward_selector import ForwardSelector
-from ..modeling.freezing import freeze_vision
+from ..modeling.freezing import freeze_vision, require_trainable
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
 from ..reports.card import CardFacts, complete_card, require_card_template
@@ -91,9 +101,9 @@ from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import averaged_credit, refuse_vllm, require_trainable
+from .refusals import averaged_credit, refuse_vllm
 from .rewards import RewardChecks, require_scored
-from .rollout import RolloutBuilder, are_groups, leave_out, prompt_for_rewards
+from .rollout import RolloutBuilder, leave_out
 
 logger = get_logger(__name__)
 
@@ -210,6 +220,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
             self._suppress_placeholders()
+            check_processor(self._prompt_preparer, train_dataset)
+        elif args.check_rows:
+            check_media_kept(self.processing_class, train_dataset, eval_dataset)
         self._setup_fast_paths()
         self._setup_distributed()
         self._setup_components()
@@ -484,7 +497,11 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, list | None, dict[str, Any]]:
         if not self._prepares_prompts:
-            return super()._tokenize_prompts(prompts)
+            tokenized = super()._tokenize_prompts(prompts)
+            refuse_padded(tokenized[0], self.processing_class)
+            if tokenized[1] is not None and any(isinstance(tap, AttentionTap) for tap in self.taps):
+                raise ValueError(UNKNOWN_MEDIA)
+            return tokenized
         return [prompt.input_ids for prompt in self._rollout.prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):

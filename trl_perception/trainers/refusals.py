@@ -2,18 +2,7 @@
 
 from typing import Any
 
-from torch import nn
-
 from ..families import family_of_processor
-
-
-def require_trainable(model: nn.Module) -> None:
-    """Refuse a model of which no weight trains, before an optimizer without parameters does. Errors: ValueError."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "No weight of the model has requires_grad, so that nothing would be trained. Unfreeze some of its weights, pass a "
-            "peft_config (use_peft: true), or unset freeze_vision_tower and freeze_merger."
-        )
 
 
 def refuse_vllm(processor: Any) -> None:

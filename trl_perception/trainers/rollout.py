@@ -1,7 +1,7 @@
 """From dataset rows to a rollout: prompts with their media, each prepared once, and the rows that count."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..batch import REPEATED, MicroBatch, PromptsOfTRL, Rollout
-from ..media import MEDIA_COLUMNS, PreparedPrompt, PromptPreparer, VisualInputs
+from ..media import PreparedPrompt, PromptPreparer, VisualInputs
 from .distributed import over_processes
 
 
@@ -100,17 +100,3 @@ def leave_out(rollout: Rollout, output: MicroBatch, accelerator: Accelerator) ->
     keeps = 1 - rollout.local(rollout.left_out, accelerator.process_index)
     output.keep_in_loss(keeps.unsqueeze(1).expand_as(output["completion_ids"]))
     output["num_items_in_batch"] = accelerator.gather(output.loss_mask.sum()).sum()
-
-
-def are_groups(prompt_ids: Sequence[Sequence[int]], size: int) -> bool:
-    """Whether every `size` neighbours have one prompt; an environment may write a different one for each."""
-    firsts = [prompt_ids[index - index % size] for index in range(len(prompt_ids))]
-    return len(prompt_ids) % size == 0 and prompt_ids == firsts
-
-
-def prompt_for_rewards(prompt: PreparedPrompt) -> Any:
-    """A prompt as rewards get it: media in place; strings of a data set without media as they were given, as in TRL."""
-    given = prompt.row["prompt"]
-    if prompt.left_out or isinstance(given, str) or any(column in prompt.row for column in MEDIA_COLUMNS):
-        return prompt.messages
-    return prompt.messages if any(isinstance(message.get("content"), list) for message in given if message) else given
