@@ -360,12 +360,13 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)
     result = measure(options)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(as_markdown(result))
     if options.json:
         page = options.json.with_suffix(".md")
         if page.exists():
             page.write_text(with_table(page.read_text(), as_markdown(result)))
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
         plot(result, options.json.with_suffix(".svg"))
 
 
