@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests.families.test_forwards import OURS
+from tests.families.tiny import saved
 from tests.families.training import mixed, trainer_of
 from tests.helpers import history
 
@@ -32,7 +33,9 @@ SETTINGS = {
 )
 def test_settings_of_training(family, setting, clips, pictures, tmp_path):
     given = {"gradient_checkpointing": False, **SETTINGS[setting]}
-    trainer = trainer_of(family, "grpo", tmp_path, mixed(clips, pictures), **given)
+    if setting == "reference":  # TRL loads it from the policy's path
+        given["model"] = str(saved(family, tmp_path / "model"))
+    trainer = trainer_of(family, "grpo", tmp_path / "run", mixed(clips, pictures), **given)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     losses, norms = history(trainer, "loss", "grad_norm")
@@ -65,6 +68,7 @@ def test_a_resumed_run_has_the_losses_of_a_whole_one(family, clips, pictures, tm
         "eval_strategy": "steps",
         "eval_steps": 1,
     }
+    config["model"] = str(saved(family, tmp_path / "model"))
     config |= {"per_device_eval_batch_size": 10, "extra": {"eval_dataset": Dataset.from_list(rows)}}
     whole = trainer_of(family, "grpo", tmp_path / "run", rows, **config)
     whole.train()
