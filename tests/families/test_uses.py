@@ -126,6 +126,6 @@ def test_records_show_frames_and_their_report_is_written(name, clips, pictures, 
         kinds = [medium["kind"] for medium in record["media"]]
         assert len(record["frames"]) == kinds.count("image") + cells * kinds.count("video")
         signals = {signal["name"] for signal in record["signals"]}
-        assert ("frame_attention" in signals) == bool(kinds)
+        assert ("selected_frames" in signals) == bool(kinds)
     main(["report", str(tmp_path / "run")])
     assert "frame_attention" in (tmp_path / "run" / "report.html").read_text()

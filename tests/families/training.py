@@ -40,8 +40,8 @@ def mixed(clips, pictures, kinds=KINDS, repeats=1) -> list[dict]:
     return rows
 
 
-def trainer_of(family: str, method: str, folder, rows: list[dict], *, cls=None, extra=None, **config: Any):
-    """A trainer on the family's tiny model in training mode; the teacher of a distillation has other weights."""
+def trainer_of(family: str, method: str, folder, rows: list[dict], *, cls=None, extra=None, model=None, **config: Any):
+    """A trainer on the family's tiny model, or on one that is saved at `model`; the teacher of a distillation has other weights."""
     own = tiny(family)
     cls, extra = cls or TRAINERS[method], dict(extra or {})
     if method == "attn_distill" and "peft_config" not in extra:
@@ -67,7 +67,7 @@ def trainer_of(family: str, method: str, folder, rows: list[dict], *, cls=None, 
         "seed": 3,
     }
     return cls(
-        model=own.model,
+        model=model or own.model,
         reward_funcs=[letter_variety, accuracy_reward],
         args=cls.config_class(**{**defaults, **OPTIONS[method], **config}),
         train_dataset=Dataset.from_list(rows),
