@@ -89,7 +89,7 @@ def test_experts_pack_where_their_load_is_not_balanced(clips, pictures, tmp_path
     with caplog.at_level(logging.WARNING):
         balanced = trainer_of("qwen3_vl_moe", "grpo", tmp_path, rows)
     assert not balanced._forwards.packs
-    assert "experts balance their load over all tokens" in caplog.text
+    assert "experts balance their load over all rows" in caplog.text
     with pytest.raises(
         ValueError, match=r"group_forward='on' is not possible: experts balance .*router_aux_loss_coef=0"
     ):
