@@ -1,5 +1,6 @@
 """Settings of training on the families: adapters, checkpointing, a reference model, evaluation, and a run that is resumed."""
 
+import copy
 import math
 
 import pytest
@@ -32,7 +33,7 @@ SETTINGS = {
     "family", [pytest.param(name, marks=() if name == "internvl" else pytest.mark.slow) for name in FAMILIES]
 )
 def test_settings_of_training(family, setting, clips, pictures, tmp_path):
-    given = {"gradient_checkpointing": False, **SETTINGS[setting]}
+    given = {"gradient_checkpointing": False, **copy.deepcopy(SETTINGS[setting])}  # PEFT writes names into its settings
     if setting == "reference":  # TRL loads it from the policy's path
         given["model"] = str(saved(family, tmp_path / "model"))
     trainer = trainer_of(family, "grpo", tmp_path / "run", mixed(clips, pictures), **given)
