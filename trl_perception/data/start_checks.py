@@ -1,8 +1,7 @@
 """Checks of a processor's chat template and vocabulary when a run starts: what it writes is said in a line of the log each."""
 
-import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -18,16 +17,17 @@ logger = get_logger(__name__)
 TAG = re.compile(r"</?(\w+)>")
 
 
-def check_processor(preparer: PromptPreparer, dataset: Any) -> None:
-    """Log what the processor makes of clips and of the tags of the prompts, as warnings where a run may need another setting.
+def check_processor(preparer: PromptPreparer, dataset: Any, say: Callable[[str], None]) -> None:
+    """Say what the processor makes of clips and of the tags of the prompts; warn where a run may need another setting.
 
     Args:
         preparer: of the run.
         dataset: its rows, of which the first one shows the tags.
+        say: prints a line.
     """
     row = next(stored_rows(dataset), {}) if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" else {}
     for notable, line in (*clip_finding(preparer), *tag_findings(preparer, row.get("prompt"))):
-        logger.log(logging.WARNING if notable else logging.INFO, line)
+        (logger.warning if notable else say)(line)
 
 
 def clip_finding(preparer: PromptPreparer) -> Iterator[tuple[bool, str]]:
@@ -84,10 +84,10 @@ def tag_findings(preparer: PromptPreparer, prompt: Any) -> Iterator[tuple[bool, 
         ids = tokenizer(f"<{tag}>", add_special_tokens=False)["input_ids"]
         if len(ids) == 1 and f"<{tag}>" in tokenizer.get_added_vocab():
             yield (
-                True,
-                f"<{tag}>, which the prompts ask for, is one added token (id {ids[0]}) of this tokenizer. A model that was not "
-                "trained to write it seldom samples it, and a text that spells it otherwise does not exist: if format rewards stay "
-                "near 0, use a prompt template with tags of text (reason_answer, reason_boxed, video_r1_reason).",
+                False,
+                f"<{tag}>, which the prompts ask for, is one added token (id {ids[0]}) of this tokenizer. A model that was not trained "
+                "to write it seldom samples it: if format rewards stay near 0, use a prompt template with tags of text (reason_answer, "
+                "reason_boxed, video_r1_reason).",
             )
         else:
             yield False, f"<{tag}>, which the prompts ask for, is text: {len(ids)} tokens of this tokenizer."
