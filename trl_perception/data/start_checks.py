@@ -43,7 +43,7 @@ def clip_finding(preparer: PromptPreparer) -> Iterator[tuple[bool, str]]:
     types = clip.visual.token_types.tolist()
     starts = [place + 1 for place, (before, here) in enumerate(pairwise(types)) if here and not before]
     marks = {clip.input_ids[place - 1] for place in starts}
-    if len(starts) == 1 or len(marks) > 1:
+    if len(starts) < 2 or len(marks) > 1:
         return
     mark, cells = marks.pop(), len(starts)
     name, processor_name = processor.tokenizer.convert_ids_to_tokens(mark), type(processor).__name__
