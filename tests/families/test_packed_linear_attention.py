@@ -305,8 +305,8 @@ def test_other_layers_are_refused():
 
 METHODS = [
     "grpo",
-    "appo",
-    "ral",
+    pytest.param("appo", marks=pytest.mark.slow),
+    pytest.param("ral", marks=pytest.mark.slow),
     pytest.param("pgpo", marks=pytest.mark.slow),
     pytest.param("ktr", marks=pytest.mark.slow),
 ]
