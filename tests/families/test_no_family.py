@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset
 
+from tests.families.tiny import tiny
 from tests.families.training import mixed, trainer_of
 from tests.helpers import every_method, history
 from trl_perception.data.training_checks import refuse_padded
@@ -91,3 +92,10 @@ def test_pads_that_every_prompt_begins_with_are_its_own():
     for ids in ([[0, 0, 5], [0, 6, 7]], [[5, 0], [6, 7]]):  # left and right
         with pytest.raises(ValueError, match=r"Words pads the prompts .* up to [12] pad tokens"):
             refuse_padded(ids, Words())
+
+
+def test_a_processor_of_another_family_is_refused(clips, pictures, tmp_path):
+    with pytest.raises(
+        ValueError, match="The model is a qwen3_vl, and a InternVLProcessor prepares prompts for InternVL"
+    ):
+        trainer_of("internvl", "grpo", tmp_path, mixed(clips, pictures), model=tiny("qwen3_vl").model)

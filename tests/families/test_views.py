@@ -38,7 +38,11 @@ def decoder_inputs(model, prompt):
     with torch.no_grad():
         ours(model, prompt)
     hook.remove()
-    return {name: value for name, value in caught.items() if name not in ("attention_mask", "cache", "past_key_values", "use_cache")}
+    return {
+        name: value
+        for name, value in caught.items()
+        if name not in ("attention_mask", "cache", "past_key_values", "use_cache")
+    }
 
 
 @pytest.mark.parametrize("kind", MEDIA)

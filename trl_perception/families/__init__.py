@@ -33,9 +33,33 @@ def family_of_processor(processor: Any) -> Family | None:
     return next((family for family in FAMILIES if classes & set(family.processors)), None)
 
 
+def family_of_run(model: nn.Module, processor: Any) -> Family | None:
+    """Return the family of a model without wrappers and of its processor, or None for a processor of no family.
+
+    Errors: ValueError for a processor of another family than the model's.
+    """
+    family = family_of_processor(processor)
+    if family not in (None, family_of(model)):
+        raise ValueError(
+            f"The model is a {model.config.model_type}, and a {type(processor).__name__} prepares prompts for {family.name}. Pass the "
+            "model's own processor as processing_class."
+        )
+    return family
+
+
 def supported() -> str:
     """Return the names of the families, for messages."""
     return ", ".join(family.name for family in FAMILIES)
 
 
-__all__ = ["FAMILIES", "TEXT_ONLY", "TYPES", "Family", "Processed", "family_of", "family_of_processor", "supported"]
+__all__ = [
+    "FAMILIES",
+    "TEXT_ONLY",
+    "TYPES",
+    "Family",
+    "Processed",
+    "family_of",
+    "family_of_processor",
+    "family_of_run",
+    "supported",
+]

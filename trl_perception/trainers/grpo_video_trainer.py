@@ -59,7 +59,7 @@ from ..data.training_checks import (
     refuse_padded,
     require_prompts,
 )
-from ..families import family_of_processor
+from ..families import family_of_run
 from ..media import PromptPreparer, VisualInputs
 from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
@@ -68,6 +68,7 @@ from ..modeling import (
     HiddenTap,
     OneTowerRun,
     View,
+    base_model,
     encode,
     feature_reuse_unsupported_reason,
     gather_parameters,
@@ -215,7 +216,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._setup_model(frozen)
         # Tools, environments and own rollouts write prompts that are not ours to prepare; TRL handles their images.
         own_prompts = self.tools or self.rollout_func or self.environment_factories
-        self._prepares_prompts = family_of_processor(self.processing_class) is not None and not own_prompts
+        known = family_of_run(base_model(self.model), self.processing_class)
+        self._prepares_prompts = known is not None and not own_prompts
         prepare = args.prompt_preparer if self._prepares_prompts else PromptsOfTRL
         self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
