@@ -8,7 +8,7 @@ import pytest
 from tests.families.test_forwards import OURS
 from tests.families.tiny import tiny
 from tests.families.training import mixed, trainer_of
-from trl_perception.data.start_checks import clip_finding, tag_findings
+from trl_perception.data.start_checks import box_finding, clip_finding, tag_findings
 from trl_perception.media import PromptPreparer
 
 TWICE = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -83,3 +83,22 @@ def test_a_trainer_says_it_once_at_the_start(clips, pictures, tmp_path, caplog):
         trainer_of("qwen3_vl", "grpo", tmp_path, mixed(clips, pictures))
     lines = [record for record in caplog.records if "wrapped twice" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "solution", "notable", "said"),
+    [
+        ("qwen3_vl", "[100, 200, 900, 1000]", False, "qwen3_vl writes 0 to 1000 along either side."),
+        ("qwen3_vl", [100, 200, 1300, 900], True, "the two differ"),
+        ("qwen2_5_vl", "[100, 200, 1300, 900]", False, "qwen2_5_vl writes pixels of the resized image."),
+        ("qwen2_5_vl", "[0.1, 0.2, 0.9, 1.0]", True, "the two differ"),
+        ("internvl", "[100, 200, 300, 400]", False, "numbers that are not known here"),
+    ],
+)
+def test_numbers_of_boxes_are_compared_with_the_models(model_type, solution, notable, said):
+    found = list(
+        box_finding(preparer_of(model_type), model_type, {"problem_type": "box grounding", "solution": solution})
+    )
+    assert [of_one for of_one, _ in found] == [notable]
+    assert said in found[0][1]
+    assert not list(box_finding(preparer_of(model_type), model_type, {}))

@@ -1,8 +1,8 @@
 """Checks of a processor's chat template and vocabulary when a run starts: what it writes is said in a line of the log each."""
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from ..media import PromptPreparer
+from ..rewards.boxes import BOX_GROUNDING, box_of
 from .row_check import stored_rows
 from .templates import TEMPLATES
 
@@ -17,16 +18,25 @@ logger = get_logger(__name__)
 TAG = re.compile(r"</?(\w+)>")
 
 
-def check_processor(preparer: PromptPreparer, dataset: Any, say: Callable[[str], None]) -> None:
-    """Say what the processor makes of clips and of the tags of the prompts; warn where a run may need another setting.
+def check_processor(preparer: PromptPreparer, model_type: str, dataset: Any, say: Callable[[str], None]) -> None:
+    """Say what the processor makes of clips and tags, and what boxes are; warn where a run may need another setting.
 
     Args:
-        preparer: of the run.
-        dataset: its rows, of which the first one shows the tags.
+        preparer: of the run. model_type: of its model.
+        dataset: its rows, of which the first one shows the tags, and the first one with a box its numbers.
         say: prints a line.
     """
-    row = next(stored_rows(dataset), {}) if isinstance(dataset, Dataset) and dataset.format["type"] != "custom" else {}
-    for notable, line in (*clip_finding(preparer), *tag_findings(preparer, row.get("prompt"))):
+    stored = isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
+    row = next(stored_rows(dataset), {}) if stored else {}
+    with_box = (
+        next((row for row in stored_rows(dataset) if row.get("problem_type") in BOX_GROUNDING), {}) if stored else {}
+    )
+    findings = (
+        clip_finding(preparer),
+        tag_findings(preparer, row.get("prompt")),
+        box_finding(preparer, model_type, with_box),
+    )
+    for notable, line in chain(*findings):
         (logger.warning if notable else say)(line)
 
 
@@ -91,6 +101,21 @@ def tag_findings(preparer: PromptPreparer, prompt: Any) -> Iterator[tuple[bool, 
             )
         else:
             yield False, f"<{tag}>, which the prompts ask for, is text: {len(ids)} tokens of this tokenizer."
+
+
+def box_finding(preparer: PromptPreparer, model_type: str, row: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Yield what the numbers of the model's boxes are, and whether the box that is the solution of a row may be one of these."""
+    box = box_of(row.get("solution")) if row else None
+    if box is None:
+        return
+    what = preparer.family.boxes.get(model_type, "")
+    said = f"Rewards compare boxes as numbers. A solution of this data is {list(box)}, and {model_type} writes {what or 'boxes'}"
+    if not what:
+        yield False, f"{said} in numbers that are not known here: write solutions as the model was trained to."
+    elif max(box) <= 1 or (what.startswith("0 to 1000") and max(box) > 1000):
+        yield True, f"{said}: the two differ. Convert the solutions, or name their numbers in the question."
+    else:
+        yield False, f"{said}."
 
 
 def _generation_prompt(preparer: PromptPreparer) -> str:

@@ -44,6 +44,8 @@ class Family:
     name = ""  # for people
     model_types: tuple[str, ...] = ()
     processors: tuple[str, ...] = ()
+    # What the numbers of a box are that the models write, by model type, where it is known.
+    boxes: Mapping[str, str] = {}
     # The argument of the model's forward that takes the token types of prompts with media, if it has one.
     types_keyword: str | None = None
     has_position_rules = False  # whether transformers 5 places text after a video elsewhere than in training

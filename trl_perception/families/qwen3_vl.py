@@ -18,6 +18,7 @@ class Qwen3VL(GridFamily):
     name = "Qwen3-VL and Qwen3.5"
     model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     processors = ("Qwen3VLProcessor",)
+    boxes = dict.fromkeys(model_types, "0 to 1000 along either side")
     video_options = {**GridFamily.video_options, "cap_pixels_per_frame": False}  # noqa: RUF012
 
     def video_limits(self, processor: ProcessorMixin) -> ClipLimits:

@@ -109,6 +109,7 @@ class QwenVL(GridFamily):
     name = "Qwen2-VL and Qwen2.5-VL"
     model_types = ("qwen2_vl", "qwen2_5_vl")
     processors = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
+    boxes = {"qwen2_vl": "0 to 1000 along either side", "qwen2_5_vl": "pixels of the resized image"}  # noqa: RUF012
     has_position_rules = True  # the cells of a video follow each other without text between them
     video_options = {**GridFamily.video_options, "cap_pixels_per_frame": False}  # noqa: RUF012
 

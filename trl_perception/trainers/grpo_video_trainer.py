@@ -222,7 +222,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._prompt_preparer = prepare(self.processing_class)
         if self._prepares_prompts:
             self._suppress_placeholders()
-            check_processor(self._prompt_preparer, train_dataset, self.accelerator.print)
+            check_processor(self._prompt_preparer, self.model.config.model_type, train_dataset, self.accelerator.print)
         elif args.check_rows:
             check_media_kept(self.processing_class, train_dataset, eval_dataset)
         self._setup_fast_paths()
