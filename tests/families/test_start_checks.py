@@ -78,9 +78,12 @@ def test_a_tag_that_the_generation_prompt_opens_is_named(writes, said):
     assert not list(tag_findings(preparer_of("qwen3_5", thinks, plain=True), "Say red."))
 
 
-def test_a_trainer_says_it_once_at_the_start(clips, pictures, tmp_path, caplog):
+def test_a_trainer_says_it_once_at_the_start(clips, pictures, tmp_path, caplog, capsys):
+    rows = [{**row, "problem_type": "free-form", "solution": "red"} for row in mixed(clips, pictures)]
+    rows[-1] |= {"problem_type": "box grounding", "solution": "[1, 2, 30, 40]"}
     with caplog.at_level(logging.INFO):
-        trainer_of("qwen3_vl", "grpo", tmp_path, mixed(clips, pictures))
+        trainer_of("qwen3_vl", "grpo", tmp_path, rows)
+    assert "A solution of this data is [1.0, 2.0, 30.0, 40.0], and qwen3_vl writes 0 to 1000" in capsys.readouterr().out
     lines = [record for record in caplog.records if "wrapped twice" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING"]
 

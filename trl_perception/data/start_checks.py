@@ -26,15 +26,16 @@ def check_processor(preparer: PromptPreparer, model_type: str, dataset: Any, say
         dataset: its rows, of which the first one shows the tags, and the first one with a box its numbers.
         say: prints a line.
     """
-    stored = isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
-    row = next(stored_rows(dataset), {}) if stored else {}
-    with_box = (
-        next((row for row in stored_rows(dataset) if row.get("problem_type") in BOX_GROUNDING), {}) if stored else {}
-    )
+    row = boxed = {}
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
+        row = next(stored_rows(dataset), {})
+        types = dataset["problem_type"] if "problem_type" in dataset.column_names else ()
+        asks = [index for index, problem_type in enumerate(types) if problem_type in BOX_GROUNDING]
+        boxed = next(stored_rows(dataset.select(asks[:1])), {})
     findings = (
         clip_finding(preparer),
         tag_findings(preparer, row.get("prompt")),
-        box_finding(preparer, model_type, with_box),
+        box_finding(preparer, model_type, boxed),
     )
     for notable, line in chain(*findings):
         (logger.warning if notable else say)(line)
