@@ -8,6 +8,7 @@ from tests.families.training import mixed, trainer_of
 from tests.helpers import every_method, history
 from trl_perception.data.training_checks import refuse_padded
 from trl_perception.families import FAMILIES
+from trl_perception.media import PromptPreparer
 
 UNKNOWN = "TRL prepared the images of these prompts .* Use a family of docs/models.md"
 each = pytest.mark.parametrize("name", ["llava_onevision", "minicpmv4_6"])
@@ -99,3 +100,8 @@ def test_a_processor_of_another_family_is_refused(clips, pictures, tmp_path):
         ValueError, match="The model is a qwen3_vl, and a InternVLProcessor prepares prompts for InternVL"
     ):
         trainer_of("internvl", "grpo", tmp_path, mixed(clips, pictures), model=tiny("qwen3_vl").model)
+
+
+def test_a_preparer_names_the_families_that_it_supports():
+    with pytest.raises(ValueError, match="LlavaOnevisionProcessor is the processor of no supported family: Qwen2-VL"):
+        PromptPreparer(tiny("llava_onevision").processor)

@@ -62,10 +62,9 @@ class GridFamily(Family):
         ids = torch.cat([prompt_ids, prompt_ids.new_zeros(total - len(prompt_ids))])[None]
         types = torch.zeros_like(ids)
         types[0, : len(prompt_ids)] = visual.token_types
-        grids = self.forward_kwargs([visual], pixels=False)
-        return model.model.get_rope_index(ids, **self.type_kwargs(types), **grids, attention_mask=torch.ones_like(ids))[
-            0
-        ][:, 0]
+        media = {**self.type_kwargs(types), **self.forward_kwargs([visual], pixels=False)}
+        positions, _ = model.model.get_rope_index(ids, **media, attention_mask=torch.ones_like(ids))
+        return positions[:, 0]
 
     def tower(self, backbone: nn.Module) -> nn.Module:
         return backbone.visual

@@ -18,8 +18,7 @@ class Windowed(Family):
         near = causal & (places[:, None] - places < config.sliding_window)
         keys = attention_mask.bool()[:, None, None, :]
         allowed = {"full_attention": causal & keys, "sliding_attention": near & keys}
-        own = torch.eye(
-            len(places), dtype=torch.bool, device=places.device
-        )  # padding sees itself: no row of a softmax is empty
+        # Padding sees itself, so that no row of a softmax is empty.
+        own = torch.eye(len(places), dtype=torch.bool, device=places.device)
         low = torch.finfo(model.dtype).min
         return {kind: torch.where(mask | own, 0.0, low).to(model.dtype) for kind, mask in allowed.items()}

@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
-from ..families import family_of_processor
+from ..families import family_of_processor, supported
 from .errors import MediaError
 from .limits import MediaLimits
 from .loader import MediaLoader, Medium
@@ -67,6 +67,7 @@ class PromptPreparer:
         media_limits: resource limits for reading one medium; None means MediaLimits().
         max_prompt_length: longest prompt in tokens, visual tokens included; None for no limit.
         chat_template_kwargs: passed to the chat template.
+    Errors: ValueError for another processor.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class PromptPreparer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.processor, self.family = processor, family_of_processor(processor)
+        if self.family is None:
+            raise ValueError(f"{type(processor).__name__} is the processor of no supported family: {supported()}.")
         self.loader = loader or MediaLoader()
         self.media_settings = MediaSettings(
             video_settings or VideoSettings(),
