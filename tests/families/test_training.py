@@ -12,7 +12,6 @@ from trl_perception.trainers import TRAINERS
 
 FAST = (
     ("qwen3_vl", "appo"),
-    ("qwen3_vl", "ral"),
     ("internvl", "ktr"),
     ("internvl", "attn_distill"),
     ("qwen3_5", "pgpo"),

@@ -14,6 +14,7 @@ from tests.families.training import mixed, trainer_of
 from tests.helpers import history
 
 FAMILIES = ("qwen3_vl", "qwen3_5", "internvl", "gemma4")
+FAST = (("internvl", "adapter everywhere"), ("gemma4", "checkpointing"))
 SETTINGS = {
     "adapter": {
         "extra": {
@@ -28,9 +29,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name == "internvl" else pytest.mark.slow) for name in FAMILIES]
+    ("family", "setting"),
+    [
+        pytest.param(family, setting, marks=() if (family, setting) in FAST else pytest.mark.slow)
+        for family in FAMILIES
+        for setting in SETTINGS
+    ],
 )
 def test_settings_of_training(family, setting, clips, pictures, tmp_path):
     given = {"gradient_checkpointing": False, **copy.deepcopy(SETTINGS[setting])}  # PEFT writes names into its settings

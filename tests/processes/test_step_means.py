@@ -89,7 +89,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["a short last step", pytest.param("two steps a rollout", marks=pytest.mark.slow)])
 def test_a_step_may_be_a_part_of_a_rollout(kinds, tmp_path, schedule):
     config, cuts = SCHEDULES[schedule]
     penalties = {

@@ -214,6 +214,7 @@ def check_page(page):
     assert len({title for _, title, _ in tokens}) > 2
 
 
+@pytest.mark.slow
 def test_wandb_offline_has_completions_with_frames_and_shaded_weights(tracked, tmp_path):
     store = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_DATA_DIR": str(tmp_path / "data")}
     folder = tracked("wandb", WANDB_CACHE_DIR=str(tmp_path / "cache"), **store)
@@ -232,6 +233,7 @@ def test_wandb_offline_has_completions_with_frames_and_shaded_weights(tracked, t
     assert len(tables) >= 2
 
 
+@pytest.mark.slow
 def test_trackio_keeps_completions_frames_and_shaded_weights(tracked, tmp_path):
     folder = tracked("trackio", TRACKIO_DIR=str(tmp_path / "store"))
     read = "import json; from trackio.sqlite_storage import SQLiteStorage as s; print(json.dumps(s.get_logs('seen', 'seen')))"
