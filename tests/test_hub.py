@@ -113,6 +113,7 @@ def test_what_was_pushed_answers_in_plain_transformers_as_its_card_says(pushed, 
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 def test_a_failed_upload_is_one_message_after_a_whole_run(tmp_path, cache, hub):
     hub.refusals["commit"] = 403
     folder = tmp_path / "run"

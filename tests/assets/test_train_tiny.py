@@ -50,6 +50,7 @@ def test_the_command_writes_a_model_that_loads(tmp_path):
     assert "| all | 7 |" in (tmp_path / "elsewhere" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_learns(tmp_path):
     recipe = TinyRecipe(**small(tmp_path))
     runs = [train(recipe)[0].state_dict() for _ in range(2)]

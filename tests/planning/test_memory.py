@@ -100,7 +100,14 @@ def test_states_of_optimizers():
     ]
 
 
-@pytest.mark.parametrize("extra", [[], ["--group_forward", "off"], ["--gradient_checkpointing", "true"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        pytest.param(["--group_forward", "off"], marks=pytest.mark.slow),
+        pytest.param(["--gradient_checkpointing", "true"], marks=pytest.mark.slow),
+    ],
+)
 def test_the_estimate_is_within_a_quarter_of_a_step_s_peak(tmp_path, extra):
     """In a separate process, as memory that other tests left in the allocator would be counted or reused."""
     command = [sys.executable, "-m", "tests.planning.peak_of_a_step", str(tmp_path), *extra]

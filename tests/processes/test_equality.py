@@ -125,12 +125,19 @@ def one_process(kinds, tmp_path_factory):
     return alone(kinds, tmp_path_factory.mktemp("alone"), MORE, LEFT_OUT)
 
 
-def test_two_processes_give_what_one_gives(kinds, tmp_path):
-    single = alone(kinds, tmp_path / "1", METHODS)
-    together = launch({"runs": jobs(kinds, 2, METHODS)}, tmp_path / "2", 2, seconds=500, config=DDP)
+QUICK = ("grpo", "ktr", "attn_distill")
+
+
+@pytest.mark.parametrize(
+    "names", [QUICK, pytest.param([name for name in METHODS if name not in QUICK], marks=pytest.mark.slow)], ids=str
+)
+def test_two_processes_give_what_one_gives(kinds, tmp_path, names):
+    methods = {name: METHODS[name] for name in names}
+    single = alone(kinds, tmp_path / "1", methods)
+    together = launch({"runs": jobs(kinds, 2, methods)}, tmp_path / "2", 2, seconds=500, config=DDP)
     compared(single, together)
     assert {result["as"] for result in together[0].values()} == {"MULTI_CPU"}
-    evaluated = [entry for entry in together[0]["grpo"]["logged"] if "eval_reward" in entry]
+    evaluated = [entry for entry in together[0][names[0]]["logged"] if "eval_reward" in entry]
     assert len(evaluated) == 2
 
 

@@ -5,6 +5,7 @@ import pytest
 from tests.processes.launch import LaunchError, launch
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_is_found_by_the_clock(tmp_path):
     job = {"runs": [{"kind": "waiting.waited", "name": "waits", "seconds": 3600}]}
     with pytest.raises(LaunchError) as failure:

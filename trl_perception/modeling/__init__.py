@@ -3,10 +3,11 @@
 from .attention import AttentionTap, HiddenTap, LayerAttention, TokenStates, attention_rows, pooled_rows
 from .group_forward import group_forward, packing_unsupported_reason, shared_runs, token_ratio
 from .head import Head, base_model, divergence, gather_lm_head, head_is_sharded, head_of, log_probs
-from .patch_embedding import project_patches, set_up_vision
+from .patch_embedding import project_patches
 from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
 from .prefill import prefill_once, shared_prefill_unsupported_reason
 from .row_forward import row_forward
+from .segment_attention import batch_segments
 from .tower import OneTowerRun
 from .views import View, frames_shuffled, media_masked, media_masked_recomputed, seeded, shuffled, with_media, zeroed
 from .vision import (
@@ -18,6 +19,7 @@ from .vision import (
     pixels_of,
     same_frozen_tower,
 )
+from .vision_setup import set_up_vision
 from .whole import gather_parameters, keep_lm_head_unsharded
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "apply_position_rule",
     "attention_rows",
     "base_model",
+    "batch_segments",
     "check_position_rule",
     "divergence",
     "encode",

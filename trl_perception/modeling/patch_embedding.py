@@ -3,8 +3,6 @@
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .positions import apply_position_rule
-
 
 class PatchProjection(nn.Conv3d):
     """A convolution whose input is one patch of the size of its kernel, computed as  flatten(x) @ flatten(weight).T + bias.
@@ -30,9 +28,3 @@ def project_patches(model: nn.Module) -> None:
             and set(module.dilation) == {1}
         ):
             module.__class__ = PatchProjection
-
-
-def set_up_vision(model: nn.Module, position_rule: str = "released") -> None:
-    """Apply a rule of positions (see [`apply_position_rule`]) and [`project_patches`] to a model, before it is wrapped."""
-    apply_position_rule(model, position_rule)
-    project_patches(model)

@@ -8,8 +8,8 @@ from trl.trainer.utils import create_model_from_path
 from ..assets import model_path
 from ..families import TEXT_ONLY, family_of
 from .head import base_model
-from .patch_embedding import set_up_vision
 from .quantization import quantization_of_teacher
+from .vision_setup import set_up_vision
 
 SAME_VISION = ("patch_size", "temporal_patch_size", "spatial_merge_size", "image_size")
 SAME_IDS = ("image_token_id", "video_token_id")
