@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from benchmarks.models import SIZES
 from trl_perception.media import VisualInputs
+from trl_perception.modeling import set_up_vision
 
 TOKENS_A_CELL = 64
 VIDEO_TOKEN = 5
@@ -17,21 +18,23 @@ INTERLEAVED = {"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": T
 
 def _tower(size: str) -> dict[str, Any]:
     """Towers of Qwen3-VL and Qwen3.5: 256x256 pixels are 64 tokens."""
-    vision = {key: value for key, value in SIZES[size]["vision"].items() if key != "fullatt_block_indexes"}
+    vision = {key: value for key, value in SIZES[size]["vision"].items() if "indexes" not in key}
     width = SIZES[size]["text"]["hidden_size"]
     return {**vision, "patch_size": 16, "out_hidden_size": width, "num_position_embeddings": 256}
 
 
 def _qwen3_vl(size: str, text: dict[str, Any]) -> dict[str, Any]:
-    head = text["hidden_size"] // text["num_attention_heads"]
+    head = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
     section = [head // 2 - 2 * (head // 6), head // 6, head // 6]
     text = {**text, "head_dim": head, "rope_parameters": {**INTERLEAVED, "mrope_section": section}}
-    return {"text_config": text, "vision_config": {**_tower(size), "deepstack_visual_indexes": [0, 1]}}
+    levels = SIZES[size]["vision"].get("deepstack_visual_indexes", [0, 1])
+    return {"text_config": text, "vision_config": {**_tower(size), "deepstack_visual_indexes": levels}}
 
 
 def _qwen3_5(size: str, text: dict[str, Any]) -> dict[str, Any]:
     """Three layers of four have linear attention, with as many heads of the same width as the fourth has."""
-    heads, head = text["num_attention_heads"], text["hidden_size"] // text["num_attention_heads"]
+    heads = text["num_attention_heads"]
+    head = text.get("head_dim", text["hidden_size"] // heads)
     linear = {f"linear_{kind}_head_dim": head for kind in ("key", "value")}
     linear |= {f"linear_num_{kind}_heads": heads for kind in ("key", "value")}
     rotated = head // 8  # pairs: a quarter of the head
@@ -72,7 +75,10 @@ def family_model(family: str, size: str, *, device: str = "cpu", dtype: torch.dt
         family, **FAMILIES[family](size, text), **tokens, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1
     )
     torch.manual_seed(0)
-    return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa").to(device)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    set_up_vision(model)
+    return model
 
 
 def video_prompt(family: str, cells: int, generator: torch.Generator) -> tuple[Tensor, VisualInputs]:

@@ -1,14 +1,18 @@
 """Check a GPU in one command: `make gpu-check`, or `python -m benchmarks.gpu_check [--size small] [--json FILE]`.
 
-On a Qwen2.5-VL-3B with random weights in bfloat16, without a download:
+On models with random weights in bfloat16, without a download:
 
 1. Agreement. Log-probs and gradients of a group (P 2k and 8k, G 8, R 256), packed and plain, with each attention kernel that
    is installed, against plain rows in float32 with the same weights. A path agrees if its error is at most 1.5 times that of
    plain bfloat16 rows with SDPA, which covers a different summation order; packed float32 must agree to 1e-4 and 1e-3.
-2. Steps. Whole optimisation steps of every method through its trainer, on synthetic clips.
+   A Qwen2.5-VL-3B; a Qwen3-VL-4B, and a Qwen3.5 of the same sizes, at P 2k.
+2. Steps. Whole optimisation steps of every method through its trainer, on synthetic clips, with the memory that
+   `trl-perception plan` estimates.
+3. Peer. A step of GRPO on images, here and by TRL's own trainer.
 
-Prints tables with seconds, tokens a second (prompts and completions of a group) and peak memory beyond the weights. Exit
-status 1 where a path does not agree or cannot run, 2 without a GPU. `--size small` does the same on a CPU, in seconds.
+Prints tables with seconds, tokens a second (prompts and completions of a group), the share of the card's matrix products that
+the model's operations are (`mfu`), and peak memory beyond the weights. Exit status 1 where a path does not agree or cannot
+run, 2 without a GPU. `--size small` does the same on a CPU, in seconds; `--parts` chooses.
 """
 
 import argparse
@@ -21,40 +25,48 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset
 from peft import LoraConfig
+from PIL import Image
 from transformers import PrinterCallback
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks.families import TOKENS_A_CELL, family_model
 from benchmarks.measure import machine, now, peak_memory
 from benchmarks.models import random_model
 from benchmarks.performance import Group, StepTimes
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.modeling import group_forward, row_forward
+from trl_perception.planning import plan_run, world_of
+from trl_perception.planning.memory import weights_size
+from trl_perception.planning.plan import prompt_sizes
 from trl_perception.trainers import TRAINERS
 
-# Cells of 64 tokens; `seconds` of clips at 4 frames a second, two frames a cell; rollouts that do not count.
+# Cells of 64 tokens by family; `seconds` of clips at 4 frames a second, two frames a cell.
 SIZES = {
     "3b": {
         "model": "3b",
+        "families": {"qwen2_5_vl": ("3b", (32, 128)), "qwen3_vl": ("4b", (32,)), "qwen3_5": ("4b", (32,))},
         "device": "cuda",
-        "cells": (32, 128),
+        "matrix": 8192,
         "generations": 8,
         "length": 256,
         "seconds": 16.0,
         "resolution": 224,
-        "warm": 1,
     },
     "small": {
         "model": "1m",
+        "families": dict.fromkeys(("qwen2_5_vl", "qwen3_vl", "qwen3_5"), ("1m", (2,))),
         "device": "cpu",
-        "cells": (2,),
+        "matrix": 256,
         "generations": 4,
         "length": 16,
         "seconds": 2.0,
         "resolution": 56,
-        "warm": 0,
     },
 }
 REORDERING = 1.5  # times the error of plain bfloat16 rows
@@ -81,7 +93,7 @@ def use_kernel(model: torch.nn.Module, kernel: str) -> None:
 
 
 def learn(model: torch.nn.Module, group: Group, packed: bool) -> dict[str, torch.Tensor]:
-    """Log-probs (G,R), and the gradient of a policy-gradient loss in the first and the last decoder layer, on the CPU.
+    """Log-probs (G,R), and the gradient of a policy-gradient loss in the first and the last decoder layer.
 
     Plain rows are run one by one, so that float32 fits.
     """
@@ -98,20 +110,57 @@ def learn(model: torch.nn.Module, group: Group, packed: bool) -> dict[str, torch
             output = row_forward(model, visuals=[group.visual], **common, **inputs)
         logps = output.log_probs[:, -group.length :]
         (-advantages[rows] * torch.exp(logps - logps.detach())).sum().backward()
-        found.append(logps.detach().float().cpu())
-    gradients = [p.grad.float().flatten().cpu() for p in model.parameters() if p.grad is not None]
+        found.append(logps.detach())
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return {"logps": torch.cat(found), "gradient": torch.cat(gradients)}
 
 
 def errors(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
     """Root mean square of the differences of log-probs in nats; relative error of the gradient."""
+    found, exact = ({name: value.float() for name, value in one.items()} for one in (found, exact))
     logps = (found["logps"] - exact["logps"]).square().mean().sqrt()
     gradient = (found["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()
     return {"logps": logps.item(), "gradient": gradient.item()}
 
 
-def measured(work: Callable[[], dict], tokens: int, device: str) -> tuple[dict | None, dict]:
+def shown(row: dict) -> dict:
+    """Print a row before the table is whole."""
+    print("  ".join(f"{name} {cell(value)}" for name, value in row.items()), flush=True)
+    return row
+
+
+def cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def matrix_rate(size: int, device: str) -> float:
+    """Operations a second of a matrix product in bfloat16, `size` x `size`: the card's ceiling."""
+    one = torch.randn(size, size, device=device).bfloat16()
+    one @ one
+    start = now(device)
+    for _ in range(10):
+        one @ one
+    return 10 * 2 * size**3 / (now(device) - start)
+
+
+def operations(model: torch.nn.Module, group: Group, packed: bool) -> float:
+    """Multiplications and additions of `learn`, without attention's and without those that checkpointing repeats.
+
+    4 N n in the decoder (forward, gradients of activations), 4 V h G R in the head, 2 N' n' in the tower, a run a row if
+    plain; gradients of the weights of two layers are left out.
+    """
+    count, width = group.ids.shape
+    tokens = len(group.prompt) - 1 + count * (group.length + 1) if packed else count * width
+    layers, tower = (
+        sum(p.numel() for p in part.parameters()) for part in (model.model.language_model.layers, model.model.visual)
+    )
+    patches = 4 * TOKENS_A_CELL * int(group.visual.video_grid_thw[0, 0]) * (1 if packed else count)
+    head = model.get_output_embeddings().weight.numel()
+    return 4 * layers * tokens + 4 * head * count * group.length + 2 * tower * patches
+
+
+def measured(work: Callable[[], dict], tokens: int, device: str, warm: bool) -> tuple[dict | None, dict]:
     """Return the result of `work`, its seconds, tokens per second and peak MiB; or the error of a kernel that cannot run."""
     kept: dict = {}
 
@@ -121,6 +170,8 @@ def measured(work: Callable[[], dict], tokens: int, device: str) -> tuple[dict |
         kept["seconds"] = now(device) - start
 
     try:
+        if warm:
+            work()
         memory = peak_memory(timed, device)
     except RuntimeError as error:  # one kernel failed; the other paths are still measured
         return None, {"failure": str(error).splitlines()[0][:200]}
@@ -128,10 +179,22 @@ def measured(work: Callable[[], dict], tokens: int, device: str) -> tuple[dict |
 
 
 def agreement(plan: dict) -> list[dict]:
-    """Compare every path at every length with plain float32 rows."""
-    device = plan["device"]
+    """Compare every path of every family at every length with plain float32 rows."""
     torch.backends.cudnn.allow_tf32 = False  # of the patch embedding
-    model, _ = random_model(plan["model"], device=device, dtype=torch.bfloat16)
+    ceiling = matrix_rate(plan["matrix"], plan["device"])
+    print(f"matrix products in bfloat16: {ceiling / 1e12:.3g} TFLOP/s", flush=True)
+    rows = []
+    for family, (size, cells) in plan["families"].items():
+        given = {"device": plan["device"], "dtype": torch.bfloat16}
+        model = random_model(size, **given)[0] if family == "qwen2_5_vl" else family_model(family, size, **given)
+        rows += _agreement_of(model, plan, family, cells, ceiling)
+        del model
+        gc.collect()
+    return rows
+
+
+def _agreement_of(model: torch.nn.Module, plan: dict, family: str, lengths: tuple, ceiling: float) -> list[dict]:
+    device = plan["device"]
     layers = model.model.language_model.layers
     model.requires_grad_(False)
     layers[0].requires_grad_(True)
@@ -143,61 +206,82 @@ def agreement(plan: dict) -> list[dict]:
         if device != "cpu":
             one.gradient_checkpointing_enable({"use_reentrant": False})
     rows = []
-    for cells in plan["cells"]:
+    for cells in lengths:
         group = Group(model, cells, plan["generations"], plan["length"], device)
-        tokens, common = group.ids.numel(), {"P": len(group.prompt), "G": group.generations, "R": group.length}
-        exact, cost = measured(lambda group=group: learn(exact_model, group, False), tokens, device)
-        if exact is None:
-            return [{**common, "path": "plain sdpa float32", "agrees": False, **cost}]
-        rows.append({**common, "path": "plain sdpa float32", "agrees": True, **cost})
-        limits = {torch.float32: FLOAT32_LIMITS}
-        paths = [(exact_model, "sdpa", True), *((model, k, p) for k in kernels(device) for p in (False, True))]
-        for of_path, kernel, packed in paths:
+        common = {"family": family, "P": len(group.prompt), "G": group.generations, "R": group.length}
+
+        def run(of_path, kernel, packed, warm, group=group):
             use_kernel(of_path, kernel)
-            found, cost = measured(lambda m=of_path, p=packed, group=group: learn(m, group, p), tokens, device)
+            found, cost = measured(lambda: learn(of_path, group, packed), group.ids.numel(), device, warm)
+            if found and of_path is model:
+                cost["mfu"] = operations(model, group, packed) / cost["seconds"] / ceiling
+            return found, cost
+
+        exact, cost = run(exact_model, "sdpa", False, False)
+        if exact is None:
+            return [*rows, {**common, "path": "plain sdpa float32", "agrees": False, **cost}]
+        rows.append(shown({**common, "path": "plain sdpa float32", "agrees": True, **cost}))
+        limits = {torch.float32: FLOAT32_LIMITS}
+        measured_kernels = kernels(device) if cells == lengths[0] else ["sdpa"]
+        paths = [(exact_model, "sdpa", True), *((model, k, p) for k in measured_kernels for p in (False, True))]
+        for of_path, kernel, packed in paths:
+            found, cost = run(of_path, kernel, packed, cells == lengths[0])
             wrong = errors(found, exact) if found else {}
             # The first path in bfloat16, plain with SDPA, is the baseline for the others.
             limit = limits.setdefault(of_path.dtype, {name: REORDERING * value for name, value in wrong.items()})
             agrees = bool(wrong) and bool(limit) and all(wrong[name] <= limit[name] for name in wrong)
             name = f"{'packed' if packed else 'plain'} {kernel} {str(of_path.dtype).removeprefix('torch.')}"
-            rows.append({**common, "path": name, "agrees": agrees, **wrong, **cost})
+            rows.append(shown({**common, "path": name, "agrees": agrees, **wrong, **cost}))
     return rows
 
 
+def variety(completions, **columns):
+    return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
+
+
+def settings(plan: dict, folder: str) -> dict:
+    """Settings of every run, TRL's own included."""
+    count = plan["generations"]
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": count,
+        "num_generations": count,
+        "max_completion_length": plan["length"],
+        "generation_kwargs": {"min_new_tokens": plan["length"]},
+        "max_steps": 1,
+        "gradient_checkpointing": plan["device"] != "cpu",
+        "bf16": True,
+        "use_cpu": plan["device"] == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+
+
+def timed_rollout(trainer: GRPOTrainer, plan: dict) -> dict[str, float]:
+    """Train; return seconds of the rollout with its updates, tokens a second and peak MiB."""
+    device = plan["device"]
+    trainer.remove_callback(PrinterCallback)
+    times = StepTimes(device)
+    trainer.add_callback(times)
+    memory = peak_memory(trainer.train, device)
+    seconds = sum(times.times)
+    return {"seconds": seconds, "tokens_s": trainer.state.num_input_tokens_seen / seconds, "peak_mib": memory}
+
+
 def steps(plan: dict) -> list[dict]:
-    """Time a rollout of each method with its updates, after the warm-up rollouts."""
-
-    def variety(completions, **columns):
-        return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
-
-    device, count, rows = plan["device"], plan["generations"], []
+    """Time a rollout of each method with its updates, after one of GRPO that does not count."""
+    device, rows = plan["device"], []
     with tempfile.TemporaryDirectory() as folder:
         clips = {"size": 2, "families": ["static"], "resolution": plan["resolution"], "seconds": plan["seconds"]}
         dataset = make_synthetic_dataset(Path(folder) / "clips", **clips)
-        for name, options in METHODS.items():
-            options = dict(options)
+        for name in ("grpo", *METHODS):
+            options = {"freeze_vision_tower": True, "video_fps": 4.0, "video_max_frames": 64, **METHODS[name]}
             extra = {"peft_config": options.pop("peft_config")} if "peft_config" in options else {}
             model, processor = random_model(plan["model"], device=device, dtype=torch.bfloat16)
-            updates = options.get("num_iterations", 1)
-            config = TRAINERS[name].config_class(
-                output_dir=folder,
-                per_device_train_batch_size=count,
-                num_generations=count,
-                max_completion_length=plan["length"],
-                generation_kwargs={"min_new_tokens": plan["length"]},
-                max_steps=(plan["warm"] + 1) * updates,
-                freeze_vision_tower=True,
-                video_fps=4.0,
-                video_max_frames=64,
-                gradient_checkpointing=device != "cpu",
-                bf16=True,
-                use_cpu=device == "cpu",
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_strategy="no",
-                **options,
-            )
+            config = TRAINERS[name].config_class(**settings(plan, folder), **options)
+            config.max_steps = config.num_iterations
             trainer = TRAINERS[name](
                 model=model,
                 processing_class=processor,
@@ -206,55 +290,87 @@ def steps(plan: dict) -> list[dict]:
                 train_dataset=dataset,
                 **extra,
             )
-            trainer.remove_callback(PrinterCallback)
-            times = StepTimes(device)
-            times.watch(trainer)
-            memory = peak_memory(trainer.train, device)
-            seconds = sum(times.times[plan["warm"] * updates :])
-            tokens = trainer.state.num_input_tokens_seen / (plan["warm"] + 1)
-            rows.append({"method": name, "seconds": seconds, "tokens_s": tokens / seconds, "peak_mib": memory})
-            del trainer, model, times
+            estimate = plan_run(
+                trainer.model,
+                config,
+                world=world_of(trainer.accelerator),
+                rows=len(dataset),
+                sizes=prompt_sizes(trainer.prompt_preparer, dataset),
+                device=device,
+            )
+            planned = (estimate.peak - weights_size(trainer.model)) / 2**20
+            rows.append(shown({"method": name, **timed_rollout(trainer, plan), "planned_mib": planned}))
+            del trainer, model
             gc.collect()
-    return rows
+    return rows[1:]
+
+
+def peer(plan: dict) -> list[dict]:
+    """A step of GRPO on an image of random pixels by TRL's trainer and by this package's, each after one that does not count."""
+    side, device = plan["resolution"] * 4, plan["device"]
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    row = {"prompt": [{"role": "user", "content": "What is shown?"}], "image": Image.fromarray(noise)}
+    rows = []
+    trainers = {"TRL": (GRPOTrainer, GRPOConfig), "trl_perception": (TRAINERS["grpo"], TRAINERS["grpo"].config_class)}
+    for name in (name for name in trainers for _ in range(2)):
+        trainer_class, config_class = trainers[name]
+        model, processor = random_model(plan["model"], device=device, dtype=torch.bfloat16)
+        processor.image_processor.size = {"shortest_edge": side**2, "longest_edge": side**2}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_class(
+                model=model,
+                processing_class=processor,
+                reward_funcs=variety,
+                args=config_class(**settings(plan, folder)),
+                train_dataset=Dataset.from_list([row, row]),
+            )
+            rows.append(shown({"trainer": name, **timed_rollout(trainer, plan)}))
+        del trainer, model
+        gc.collect()
+    plain, ours = rows[1::2]
+    ours["speedup"] = plain["seconds"] / ours["seconds"]
+    return [plain, ours]
+
+
+PARTS = {"agreement": agreement, "steps": steps, "peer": peer}
 
 
 def table(rows: list[dict]) -> str:
     """Format rows as aligned columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    texts = [
-        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(row.get, names)] for row in rows
-    ]
-    cells = [names, *([" " if text == "None" else text for text in row] for row in texts)]
+    cells = [names, *([cell(row.get(name, " ")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def check(size: str) -> dict:
-    """Run both parts and print their results as they arrive."""
-    plan = SIZES[size]
+def check(size: str, parts: list[str], families: list[str], file: Path | None = None) -> dict:
+    """Run the parts; print their results, and write those so far to a file, as they arrive."""
+    plan = {**SIZES[size], "families": {name: SIZES[size]["families"][name] for name in families}}
     result = {"machine": machine(plan["device"]), "size": size}
     print(result["machine"], flush=True)
-    for name, part in {"agreement": agreement, "steps": steps}.items():
-        result[name] = part(plan)
+    for name in parts:
+        result[name] = PARTS[name](plan)
+        result["agrees"] = all(row["agrees"] for row in result.get("agreement", []))
         print(f"\n{table(result[name])}", flush=True)
-    result["agrees"] = all(row["agrees"] for row in result["agreement"])
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="3b", choices=SIZES)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--families", nargs="+", default=list(SIZES["3b"]["families"]), choices=SIZES["3b"]["families"])
     parser.add_argument("--json", type=Path, help="where the figures are kept")
     options = parser.parse_args()
     if SIZES[options.size]["device"] == "cuda" and not torch.cuda.is_available():
         print("gpu-check: PyTorch finds no GPU here. `--size small` runs the same on a CPU.", file=sys.stderr)
         return 2
-    result = check(options.size)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    result = check(options.size, options.parts, options.families, options.json)
     if not result["agrees"]:
-        found = [f"{row['path']} at P {row['P']}" for row in result["agreement"] if not row["agrees"]]
+        found = [f"{row['family']} {row['path']} at P {row['P']}" for row in result["agreement"] if not row["agrees"]]
         print(f"gpu-check: does not agree with float32: {', '.join(found)}.", file=sys.stderr)
     return int(not result["agrees"])
 

@@ -1,11 +1,12 @@
-"""Models with random weights to measure on: 1 M or 20 M parameters for a CPU, a whole Qwen2.5-VL-3B for a GPU."""
+"""Models with random weights to measure on: 1 M or 20 M parameters for a CPU, those of a 3B or 4B for a GPU."""
 
 import torch
 from transformers import AutoProcessor, ProcessorMixin, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from trl_perception.assets import model_path
+from trl_perception.modeling import set_up_vision
 
-# Sizes of Qwen2.5-VL-3B as published, and models of the same shape that a CPU can train.
+# Sizes of Qwen2.5-VL-3B ("3b") and Qwen3-VL-4B ("4b") as published, and models of the first shape that a CPU can train.
 SIZES = {
     "1m": {
         "text": {
@@ -61,6 +62,24 @@ SIZES = {
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
     },
+    "4b": {
+        "text": {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+        },
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+    },
 }
 
 
@@ -104,5 +123,6 @@ def random_model(
         torch.set_default_dtype(dtype)
         model = Qwen2_5_VLForConditionalGeneration(config)
         torch.set_default_dtype(before)
+    set_up_vision(model)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = pad, eos
     return model, processor
