@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.helpers import free_port
@@ -62,7 +63,7 @@ def launch(
             ending = f"still running after {seconds:g} seconds"
             _ask_for_stacks(folder)
         finally:
-            _end(run.pid)
+            _end(run.pid, folder)
             run.wait()
     if ending != "exit status 0":
         raise LaunchError(f"{processes} processes: {ending}.\n{_last_words(folder)}")
@@ -77,12 +78,13 @@ def _ask_for_stacks(folder: Path) -> None:
     time.sleep(1)
 
 
-def _end(group: int) -> None:
-    """End all processes of the group that was started here."""
-    try:
+def _end(group: int, folder: Path) -> None:
+    """End all processes of the group that was started here, and the workers, which torchrun starts in sessions of their own."""
+    with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    for path in folder.glob("pid-*"):
+        with suppress(ProcessLookupError):
+            os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 def _last_words(folder: Path) -> str:
