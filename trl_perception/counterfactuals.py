@@ -30,8 +30,10 @@ def rollout_under(
         num_generations: G. filler_id: that token.
         encode: visual inputs -> the same with what is known of them, such as a frozen tower's features.
     Returns: the groups with a view, and the rollout; None where no process has any.
-    Errors: ValueError for a view with positions of its own.
+    Errors: ValueError for a view with positions of its own, and for n below 1.
     """
+    if n < 1:
+        raise ValueError(f"n is {n}; at least 1 completion of each prompt is wanted.")
     shown: dict[int, PreparedPrompt] = {}
     for group, prompt in enumerate(rollout.prompts[::num_generations]):
         seen = None if prompt.left_out else view(prompt)

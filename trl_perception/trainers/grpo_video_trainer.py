@@ -292,10 +292,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         """
 
     def sequence_weights(self, group: Group) -> Tensor | None:
-        """Factors (G,) of at least 0 for the advantages of whole completions, beside [`token_weights`] and called after it.
-
-        None, the default, is 1.
-        """
+        """Factors (G,) >= 0 for the advantages of whole completions, called after [`token_weights`]; None is 1, the default."""
         return None
 
     def rollout_signals(self, group: Group) -> dict[str, Tensor]:
@@ -366,8 +363,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         Returns: for each group of this process the n completions with their `rewards`, or None.
         Errors: ValueError for a view with positions, and where TRL prepares the prompts.
         """
-        rollout, count = self._rollout, self.num_generations
-        filler = self._tokenizer.eos_token_id
+        rollout, count, filler = self._rollout, self.num_generations, self._tokenizer.eos_token_id
         groups, shown = rollout_under(rollout, view, n, count, self.accelerator, filler, self.with_features)
         if shown is None:
             return [None] * (len(rollout.prompts) // count)
@@ -559,7 +555,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     @contextmanager
     def _sampling(self, rollout: Rollout, num_generations: int) -> Iterator[None]:
         """Context manager in which TRL samples and scores another rollout, without its metrics and table."""
-        before, metrics = (self._rollout, self.num_generations), self._metrics["train"]
+        before, metrics = (self._rollout, self.num_generations), self._metrics[self._mode]
         logged = {name: list(values) for name, values in metrics.items()}
         self._rollout, self.num_generations = rollout, num_generations
         try:
