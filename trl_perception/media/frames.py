@@ -97,7 +97,7 @@ def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
     sizes = cells if pictures else (patches // (int(patches.sum()) // len(values))).tolist()
     return torch.cat(
         [
-            part.unflatten(0, (count, -1))[torch.tensor(order, device=part.device)].flatten(0, 1)
+            part.unflatten(0, (count, -1))[torch.tensor(order, dtype=torch.long, device=part.device)].flatten(0, 1)
             for part, count, order in zip(values.split(sizes), cells, orders, strict=True)
         ]
     )
