@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch.nn.functional import softmax
 from transformers import GenerationConfig, TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
@@ -27,7 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 from benchmarks.families import FAMILIES, TOKENS_A_CELL, family_model, video_prompt
 from benchmarks.measure import machine, now, ratios
 from benchmarks.models import SIZES, random_model
-from benchmarks.performance_table import as_markdown, plot, with_table
+from benchmarks.performance_table import as_markdown, methods_as_markdown, plot, with_table
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VisualInputs
 from trl_perception.modeling import (
@@ -46,7 +47,13 @@ METHODS = {
     "appo": {"tokens_per_frame": 16, "accuracy_reward": "variety"},
     "pgpo": {},
     "ktr": {},
+    "attn_distill": {},
+    "papo": {},
+    "vppo": {},
+    "t_grpo": {"accuracy_reward": "variety"},
+    "tw_grpo": {},
 }
+LORA = LoraConfig(r=8, target_modules=r".*language_model.*(q_proj|v_proj)", task_type="CAUSAL_LM")
 
 
 def qwen2_5_vl_prompt(model, cells: int, generator: torch.Generator) -> tuple[torch.Tensor, VisualInputs]:
@@ -152,7 +159,15 @@ def rows_of_one_layer(
 class StepTimes(TrainerCallback):
     """Seconds of each optimisation step, its rollout included, and of the hooks in it (their forwards, no backward)."""
 
-    HOOKS = ("token_weights", "rollout_signals", "penalty")
+    HOOKS = (
+        "token_weights",
+        "gather_statistics",
+        "sequence_weights",
+        "rollout_signals",
+        "penalty",
+        "sample_counterfactuals",
+        "shape_rewards",
+    )
 
     def __init__(self, device: str):
         self.device, self.times, self.of_hooks, self.begun = device, [], [], 0.0
@@ -220,8 +235,10 @@ def methods(
         )
         clip = {"size": 4, "seed": 0, "families": ["static"], "resolution": 224, "seconds": 8.0}
         rows = make_synthetic_dataset(Path(folder) / "clips", **clip)
+        # The base of an adapter teaches.
+        extra = {"peft_config": LORA} if name == "attn_distill" else {}
         trainer = TRAINERS[name](
-            model=model, processing_class=processor, reward_funcs=variety, args=config, train_dataset=rows
+            model=model, processing_class=processor, reward_funcs=variety, args=config, train_dataset=rows, **extra
         )
         times = StepTimes(device)
         times.watch(trainer)
@@ -362,7 +379,8 @@ def main() -> None:
     result = measure(options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(as_markdown(result))
+    whole = {"shared", "attention rows", "methods", "short prompts"} <= result.keys()
+    print(as_markdown(result) if whole else methods_as_markdown(result.get("methods", {})))
     if options.json:
         page = options.json.with_suffix(".md")
         if page.exists():

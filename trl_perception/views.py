@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from .media import PreparedPrompt, PromptPreparer
 from .media.frames import keep_cells, token_frames
 from .media.images import from_pixels, to_pixels
-from .modeling import View, seeded
+from .modeling import View, seeded  # noqa: F401 (beside the views, for their users)
 from .modeling import frames_shuffled as _frames_shuffled
 from .modeling import media_masked as _media_masked
 from .modeling import media_masked_recomputed as _media_masked_recomputed
 from .modeling.views import original_positions
 from .modeling.vision import family_of_model
 
-__all__ = ["View", "frames_kept", "frames_shuffled", "media_masked", "noised", "patches_masked", "seeded"]
+__all__ = ["frames_kept", "frames_shuffled", "media_masked", "noised", "patches_masked"]
 
 PATCH = 14  # pixels
 MASKS = ("frames", "tube")
@@ -114,8 +114,8 @@ def media_masked(prompt: PreparedPrompt, model: nn.Module | None = None) -> View
 def frames_kept(prompt: PreparedPrompt, indices: Sequence[int], model: nn.Module | None = None) -> View | None:
     """The prompt with some of its frames alone; the tokens of the others are taken out.
 
-    A frame is a temporal cell of a video or an image, numbered through the prompt as by
-    [`token_frames`][trl_perception.media.frames.token_frames]. Text between frames, such as their times, stays.
+    A frame is a temporal cell of a video or an image, numbered through the prompt as by `media.frames.token_frames`. Text
+    between frames, such as their times, stays.
 
     Args:
         indices: the frames that are kept, in any order.
