@@ -33,11 +33,12 @@ class APPOTrainer(GRPOVideoTrainer):
     _tag_names = ["trl", "appo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "APPO"
     _paper = {  # noqa: RUF012
-        "title": "APPO: Attention-guided Perception Policy Optimization",
+        "title": "APPO: Attention-guided Perception Policy Optimization for Video Reasoning",
         "id": "2602.23823",
         "citation": textwrap.dedent("""\
-            @inproceedings{appo2026,
-                title     = {{APPO: Attention-guided Perception Policy Optimization}},
+            @inproceedings{du2026appo,
+                title     = {{APPO: Attention-guided Perception Policy Optimization for Video Reasoning}},
+                author    = {Henghui Du and Chang Zhou and Xi Chen and Di Hu},
                 booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
                 year      = 2026,
                 eprint    = {arXiv:2602.23823},

@@ -55,6 +55,7 @@ from ..counterfactuals import groups_under, rollout_under
 from ..credit import (
     Groups,
     attach_signals,
+    averaged_credit,
     shaped_rewards,
     validate_penalty,
     validate_token_weights,
@@ -112,7 +113,7 @@ from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import averaged_credit, refuse_vllm
+from .refusals import refuse_vllm
 from .rewards import RewardChecks, require_scored
 from .rollout import RolloutBuilder, leave_out
 

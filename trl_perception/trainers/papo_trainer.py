@@ -28,10 +28,14 @@ class PAPOTrainer(GRPOVideoTrainer):
         "title": "Perception-Aware Policy Optimization for Multimodal Reasoning",
         "id": "2507.06448",
         "citation": textwrap.dedent("""\
-            @article{papo2025,
-                title  = {{Perception-Aware Policy Optimization for Multimodal Reasoning}},
-                year   = 2025,
-                eprint = {arXiv:2507.06448},
+            @inproceedings{wang2026papo,
+                title     = {{Perception-Aware Policy Optimization for Multimodal Reasoning}},
+                author    = {Zhenhailong Wang and Xuehang Guo and Sofia Stoica and Haiyang Xu and Hongru Wang
+                             and Hyeonjeong Ha and Xiusi Chen and Yangyi Chen and Ming Yan and Fei Huang and
+                             Heng Ji},
+                booktitle = {International Conference on Learning Representations},
+                year      = 2026,
+                eprint    = {arXiv:2507.06448},
             }"""),
     }
     method = "papo"

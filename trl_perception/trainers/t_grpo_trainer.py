@@ -33,10 +33,13 @@ class TGRPOTrainer(GRPOVideoTrainer):
         "title": "Video-R1: Reinforcing Video Reasoning in MLLMs",
         "id": "2503.21776",
         "citation": textwrap.dedent("""\
-            @article{videor12025,
-                title  = {{Video-R1: Reinforcing Video Reasoning in MLLMs}},
-                year   = 2025,
-                eprint = {arXiv:2503.21776},
+            @inproceedings{feng2025videor1,
+                title     = {{Video-R1: Reinforcing Video Reasoning in MLLMs}},
+                author    = {Kaituo Feng and Kaixiong Gong and Bohao Li and Zonghao Guo and Yibing Wang and
+                             Tianshuo Peng and Junfei Wu and Xiaoying Zhang and Benyou Wang and Xiangyu Yue},
+                booktitle = {Advances in Neural Information Processing Systems},
+                year      = 2025,
+                eprint    = {arXiv:2503.21776},
             }"""),
     }
     method = "t_grpo"

@@ -29,10 +29,12 @@ class TWGRPOTrainer(GRPOVideoTrainer):
         "title": "Reinforcing Video Reasoning with Focused Thinking",
         "id": "2505.24718",
         "citation": textwrap.dedent("""\
-            @article{twgrpo2025,
-                title  = {{Reinforcing Video Reasoning with Focused Thinking}},
-                year   = 2025,
-                eprint = {arXiv:2505.24718},
+            @article{dang2025twgrpo,
+                title     = {{Reinforcing Video Reasoning with Focused Thinking}},
+                author    = {Jisheng Dang and Jingze Wu and Teng Wang and Xuanhui Lin and Nannan Zhu and
+                             Hongbo Chen and Wei-Shi Zheng and Meng Wang and Tat-Seng Chua},
+                year      = 2025,
+                eprint    = {arXiv:2505.24718},
             }"""),
     }
     method = "tw_grpo"

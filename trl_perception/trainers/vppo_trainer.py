@@ -41,10 +41,13 @@ class VPPOTrainer(GRPOVideoTrainer):
         "title": "Spotlight on Token Perception for Multimodal Reinforcement Learning",
         "id": "2510.09285",
         "citation": textwrap.dedent("""\
-            @article{vppo2025,
-                title  = {{Spotlight on Token Perception for Multimodal Reinforcement Learning}},
-                year   = 2025,
-                eprint = {arXiv:2510.09285},
+            @inproceedings{huang2026vppo,
+                title     = {{Spotlight on Token Perception for Multimodal Reinforcement Learning}},
+                author    = {Siyuan Huang and Xiaoye Qu and Yafu Li and Yun Luo and Zefeng He and Daizong Liu
+                             and Yu Cheng},
+                booktitle = {International Conference on Learning Representations},
+                year      = 2026,
+                eprint    = {arXiv:2510.09285},
             }"""),
     }
     method = "vppo"
@@ -55,11 +58,10 @@ class VPPOTrainer(GRPOVideoTrainer):
     )
 
     def setup_method(self) -> None:
-        options = self.args
-        self._weighs = options.keep_ratio < 1 or options.sequence_factor
+        self._weighs = self.args.keep_ratio < 1 or self.args.sequence_factor
         self._scores: WeakKeyDictionary[Group, Tensor] = WeakKeyDictionary()  # (G,) of each group
         self._factors: WeakKeyDictionary[Group, Tensor] = WeakKeyDictionary()
-        in_groups = options.statistics == "group" or not options.sequence_factor
+        in_groups = self.args.statistics == "group" or not self.args.sequence_factor
         self.policy_reads = PolicyReads() if in_groups else None
 
     def token_weights(self, group: Group) -> TokenWeights | None:
@@ -72,9 +74,9 @@ class VPPOTrainer(GRPOVideoTrainer):
         return vppo_token_weights(dependency, group.completion_mask, keep_ratio=self.args.keep_ratio)
 
     def gather_statistics(self, groups: Sequence[Group]) -> None:
-        scored = [group for group in groups if group in self._scores]
         if not self.args.sequence_factor:
             return
+        scored = [group for group in groups if group in self._scores]
         own = [self._scores[group] for group in scored]
         if self.args.statistics == "group":
             factors = [vppo_sequence_weights(scores, floor=self.args.factor_floor) for scores in own]
