@@ -39,7 +39,7 @@ def generated(trainer, inputs):
     return ids[0, inputs["input_ids"].size(1) :].tolist()
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_completions_under_a_view_are_the_models_own(rows, make_trainer, shared):
     """Greedy: what `generate` makes of the frames permuted before the processor; text and images have none."""
     trainer = make_trainer(
@@ -161,8 +161,14 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(
+    ("view", "packing"),
+    [
+        pytest.param(view, packing, marks=() if (view, packing) == ("some frames", "on") else pytest.mark.slow)
+        for view in VIEWS
+        for packing in ("on", "off")
+    ],
+)
 def test_what_is_sampled_under_a_view_is_scored_under_it(rows, make_trainer, view, packing):
     """The most likely token of each position, which greedy sampling took, has the largest log-probability under the view."""
     settings = {"num_generations": 2, "learning_rate": 0.0, "freeze_vision_tower": True, "group_forward": packing}
@@ -219,6 +225,7 @@ class Kept(Shuffled):
         self.credited = [*getattr(self, "credited", []), group]
 
 
+@pytest.mark.slow
 def test_replaced_groups_bring_their_own(rows, make_trainer):
     """Dynamic sampling: the completions under a view are those of the group that takes the place."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.helpers import every_method
+from tests.helpers import COMPARED, every_method
 from tests.trainers.reference import build, trained
 from trl_perception.modeling import View
 from trl_perception.trainers import (
@@ -62,7 +62,7 @@ def run(make_trainer, rows, name, scenario, paths):
     return trained(build(make_trainer, rows[kind], TRAINERS[name], **config, extra=extra))
 
 
-FIRST = {"papo": "frozen tower", "t_grpo": "frozen tower", "tw_grpo": "aligned", "vppo": "adapter"}
+FIRST = {"papo": "frozen tower", "t_grpo": "frozen tower", "tw_grpo": "", "vppo": ""}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,14 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        pytest.param(name, packing, marks=pytest.mark.slow if name in COMPARED and packing == "off" else ())
+        for name in READS
+        for packing in ("on", "off")
+    ],
+)
 def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer, monkeypatch, name, packing):
     cls, options, others = READS[name]
     config = {
@@ -204,7 +210,7 @@ def test_the_tower_sees_each_medium_once_a_rollout(rows, make_trainer):
     assert calls == [1, 5]
 
 
-@pytest.mark.parametrize("cls", [PAPOTrainer, VPPOTrainer])
+@pytest.mark.parametrize("cls", [PAPOTrainer, pytest.param(VPPOTrainer, marks=pytest.mark.slow)])
 def test_the_tower_sees_masked_media_once_more_a_rollout(rows, make_trainer, cls):
     """Never from the features of the media as they are: with the patches masked by p = 1 every picture is black."""
     config = {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2, "max_steps": 2}

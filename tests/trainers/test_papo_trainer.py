@@ -61,6 +61,7 @@ def test_losses_and_gradients_are_the_papers(rows, make_trainer, kind, mask, gra
         update.assert_losses(policy_terms(update, now, sampled, credit), update.mean_over_tokens(values))
 
 
+@pytest.mark.slow
 def test_the_masked_media_are_scored_once_a_rollout(rows, make_trainer):
     settings = {**OBJECTIVES["video"], **TWO_UPDATES, "max_steps": 4}
     trainer = trained(build(make_trainer, rows["video"], PAPOTrainer, **settings))
@@ -69,8 +70,12 @@ def test_the_masked_media_are_scored_once_a_rollout(rows, make_trainer):
     assert all(map(torch.equal, first.inputs["masked_logps"], again.inputs["masked_logps"]))
 
 
-def test_the_neutral_setting_is_grpo_and_masks_nothing(rows, make_trainer):
+@pytest.mark.slow  # tests/trainers/test_neutral_settings.py is the fast one
+def test_the_neutral_setting_is_grpo(rows, make_trainer):
     assert_neutral(make_trainer, rows["mixed"], PAPOTrainer, NEUTRAL, {"entropy_weight": 1.0})
+
+
+def test_the_neutral_setting_masks_nothing(rows, make_trainer):
     trainer = trained(build(make_trainer, rows["video"], PAPOTrainer, **NEUTRAL, max_steps=1))
     assert trainer.views == []
 

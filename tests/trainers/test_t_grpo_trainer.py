@@ -62,12 +62,9 @@ def test_only_videos_have_a_second_group(rows, make_trainer):
     settings = {**SETTINGS, "per_device_train_batch_size": 16, "shuffled_generations": 3}
     trained(build(make_trainer, rows["mixed"], TGRPOTrainer, reward=accuracy, accuracy_reward="accuracy", **settings))
     assert sizes == [6, 16]  # two of four prompts have a video
-    sizes.clear()
-    for kind in ("text", "image"):
-        trained(build(make_trainer, rows[kind], TGRPOTrainer, reward=accuracy, accuracy_reward="accuracy", **settings))
-    assert sizes == [16, 16]
 
 
+@pytest.mark.slow  # tests/trainers/test_neutral_settings.py is the fast one
 def test_the_neutral_setting_is_grpo_and_samples_nothing_more(rows, make_trainer):
 
     def steep(completions, **columns):  # 1 + 0 < 0 + 2, and with the bonus 4 > 2

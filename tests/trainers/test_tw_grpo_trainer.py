@@ -60,6 +60,7 @@ def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind, p
         update.assert_losses(terms)
 
 
+@pytest.mark.slow  # tests/trainers/test_neutral_settings.py is the fast one
 def test_the_neutral_setting_is_grpo(rows, make_trainer):
     assert_neutral(make_trainer, rows["mixed"], TWGRPOTrainer, {"alpha": 1.0}, {"alpha": 3.0})
 

@@ -81,7 +81,7 @@ def test_weights_losses_and_gradients_are_the_papers(rows, make_trainer, kind, m
         update.assert_losses(terms, update.mean_over_tokens(entropy))
 
 
-@pytest.mark.parametrize("statistics", ["group", "global"])
+@pytest.mark.parametrize("statistics", [pytest.param("group", marks=pytest.mark.slow), "global"])
 def test_how_a_step_is_cut_changes_nothing(rows, make_trainer, statistics):
     """16 rows of four groups as 16x1, 8x2 and 4x4: the release's factors would differ."""
     logs = []
@@ -94,18 +94,21 @@ def test_how_a_step_is_cut_changes_nothing(rows, make_trainer, statistics):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
-def test_the_neutral_setting_is_grpo_and_masks_nothing(rows, make_trainer):
+@pytest.mark.slow  # tests/trainers/test_neutral_settings.py is the fast one
+def test_the_neutral_setting_is_grpo(rows, make_trainer):
     assert_neutral(make_trainer, rows["mixed"], VPPOTrainer, NEUTRAL, {"keep_ratio": 0.4})
+
+
+def test_the_neutral_setting_masks_nothing(rows, make_trainer):
     trainer = trained(build(make_trainer, rows["video"], VPPOTrainer, **NEUTRAL, max_steps=1))
     assert trainer.views == []
 
 
 def test_text_prompts_keep_every_weight_at_one(rows, make_trainer):
-    for statistics in ("group", "global"):
-        settings = {"num_generations": 2, "max_steps": 1, "statistics": statistics}
-        trainer = trained(build(make_trainer, rows["text"], VPPOTrainer, **settings))
-        assert trainer.seen[0].inputs.get("token_weights") is None
-        assert trainer.views == []
+    settings = {"num_generations": 2, "max_steps": 1, "statistics": "global"}
+    trainer = trained(build(make_trainer, rows["text"], VPPOTrainer, **settings))
+    assert trainer.seen[0].inputs.get("token_weights") is None
+    assert trainer.views == []
 
 
 @pytest.mark.parametrize(
