@@ -51,7 +51,7 @@ class Scripted:
         ids, logprobs = super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
         )
-        self.rollouts += 1
+        self.rollouts += num_generations == self.args.num_generations  # not for completions under a view
         completions, ends, _ = self.case
         end = [self._tokenizer.eos_token_id] if ends else []
         return [[*completions[row % self.num_generations], *end] for row in range(len(ids))], logprobs
