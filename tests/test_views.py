@@ -182,6 +182,7 @@ def test_frames_kept_at_positions_of_their_own_are_a_shorter_clip(prompts, proce
             lambda prompt: patches_masked(type(prompt)(**{**vars(prompt), "preparer": None}), 0.5, generator()),
             "this view needs the prompt's images and frames",
         ),
+        (lambda prompt: media_masked(type(prompt)(**{**vars(prompt), "visual": None})), "TRL prepared the images"),
     ],
 )
 def test_bad_arguments_are_refused(prompts, call, words):

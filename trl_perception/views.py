@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .media import PreparedPrompt, PromptPreparer
+from .media import PreparedPrompt, PromptPreparer, VisualInputs
 from .media.frames import keep_cells, token_frames
 from .media.images import from_pixels, to_pixels
+from .media.visual_inputs import UNKNOWN_MEDIA
 from .modeling import View, seeded  # noqa: F401 (beside the views, for their users)
 from .modeling import frames_shuffled as _frames_shuffled
 from .modeling import media_masked as _media_masked
@@ -48,14 +49,14 @@ def patches_masked(
 
         def blacken(pixels: Tensor) -> Tensor:
             height, width = pixels.shape[-2:]
-            if mask == "frames" or not drawn:
+            if mask == "frames" or not drawn or drawn[0].shape != (height, width):
                 cells = torch.rand(-(-height // patch), -(-width // patch), generator=generator) >= p
                 drawn[:] = [cells.repeat_interleave(patch, 0).repeat_interleave(patch, 1)[:height, :width]]
             return pixels * drawn[0]
 
         return blacken
 
-    if not prompt.visual.visual_tokens:
+    if not _visual(prompt).visual_tokens:
         return None
     preparer = _preparer(prompt)
     images, frames = preparer.read_again(prompt, medium)
@@ -78,7 +79,7 @@ def noised(prompt: PreparedPrompt, std: float, generator: torch.Generator) -> Vi
         noise = torch.randn(pixels.shape, generator=generator)
         return (pixels + 255 * std * noise).round().clamp(0, 255).to(torch.uint8)
 
-    if not prompt.visual.visual_tokens:
+    if not _visual(prompt).visual_tokens:
         return None
     preparer = _preparer(prompt)
     images = [from_pixels(add(to_pixels(image))) for image in prompt.images]
@@ -91,7 +92,7 @@ def frames_shuffled(prompt: PreparedPrompt, generator: torch.Generator) -> View 
     Errors: ValueError for a prompt without its media.
     Source: Video-R1 (T-GRPO), arXiv:2503.21776; Video-KTR, arXiv:2601.19686.
     """
-    if prompt.visual.video_grid_thw is None:
+    if _visual(prompt).video_grid_thw is None:
         return None
     return _frames_shuffled(prompt, _ids(prompt), _preparer(prompt), generator)
 
@@ -104,7 +105,7 @@ def media_masked(prompt: PreparedPrompt, model: nn.Module | None = None) -> View
             alone (to score or to sample).
     Source: PGPO, arXiv:2604.01840, appendix A.
     """
-    if not prompt.visual.visual_tokens:
+    if not _visual(prompt).visual_tokens:
         return None
     if model is None:
         return _media_masked_recomputed(_ids(prompt), prompt.visual)
@@ -123,7 +124,7 @@ def frames_kept(prompt: PreparedPrompt, indices: Sequence[int], model: nn.Module
             takes the positions of the shorter prompt (to score or to sample).
     Errors: ValueError for an index that is no frame of the prompt, and for `model` of Gemma 3 or 4.
     """
-    if not prompt.visual.visual_tokens:
+    if not _visual(prompt).visual_tokens:
         return None
     frames = token_frames(prompt.visual)
     count = int(frames.max()) + 1
@@ -147,11 +148,17 @@ def frames_kept(prompt: PreparedPrompt, indices: Sequence[int], model: nn.Module
     return View(ids[tokens], keep_cells(prompt.visual, kept), positions)
 
 
+def _visual(prompt: PreparedPrompt) -> VisualInputs:
+    if prompt.visual is None:
+        raise ValueError(UNKNOWN_MEDIA)
+    return prompt.visual
+
+
 def _ids(prompt: PreparedPrompt) -> Tensor:
     return torch.tensor(prompt.input_ids, device=prompt.visual.token_types.device)
 
 
-def _view(prompt: PreparedPrompt, visual) -> View:
+def _view(prompt: PreparedPrompt, visual: VisualInputs) -> View:
     return View(_ids(prompt), visual)
 
 
@@ -159,6 +166,6 @@ def _preparer(prompt: PreparedPrompt) -> PromptPreparer:
     if prompt.preparer is None:
         raise ValueError(
             f"{prompt.visual.sample}: this view needs the prompt's images and frames, and a prompt that was restored from disk "
-            "or that TRL prepared has none. Make the view while its rollout is in memory."
+            "has none. Make the view while its rollout is in memory."
         )
     return prompt.preparer

@@ -265,9 +265,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         Args:
             inputs: the [`MicroBatch`]: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
                 `visual_inputs`, `logps` (B,T) of the policy with gradient, the property `loss_mask`, and what a subclass put
-                there; in training
-                `tokens_per_micro_batch` and `completions_per_micro_batch`, tokens that the policy is trained on and
-                completions that have any, means over the micro-batches of the step on all processes.
+                there; in training `tokens_per_micro_batch` and `completions_per_micro_batch`, tokens that the policy is
+                trained on and completions that have any, means over the micro-batches of the step on all processes.
         """
         return None
 
