@@ -74,6 +74,7 @@ FLOAT32_LIMITS = {"logps": 1e-4, "gradient": 1e-3}  # nats; relative
 LORA = LoraConfig(r=8, target_modules=r".*language_model.*(q_proj|v_proj)", task_type="CAUSAL_LM")
 OPTIONS = {
     "appo": {"accuracy_reward": "variety", "tokens_per_frame": 8},
+    "t_grpo": {"accuracy_reward": "variety"},
     "ral": {"num_iterations": 2},
     "attn_distill": {"peft_config": LORA},  # no separate teacher: the base model is the teacher
 }

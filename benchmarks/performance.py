@@ -27,7 +27,7 @@ from trl.trainer.utils import add_fused_lm_head
 from benchmarks.families import FAMILIES, TOKENS_A_CELL, family_model, video_prompt
 from benchmarks.measure import machine, now, ratios
 from benchmarks.models import SIZES, random_model
-from benchmarks.performance_table import as_markdown, plot, with_table
+from benchmarks.performance_table import as_markdown, methods_as_markdown, plot, with_table
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.media import VisualInputs
 from trl_perception.modeling import (
@@ -46,6 +46,10 @@ METHODS = {
     "appo": {"tokens_per_frame": 16, "accuracy_reward": "variety"},
     "pgpo": {},
     "ktr": {},
+    "papo": {},
+    "vppo": {},
+    "t_grpo": {"accuracy_reward": "variety"},
+    "tw_grpo": {},
 }
 
 
@@ -152,7 +156,15 @@ def rows_of_one_layer(
 class StepTimes(TrainerCallback):
     """Seconds of each optimisation step, its rollout included, and of the hooks in it (their forwards, no backward)."""
 
-    HOOKS = ("token_weights", "rollout_signals", "penalty")
+    HOOKS = (
+        "token_weights",
+        "gather_statistics",
+        "sequence_weights",
+        "rollout_signals",
+        "penalty",
+        "sample_counterfactuals",
+        "shape_rewards",
+    )
 
     def __init__(self, device: str):
         self.device, self.times, self.of_hooks, self.begun = device, [], [], 0.0
@@ -242,7 +254,8 @@ def methods(
                 seconds, share = step_time(trainer, folder, **options)
                 times[name].append(seconds)
                 shares[name].append(share)
-        plain = step_time("grpo", folder, **PLAIN)[0] if "grpo" in times else None
+        everything = {*names} == {*METHODS, "ral"}
+        plain = step_time("grpo", folder, **PLAIN)[0] if everything else None  # the slowest of all
     result = {}
     for name in names:
         base = times[baseline.get(name, "grpo")]
@@ -362,7 +375,8 @@ def main() -> None:
     result = measure(options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(as_markdown(result))
+    whole = {"shared", "attention rows", "methods", "short prompts"} <= result.keys()
+    print(as_markdown(result) if whole else methods_as_markdown(result.get("methods", {})))
     if options.json:
         page = options.json.with_suffix(".md")
         if page.exists():

@@ -37,6 +37,17 @@ def as_markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_as_markdown(methods: dict[str, dict]) -> str:
+    """A step of each method: its time over that of GRPO, and the share of it in the hooks of the method."""
+    lines = ["| method | over GRPO | of the step in its hooks |", "|---|---:|---:|"]
+    lines += [
+        f"| {name} | {of_one['over_grpo']:+.1%} | {of_one['in_hooks']:.1%} |"
+        for name, of_one in methods.items()
+        if "in_hooks" in of_one
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def families_as_markdown(families: dict[str, dict]) -> list[str]:
     """Lines of the table of the update by family; none before a family is measured."""
     if not families:

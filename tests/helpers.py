@@ -2,6 +2,7 @@
 
 import socket
 
+import pytest
 import torch
 from PIL import Image
 
@@ -15,6 +16,16 @@ def message(text, *kinds):
 def letter_variety(completions, **columns):
     """The number of different letters in each completion."""
     return [float(len(set(completion[0]["content"]))) for completion in completions]
+
+
+COMPARED = ("papo", "t_grpo", "tw_grpo", "vppo")
+"""Methods that are there to compare with: where a table of tests runs every method, theirs are slow."""
+
+
+def methods(fast=()):
+    """The name of every method for `parametrize`; those of `COMPARED` are slow, but for the ones in `fast`."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=slow) if name in COMPARED and name not in fast else name for name in TRAINERS]
 
 
 def every_method(**options):

@@ -8,7 +8,18 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
-SUBPACKAGES = ("trainers", "objectives", "modeling", "families", "media", "rewards", "data", "evaluation", "reports")
+SUBPACKAGES = (
+    "trainers",
+    "views",
+    "objectives",
+    "modeling",
+    "families",
+    "media",
+    "rewards",
+    "data",
+    "evaluation",
+    "reports",
+)
 PACKAGES = ("trl_perception", *(f"trl_perception.{name}" for name in SUBPACKAGES))
 
 

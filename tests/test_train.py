@@ -25,6 +25,7 @@ SIZES = {
     "qwen3_5_4b": ("Qwen3.5-4B", "Qwen/Qwen3.5-4B"),
     "qwen3_5_9b": ("Qwen3.5-9B", "Qwen/Qwen3.5-9B"),
 }
+COMPARED = ("qwen2_5_vl_7b", "qwen3_vl_8b")  # of methods that are there to compare with
 ON_CPU = ["--bf16", "false", "--use_cpu", "true"]
 
 
@@ -37,7 +38,8 @@ def trainer_recipes():
 
 def test_there_is_a_recipe_for_each_trainer_and_size():
     for name in FOLDERS:
-        assert {path.stem for path in (RECIPES / name).glob("*.yaml")} == {"tiny", *SIZES}
+        sizes = COMPARED if name in ("papo", "t_grpo", "tw_grpo", "vppo") else SIZES
+        assert {path.stem for path in (RECIPES / name).glob("*.yaml")} == {"tiny", *sizes}
 
 
 PUBLISHED = [path for path in trainer_recipes() if path.stem != "tiny"]
@@ -82,7 +84,14 @@ def test_a_recipe_names_itself_and_its_model(recipe):
 
 
 OF_THE_MODEL = {"model_name_or_path", "teacher_model_name_or_path", "output_dir", "prompt_template", "reward_funcs"}
-OF_THE_MODEL |= {"chat_template_kwargs", "video_min_pixels", "video_max_pixels", "image_min_pixels", "image_max_pixels"}
+OF_THE_MODEL |= {
+    "entropy_penalty",
+    "chat_template_kwargs",
+    "video_min_pixels",
+    "video_max_pixels",
+    "image_min_pixels",
+    "image_max_pixels",
+}
 NEW = [path for path in trainer_recipes() if path.stem.startswith("qwen3")]
 
 
@@ -110,7 +119,9 @@ def test_recipes_of_later_models_think_in_plain_text(recipe):
     thinking = ("<reason>why</reason>", "<think>why</think>") if "<reason>" in asked else ("", "<think>why</think>")
     columns = {"prompts": ["?"] * 2, "problem_type": ["multiple choice"] * 2, "solution": ["B"] * 2}
     scores = [
-        get_reward(name)(completions=[tags + answer for tags in thinking], **columns) for name in script.reward_funcs
+        get_reward(name)(completions=[tags + answer for tags in thinking], **columns)
+        for name in script.reward_funcs
+        if not name.startswith("length_window")
     ]
     assert scores == [[1.0, 1.0], [1.0, 0.0]]  # accuracy ignores tags around the answer, the format does not
 

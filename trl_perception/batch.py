@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .data.training_checks import refuse_media_lost
 from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs
@@ -37,6 +38,8 @@ class Rollout:
         rewards_per_func: (B,K) float, NaN where a reward does not apply; (0,) until the rewards are computed.
         scores: what TRL scored the rollout with, in its order: the old policy if it is needed, then the reference.
         unusable: prompts of all processes whose media could not be used.
+        prompt_ids, completion_ids: B lists of token ids; empty until they are sampled.
+        counterfactuals: name -> for each group its completions under a view of its prompt, or None.
     """
 
     rows: list[Mapping[str, Any]]
@@ -45,6 +48,14 @@ class Rollout:
     rewards_per_func: Tensor = field(default_factory=lambda: torch.zeros(0))
     scores: list["Scores"] = field(default_factory=list)
     unusable: float = 0.0
+    prompt_ids: Sequence[Sequence[int]] = ()
+    completion_ids: Sequence[Sequence[int]] = ()
+    counterfactuals: dict[str, list["Group | None"]] = field(default_factory=dict)
+
+    def counterfactuals_of(self, group: int) -> dict[str, "Group"]:
+        """The completions of a group's prompt under views, by name, without the views that its prompt does not have."""
+        of_group = {name: groups[group] for name, groups in self.counterfactuals.items()}
+        return {name: found for name, found in of_group.items() if found is not None}
 
     @property
     def trl_rows(self) -> list[dict[str, Any]]:
@@ -105,7 +116,8 @@ class Group:
         attention_mask: (G,T) int, 1 where the forward attends.
         completion_mask: (G,T) bool, True on tokens that the policy is trained on.
         rewards: {name: (G,)} float, unweighted, NaN where a reward does not apply.
-        advantages: (G,) float.
+        advantages: (G,) float, NaN until they are formed.
+        counterfactuals: name -> completions of the same prompt under a view of it, see `sample_counterfactuals`.
     """
 
     prompt: PreparedPrompt
@@ -115,6 +127,7 @@ class Group:
     completion_mask: Tensor
     rewards: dict[str, Tensor]
     advantages: Tensor
+    counterfactuals: dict[str, "Group"] = field(default_factory=dict)
 
     @property
     def visual(self) -> VisualInputs:
@@ -145,8 +158,42 @@ def complete_groups(
             completion_mask=output.loss_mask[rows],
             rewards=dict(zip(reward_names, rollout.rewards_per_func[rows].unbind(1), strict=True)),
             advantages=output["advantages"][rows],
+            counterfactuals=rollout.counterfactuals_of(start // num_generations),
         )
         yield rows, group
+
+
+def sampled_group(
+    prompt: PreparedPrompt,
+    prompt_ids: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    rewards: Tensor,
+    reward_names: Sequence[str],
+    counterfactuals: Mapping[str, Group] = MappingProxyType({}),
+) -> Group:
+    """A group before its advantages are formed: the completions of one prompt and their rewards (G,K)."""
+    ids = [torch.tensor(of_one, device=rewards.device) for of_one in completions]
+    mask = pad_sequence([torch.ones_like(of_one) for of_one in ids], batch_first=True)
+    return Group(
+        prompt=prompt,
+        prompt_ids=torch.tensor(prompt_ids, device=rewards.device),
+        completion_ids=pad_sequence(ids, batch_first=True),
+        attention_mask=mask,
+        completion_mask=mask.bool(),
+        rewards=dict(zip(reward_names, rewards.unbind(1), strict=True)),
+        advantages=rewards.new_full((len(ids),), torch.nan),
+        counterfactuals=dict(counterfactuals),
+    )
+
+
+def scored_groups(rollout: Rollout, num_generations: int, reward_names: Sequence[str]) -> Iterator[tuple[slice, Group]]:
+    """Yields the groups of a rollout with their rows once rewards are there, without the groups that are left out."""
+    for start in range(0, len(rollout.prompts), num_generations):
+        rows, prompt = slice(start, start + num_generations), rollout.prompts[start]
+        if not prompt.left_out:
+            sampled = rollout.prompt_ids[start], rollout.completion_ids[rows], rollout.rewards_per_func[rows]
+            others = rollout.counterfactuals_of(start // num_generations)
+            yield rows, sampled_group(prompt, *sampled, reward_names, others)
 
 
 class MicroBatch(dict[str, Any]):
@@ -155,7 +202,8 @@ class MicroBatch(dict[str, Any]):
     Entries of TRL: `prompt_ids`, `prompt_mask` (B,P) left-padded, `completion_ids`, `completion_mask` (B,T) right-padded,
     `advantages` (B,), or (B,T) once tokens have weights, and where they exist `tool_mask`, `old_per_token_logps`,
     `ref_per_token_logps` (B,T). Entries of this package: `visual_inputs` (a list of B), `row_scale`, `sample`, `group` (a
-    list of B, where the credit waits for the update's forward), `token_weights` (B,T), `tokens_per_micro_batch`,
+    list of B, where the credit waits for the update's forward), `token_weights` (B,T), `logps` (B,T, in [`penalty`] alone),
+    `tokens_per_micro_batch`,
     `completions_per_micro_batch`, and the lists of B that [`rollout_signals`] made.
     """
 

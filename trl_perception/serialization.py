@@ -21,7 +21,7 @@ from .media.errors import describe
 
 OBJECTS = {kind.__name__: kind for kind in (VisualInputs, PreparedPrompt, Group)}
 # Of a prepared prompt: decoded media, beside the visual inputs that the model sees; and what is for a reader alone.
-LEFT_OUT, IN_WORDS = ("images", "frames"), ("row", "messages", "logged")
+LEFT_OUT, IN_WORDS = ("images", "frames", "preparer"), ("row", "messages", "logged")
 
 
 def store(value: Any, *, unknown: list[str] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -58,6 +58,10 @@ LOGGED = {
         "attn_distill/jsd": within(1e-3, math.log(2)),
         "attn_distill/gkd": within(1e-3, 10),
     },
+    "papo": {"papo/kl": within(1e-4, 10), "papo/entropy": within(0.1, 8), "papo/entropy_masked": within(0.1, 8)},
+    "vppo": {"vppo/dependency_mean": within(1e-4, 10), "vppo/kept_frac": within(0.4, 0.9)},
+    "t_grpo": {"t_grpo/ordered_accuracy": within(-0.1, 1.1), "t_grpo/shuffled_accuracy": within(-0.1, 1.1)},
+    "tw_grpo": {"tw_grpo/divergence_mean": sometimes(1e-3), "tw_grpo/weight_max": sometimes(1.1)},
 }
 
 

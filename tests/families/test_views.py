@@ -1,15 +1,21 @@
 """Every family: the views of a prompt against 4D masks and against frames in another order before the processor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.families.reference import logits, processor_inputs
-from tests.families.rows import prepared
+from tests.families.rows import media_of, prepared, preparer, row
 from tests.families.test_forwards import COMPLETION, OURS, log_probs, ours
 from tests.families.tiny import tiny
+from tests.trainers.reference import blackening
+from trl_perception.media import check_placeholders
 from trl_perception.media.frames import token_frames
-from trl_perception.modeling import View, media_masked, shuffled
+from trl_perception.media.images import from_pixels, to_pixels
+from trl_perception.modeling import View, encode, media_masked, shuffled
 from trl_perception.modeling.row_forward import row_forward
+from trl_perception.views import frames_kept, patches_masked
 
 HYBRID = ("qwen3_5", "qwen3_5_moe")
 MEDIA = ("images", "video", "both")
@@ -114,6 +120,53 @@ def test_shuffled_equals_frames_in_another_order_before_the_processor(name, kind
         other = log_probs(logits(family, prompt, kind, COMPLETION, [frames]))
         torch.testing.assert_close(log_probs(read(family.model, view)), other, atol=1e-5, rtol=0)
         assert (other - log_probs(logits(family, prompt, kind, COMPLETION))).abs().max() > 1e-2
+
+
+@each_family
+def test_masked_patches_are_the_prompt_of_masked_media(name):
+    """The media are blackened by a loop, then prepared: whatever the family does with pictures, tiles and frames."""
+    family = tiny(name)
+    prompt = prepared(family, "both")
+    view = patches_masked(prompt, 0.5, torch.Generator().manual_seed(2), mask="frames")
+    (clip, image), blacken = media_of("both"), blackening(torch.Generator().manual_seed(2), 0.5, "frames", 2)
+    frames = torch.stack([blacken[0](frame) for frame in clip[1]])
+    masked = row("both")
+    blocks = masked["prompt"][0]["content"]
+    blocks[0]["video"], blocks[1]["image"] = frames, from_pixels(blacken[1](to_pixels(image[1])))
+    (expected,) = preparer(family)([masked])
+    assert view.prompt_ids.tolist() == prompt.input_ids == expected.input_ids
+    for pixels in ("pixel_values", "pixel_values_videos"):
+        torch.testing.assert_close(getattr(view.visual, pixels), getattr(expected.visual, pixels))
+        assert not torch.equal(getattr(view.visual, pixels), getattr(prompt.visual, pixels))
+
+
+@each_family
+def test_kept_frames_have_their_own_pixels_and_features(name):
+    """The tower gives the pixels of the frames that are kept the features that these frames have among the others."""
+    family = tiny(name)
+    prompt, model = prepared(family, "both"), family.model
+    model.requires_grad_(False)
+    known = replace(prompt, visual=encode(model, prompt.visual))
+    model.requires_grad_(True)
+    for kept in ([0, 2], [1, int(token_frames(prompt.visual).max())]):
+        few, features = (frames_kept(of_one, kept) for of_one in (prompt, known))
+        check_placeholders(
+            few.prompt_ids[None],
+            torch.ones(1, len(few.prompt_ids)),
+            preparer(family).placeholder_ids,
+            [few.visual],
+        )
+        assert features.visual.knows_features
+        torch.testing.assert_close(read(model, few), read(model, features), atol=1e-5, rtol=0)
+        assert token_frames(few.visual).max() == 1
+    windows = name.startswith("gemma")
+    if windows:
+        with pytest.raises(ValueError, match="Leave `model` out"):
+            frames_kept(prompt, [0], model)
+    else:
+        everything = frames_kept(prompt, range(int(token_frames(prompt.visual).max()) + 1), model)
+        everything = replace(everything, positions=everything.positions_until(len(prompt.input_ids) + len(COMPLETION)))
+        torch.testing.assert_close(read(model, everything), ours(model, prompt), atol=1e-5, rtol=0)
 
 
 @each_family

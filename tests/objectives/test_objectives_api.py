@@ -23,6 +23,14 @@ SIGNATURES = {
     "temporal_keep_ratio=0.2, entropy_keep_ratio=0.2, preset='paper', weighting='hard'",
     "attention_policy": "rows, key_mask",
     "jensen_shannon": "p, q",
+    "papo_penalty": "logps, masked_logps, completion_mask, *, weight=0.01, entropy_weight=0.03, "
+    "masked_entropy_weight=0.03, num_tokens=None",
+    "vppo_token_weights": "dependency, completion_mask, *, keep_ratio=0.4",
+    "mean_dependency": "dependency, completion_mask",
+    "vppo_sequence_weights": "scores, *, floor=0.9",
+    "entropy_penalty": "logps, completion_mask, *, weight=0.06, num_tokens=None",
+    "t_grpo_bonus": "accuracy, shuffled_accuracy, *, bonus=0.3, margin=0.8, correct_above=0.1",
+    "tw_token_weights": "completion_mask, log_probs_at, *, alpha=1.7, padding='skip'",
     "ral_penalty": "policy, old_policy, advantages, completion_mask, *, weight=1.0, num_tokens=None",
     "attn_distill_penalty": "policy, teacher_policy, completion_mask, *, weight=0.5, reduction='mean', "
     "num_tokens=None, num_completions=None",

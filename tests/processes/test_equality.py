@@ -14,6 +14,7 @@ OPTIONS = every_method(
     attn_distill={"teacher_model_name_or_path": "tiny_teacher", "grpo_weight": 1.0},
 )
 METHODS = {name: (name, options) for name, options in OPTIONS.items()}
+METHODS["vppo"] = ("vppo", {"statistics": "global", "mask": "tube"})
 MORE = {
     **METHODS,
     "attn_distill": ("attn_distill", {**METHODS["attn_distill"][1], "gkd_weight": 0.5}),
@@ -24,11 +25,15 @@ MORE["ktr, zeroed under a frozen tower"] = (
     "ktr",
     {"visual_view": "zeroed", "gradient_checkpointing": True, "freeze_vision_tower": True},
 )
+MORE["papo, gradient of masked media"] = ("papo", {"masked_gradient": True, "num_iterations": 2})
+MORE["vppo, groups"] = ("vppo", {"num_iterations": 2})
 MORE["ral, checkpointed"] = ("ral", {**METHODS["ral"][1], "gradient_checkpointing": True, "group_forward": "off"})
 # TRL's averages over micro-batches, regardless of the number of tokens in each, and lengths of repeated rows.
 NOT_COMPARED = ("entropy", "clip_ratio", "eval_completions")
 SKIP = {"on_bad_media": "skip"}
 LEFT_OUT = {
+    "vppo, one left out": ("vppo", {"statistics": "global", **SKIP}),
+    "t_grpo, one left out": ("t_grpo", SKIP),
     "ktr, one left out": ("ktr", SKIP),
     "ral, one left out": ("ral", {**METHODS["ral"][1], **SKIP}),
     "attn_distill, one left out": ("attn_distill", {**MORE["attn_distill"][1], **SKIP}),
@@ -125,7 +130,7 @@ def one_process(kinds, tmp_path_factory):
     return alone(kinds, tmp_path_factory.mktemp("alone"), MORE, LEFT_OUT)
 
 
-QUICK = ("grpo", "ktr", "attn_distill")
+QUICK = ("grpo", "ktr", "attn_distill", "t_grpo", "vppo")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_two_processes_give_what_one_gives(kinds, tmp_path, names):
 
 @pytest.mark.slow
 def test_four_processes_give_what_one_gives(kinds, one_process, tmp_path):
-    methods = {name: MORE[name] for name in ("grpo", "ktr", "ral", "attn_distill")}
+    methods = {name: MORE[name] for name in ("grpo", "ktr", "ral", "attn_distill", "t_grpo", "vppo")}
     compared(one_process, launch({"runs": jobs(kinds, 4, methods)}, tmp_path, 4, seconds=500, config=DDP))
 
 

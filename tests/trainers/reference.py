@@ -9,14 +9,17 @@ import copy
 import functools
 import gc
 import inspect
+import itertools
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -231,15 +234,16 @@ class Eager:
         self.model = eager_model(path, len(weights["lm_head.weight"]))
         self.model.load_state_dict(weights)
 
-    def read(self, row, ids, *, grad=False, media_masking=None, cells=None, frames=None) -> Reading:
+    def read(self, row, ids, *, grad=False, media_masking=None, cells=None, frames=None, patches=None) -> Reading:
         """One completion under one view of its prompt.
 
         Args:
             media_masking: "mask" forbids text to attend to visual tokens, at original positions; "delete" takes them out;
                 "zero" replaces the vision tower's output by zeros.
             cells: per video the order in which its temporal cells are shown; frames: the same for raw frames.
+            patches: (seed, step, p, mask) of random patches in black, see `blackening`.
         """
-        inputs = inputs_of(self.processor, row, frames)
+        inputs = inputs_of(self.processor, row, frames, patches)
         length, prompt = len(ids), inputs["input_ids"].size(1)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -291,24 +295,60 @@ def zeroed_tower(model):
         handle.remove()
 
 
-def inputs_of(processor, row, orders=None):
-    """The processor's output for a row's prompt; `orders` permutes the raw frames of each video first."""
+def inputs_of(processor, row, orders=None, patches=None):
+    """The processor's output for a row's prompt; `orders` permutes the raw frames of each video first, `patches` blackens."""
     text = processor.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-    return dict(_processed(processor, text, tuple(row["videos"]), tuple(row["images"]), str(orders or "")))
+    media = tuple(row["videos"]), tuple(row["images"])
+    if patches is not None:
+        seed, step, p, mask = patches
+        prompt_ids = inputs_of(processor, row)["input_ids"][0]
+        patches = tuple(blackening(seeded(seed, step, prompt_ids), p, mask, sum(map(len, media))))
+    return dict(_processed(processor, text, *media, str(orders or ""), patches))
+
+
+def blackening(generator, p, mask, count):
+    """For each medium a function of pixels (3,H,W): patches of 14x14 are 0 where a number drawn for them is below p.
+
+    The numbers of a picture are drawn when it is read; with `mask="tube"` those of a clip's first frame serve all.
+    """
+
+    def of_medium():
+        drawn = []
+
+        def blacken(pixels):
+            rows, columns = (math.ceil(side / 14) for side in pixels.shape[1:])
+            if mask == "frames" or not drawn:
+                drawn[:] = torch.rand(rows, columns, generator=generator).tolist()
+            pixels = pixels.clone()
+            for y, x in itertools.product(range(rows), range(columns)):
+                if drawn[y][x] < p:
+                    pixels[:, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14] = 0
+            return pixels
+
+        return blacken
+
+    return [of_medium() for _ in range(count)]
 
 
 @functools.lru_cache(maxsize=64)
-def _processed(processor, text, videos, images, orders):
+def _processed(processor, text, videos, images, orders, patches=None):
     size = processor.video_processor.size
     limits = (size["shortest_edge"], size["longest_edge"])
-    clips = [read_video(path, factor=28, size_limits=limits) for path in videos]
+    changes = patches or [None] * len(videos + images)
+    pairs = zip(videos, changes, strict=False)
+    clips = [read_video(path, factor=28, size_limits=limits, change=change) for path, change in pairs]
+    pictures = [poster(path) for path in images]
+    if patches:
+        pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]
+        masked = [change(of_one) for change, of_one in zip(changes[len(videos) :], pixels, strict=True)]
+        pictures = [Image.fromarray(of_one.permute(1, 2, 0).contiguous().numpy()) for of_one in masked]
     frames = [clip.frames for clip in clips]
     if orders:
         frames = [of_clip[order] for of_clip, order in zip(frames, ast.literal_eval(orders), strict=True)]
     metadata = [VideoMetadata(total_num_frames=16, fps=4, frames_indices=clip.indices) for clip in clips]
     return processor(
         text=[text],
-        images=[poster(path) for path in images] or None,
+        images=pictures or None,
         videos=frames or None,
         return_tensors="pt",
         **({"do_sample_frames": False, "video_metadata": metadata} if clips else {}),
@@ -656,6 +696,25 @@ def pgpo_weights(
         if conserve_mass:
             weights = [weight * count / sum(weights) for weight in weights]
     return weights
+
+
+# PAPO, arXiv:2507.06448, and VPPO, arXiv:2510.09285
+
+
+def k3(shown, masked, bound):
+    """exp(d) - d - 1, d = masked - shown within +-bound."""
+    d = (masked - shown).clamp(-bound, bound)
+    return torch.exp(d) - d - 1
+
+
+def masked_readings(update, p, mask="frames", weights=None):
+    """Each completion with random patches of its media in black; a prompt without media as it is."""
+    view = {"patches": (update.args.seed, update.sampled_at, p, mask)}
+    found = []
+    for completion in update.completions:
+        media = completion.row["videos"] or completion.row["images"]
+        found += update.read(weights or update.sampled_with, [completion], **(view if media else {}))
+    return found
 
 
 # Video-KTR, arXiv:2601.19686

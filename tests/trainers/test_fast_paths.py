@@ -7,10 +7,20 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.helpers import every_method
+from tests.helpers import COMPARED, every_method
 from tests.trainers.reference import build, trained
 from trl_perception.modeling import View
-from trl_perception.trainers import TRAINERS, APPOTrainer, GRPOVideoTrainer, KTRTrainer, PGPOTrainer, RALTrainer
+from trl_perception.trainers import (
+    TRAINERS,
+    APPOTrainer,
+    GRPOVideoTrainer,
+    KTRTrainer,
+    PAPOTrainer,
+    PGPOTrainer,
+    RALTrainer,
+    TWGRPOTrainer,
+    VPPOTrainer,
+)
 from trl_perception.trainers.policy_reader import CachedForward
 
 FAST = {"group_forward": "on", "shared_prefill": True, "reuse_vision_features": True}
@@ -52,8 +62,17 @@ def run(make_trainer, rows, name, scenario, paths):
     return trained(build(make_trainer, rows[kind], TRAINERS[name], **config, extra=extra))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("name", TRAINERS)
+FIRST = {"papo": "frozen tower", "t_grpo": "frozen tower", "tw_grpo": "", "vppo": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "scenario"),
+    [
+        pytest.param(name, scenario, marks=pytest.mark.slow if FIRST.get(name, scenario) != scenario else ())
+        for name in TRAINERS
+        for scenario in SCENARIOS
+    ],
+)
 def test_losses_and_gradients_agree(rows, make_trainer, name, scenario):
     fast, plain = (run(make_trainer, rows, name, scenario, paths) for paths in (FAST, PLAIN))
     assert fast._forwards.packs
@@ -92,11 +111,19 @@ READS = {
     "pgpo": (PGPOTrainer, {}, 1),
     "pgpo over the vocabulary": (PGPOTrainer, {"dependency": "kl"}, 1),
     "ktr": (KTRTrainer, {}, 2),
+    "vppo": (VPPOTrainer, {}, 1),
+    "tw_grpo": (TWGRPOTrainer, {}, 0),
 }
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        pytest.param(name, packing, marks=pytest.mark.slow if name in COMPARED and packing == "off" else ())
+        for name in READS
+        for packing in ("on", "off")
+    ],
+)
 def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer, monkeypatch, name, packing):
     cls, options, others = READS[name]
     config = {
@@ -181,6 +208,19 @@ def test_the_tower_sees_each_medium_once_a_rollout(rows, make_trainer):
         calls.append(len(seen))
     # one rollout of one prompt; without reuse: prefill, old policy, shuffled, and two updates
     assert calls == [1, 5]
+
+
+@pytest.mark.parametrize("cls", [PAPOTrainer, pytest.param(VPPOTrainer, marks=pytest.mark.slow)])
+def test_the_tower_sees_masked_media_once_more_a_rollout(rows, make_trainer, cls):
+    """Never from the features of the media as they are: with the patches masked by p = 1 every picture is black."""
+    config = {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2, "max_steps": 2}
+    trainer = build(make_trainer, rows["video"], cls, **config, **FAST, freeze_vision_tower=True, mask_probability=1.0)
+    seen, body = [], trainer.model.model.visual.forward
+    trainer.model.model.visual.forward = lambda pixels, *args, **kwargs: (
+        seen.append(pixels) or body(pixels, *args, **kwargs)
+    )
+    trained(trainer)
+    assert [bool((pixels == pixels[:1]).all()) for pixels in seen] == [False, True]
 
 
 def test_another_models_tower_sees_the_pixels(rows, make_trainer):

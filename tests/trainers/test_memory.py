@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trl.kernels import chunked_divergence, chunked_logprob
 
+from tests.helpers import methods
 from tests.trainers.test_fast_paths import OPTIONS
 from trl_perception.trainers import TRAINERS
 
@@ -31,12 +32,12 @@ class Distributions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("packing", ["on", "off"])
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", methods(fast=("tw_grpo",)))
 def test_distributions_exist_in_tiles(rows, make_trainer, monkeypatch, name, packing):
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", TILE)
     monkeypatch.setattr(chunked_divergence, "VOCAB_CHUNK_SIZE", 100)
     extra = {"dependency": "kl"} if name == "pgpo" else {}
-    if name == "appo":
+    if name in ("appo", "t_grpo"):
         extra = {"accuracy_reward": "letter_variety"}
     trainer = make_trainer(
         rows["video"],

@@ -49,6 +49,7 @@ class Family:
     # The argument of the model's forward that takes the token types of prompts with media, if it has one.
     types_keyword: str | None = None
     has_position_rules = False  # whether transformers 5 places text after a video elsewhere than in training
+    has_windows = False  # whether some layers attend to the last tokens alone
     frames_are_images = False  # whether a conversation shows the frames of a video as images
     sharding_unsupported_reason: str | None = "its vision tower is unknown"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .visual_inputs import TOKEN_TYPE, VisualInputs
+from .visual_inputs import PIXELS, TOKEN_TYPE, VisualInputs
 
 
 def token_frames(visual: VisualInputs) -> Tensor:
@@ -45,6 +45,37 @@ def shuffle_cells(visual: VisualInputs, generator: torch.Generator) -> tuple[Vis
     return replace(visual, **reordered, video_features_of=None), orders
 
 
+def keep_cells(visual: VisualInputs, kept: Tensor) -> VisualInputs:
+    """Keep some frames of a prompt: their pixels, features, cells of the grids and tokens.
+
+    Args:
+        kept: (frames,) bool, numbered as by [`token_frames`].
+    """
+    device = visual.token_types.device
+    numbers = token_frames(visual)
+    tokens = (numbers < 0) | kept.to(device)[numbers.clamp(min=0)]
+    changed: dict[str, Tensor | None] = {"token_types": visual.token_types[tokens]}
+    of_kind = {kind: [] for kind in TOKEN_TYPE}
+    for (kind, medium), keep in zip(cells_in_prompt_order(visual), kept.tolist(), strict=True):
+        of_kind[kind].append((medium, keep))
+    for kind, cells in of_kind.items():
+        if (grid := visual.grid(kind)) is None:
+            continue
+        media = [[keep for medium, keep in cells if medium == number] for number in range(len(grid))]
+        orders = [[cell for cell, keep in enumerate(of_medium) if keep] for of_medium in media]
+        some = torch.tensor([bool(order) for order in orders], device=grid.device)
+        rows = {name: getattr(visual, name) for name in (PIXELS[kind], f"{kind}_features", f"{kind}_position_ids")}
+        rows = {name: values for name, values in rows.items() if values is not None}
+        changed |= {name: _reordered(values, grid, orders) if some.any() else None for name, values in rows.items()}
+        times = torch.tensor([len(order) for order in orders], dtype=grid.dtype, device=grid.device)
+        left = torch.cat([times[:, None], grid[:, 1:]], dim=1)[some]
+        changed[f"{kind}_grid_thw"] = left if some.any() else None
+        changed[f"{kind}_features_of"] = None
+        if kind == "video" and visual.second_per_grid_ts is not None:
+            changed["second_per_grid_ts"] = visual.second_per_grid_ts[some.to(visual.second_per_grid_ts.device)]
+    return replace(visual, **changed)
+
+
 def not_identity(length: int, generator: torch.Generator) -> list[int]:
     """Draw a permutation uniformly from all but the identity; returns the identity if `length` < 2."""
     identity = list(range(length))
@@ -57,7 +88,7 @@ def not_identity(length: int, generator: torch.Generator) -> list[int]:
 
 
 def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
-    """Reorder the cells of each video in the concatenated pixels or features of videos.
+    """Reorder the cells of each medium, or take some of them, in the concatenated pixels or features of a kind.
 
     A cell has one row (a picture), or as many as its share of all patches.
     """
@@ -66,7 +97,7 @@ def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
     sizes = cells if pictures else (patches // (int(patches.sum()) // len(values))).tolist()
     return torch.cat(
         [
-            part.unflatten(0, (count, -1))[torch.tensor(order, device=part.device)].flatten(0, 1)
+            part.unflatten(0, (count, -1))[torch.tensor(order, dtype=torch.long, device=part.device)].flatten(0, 1)
             for part, count, order in zip(values.split(sizes), cells, orders, strict=True)
         ]
     )

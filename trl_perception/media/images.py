@@ -3,7 +3,7 @@
 import base64
 import binascii
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def read_image(
     resized_width: int | None = None,
     size_limits: SizeLimits | None = None,
     limits: MediaLimits | Budget | None = None,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Image.Image:
     """Read an image as upright RGB, transparency flattened on white; resized only if a bound or a size is given.
 
@@ -44,6 +45,7 @@ def read_image(
         resized_height, resized_width: pixels, rounded to multiples of the factor; they replace the bounds.
         size_limits: the processor's (min_pixels, max_pixels), used where no others are given.
         limits: resource limits, None means MediaLimits(); or the budget of the clip that contains this frame.
+        change: pixels (3,H,W) uint8 -> the same, before they are resized.
     Raises: MediaError if it cannot be read completely and within the limits, or resized within the bounds.
     Source: qwen_vl_utils.vision_process.fetch_image. Differs: the EXIF orientation is applied.
     """
@@ -53,6 +55,8 @@ def read_image(
         source = Image.fromarray(_image_array(source, name))
     image = _flat(source, name, budget) if isinstance(source, Image.Image) else _decoded(source, name, budget)
     budget.check_time()
+    if change is not None:
+        image = from_pixels(change(to_pixels(image)))
     if min_pixels is max_pixels is resized_height is size_limits is None:
         return image
     height, width = image_size(
@@ -67,6 +71,16 @@ def read_image(
         source=name,
     )
     return image.resize((width, height))
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """Return the pixels of an RGB image: (3,H,W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def from_pixels(pixels: torch.Tensor) -> Image.Image:
+    """Return the RGB image of pixels (3,H,W) uint8."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _decoded(source: Any, name: str, budget: Budget) -> Image.Image:
@@ -197,7 +211,7 @@ def listed_frames(source: Sequence[Any], indices: list[int], budget: Budget) -> 
         if image.size != first_size:
             reason = f"frame {index} has {image.size} pixels (width, height) and frame {indices[0]} has {first_size}"
             raise MediaError(budget.name, reason, "Give frames of one size")
-        yield torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        yield to_pixels(image)
 
 
 def as_uint8(source: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:

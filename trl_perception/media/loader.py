@@ -68,9 +68,12 @@ class MediaRequest:
         sizes = None if self.size_limits is None else tuple(self.size_limits)
         return self.kind, fingerprint(self.source), self.settings, self.factor, sizes, self.source_fps, self.limits
 
-    def read(self, threads: int | None = None) -> Medium:
-        """Decode the medium. Args: threads: maximum threads of a video's decoder, None for one per processor.
+    def read(self, threads: int | None = None, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Medium:
+        """Decode the medium.
 
+        Args:
+            threads: maximum threads of a video's decoder, None for one per processor.
+            change: pixels (3,H,W) uint8 of an image or a frame -> the same, before they are resized.
         Raises: MediaError.
         """
         if self.kind == "video":
@@ -82,9 +85,11 @@ class MediaRequest:
                 source_fps=self.source_fps,
                 limits=self.limits,
                 threads=threads,
+                change=change,
             )
         bounds = image_bounds(self.settings)
-        return read_image(self.source, factor=self.factor, size_limits=self.size_limits, limits=self.limits, **bounds)
+        bounds |= {"size_limits": self.size_limits, "limits": self.limits}
+        return read_image(self.source, factor=self.factor, change=change, **bounds)
 
 
 class MediaLoader:

@@ -1,7 +1,7 @@
 """Prepares dataset rows as model inputs: decodes media, applies the chat template, tokenizes, and checks lengths."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class PreparedPrompt:
         images: its images as PIL, for engines that take PIL images.
         frames: per video, the sampled frames (F,3,H,W) uint8.
         frame_times: per video, the time of each sampled frame in seconds.
+        preparer: what prepared it, for views of its media; None where nothing did, and for a prompt that was restored.
         left_out: the reason why the sample is left out, else "". A left-out prompt is one token without media that
             keeps its place in the batch and does not contribute to the loss.
     """
@@ -45,6 +46,7 @@ class PreparedPrompt:
     images: list = field(default_factory=list)
     frames: list[torch.Tensor] = field(default_factory=list)
     frame_times: list[list[float]] = field(default_factory=list)
+    preparer: "PromptPreparer | None" = None
     left_out: str = ""
 
     def to(self, device: torch.device | str) -> "PreparedPrompt":
@@ -155,6 +157,7 @@ class PromptPreparer:
             images=images,
             frames=[clip.frames for clip in clips],
             frame_times=[[float(time) for time in clip.times] for clip in clips],
+            preparer=self,
         )
 
     def _template(self, messages: Any, logged: Any, clips: list[VideoClip]) -> str:
@@ -192,6 +195,37 @@ class PromptPreparer:
     def pixels(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return `pixel_values_videos` of clips (F,3,H,W) uint8 that were read for this processor."""
         return torch.cat([self.family.video_pixels(self.processor, clip) for clip in clips])
+
+    def read_again(
+        self, prompt: PreparedPrompt, change: Callable[[], Callable[[torch.Tensor], torch.Tensor]]
+    ) -> tuple[list, list[torch.Tensor]]:
+        """Decode the media of a prompt once more, with their pixels changed before they are resized.
+
+        Args:
+            change: called for each medium, returns what changes its pixels (3,H,W) uint8, image by image or frame by frame.
+        Returns: images (PIL) and frames, as in [`PreparedPrompt`].
+        Errors: MediaError for a medium that can no longer be read.
+        """
+        requests = [self.media_settings.request(block) for block in media_blocks(prompt.messages)]
+        media = [(request.kind, request.read(change=change())) for request in requests]
+        return [m for kind, m in media if kind == "image"], [m.frames for kind, m in media if kind == "video"]
+
+    def repainted(
+        self, prompt: PreparedPrompt, *, images: Sequence = (), frames: Sequence[torch.Tensor] = ()
+    ) -> VisualInputs:
+        """Return the visual inputs of a prompt with other pixels of the same sizes; features of the earlier ones are dropped.
+
+        Args:
+            images, frames: all images (PIL), or the frames of all videos; an empty kind stays as it is.
+        """
+        pixels = {}
+        if images:
+            processed = [self.family.process(self.processor, "image", image).fields for image in images]
+            pixels["pixel_values"] = torch.cat([fields["pixel_values"] for fields in processed])
+        if frames:
+            pixels["pixel_values_videos"] = self.pixels(frames)
+        device = prompt.visual.token_types.device
+        return replace(prompt.visual, **{name: values.to(device) for name, values in pixels.items()})
 
     def _left_out(self, row: Mapping[str, Any], reason: UnusableSampleError) -> PreparedPrompt:
         text = f"Left out: {reason}"

@@ -76,6 +76,7 @@ def read_video(
     source_fps: float = 2.0,
     limits: MediaLimits | None = None,
     threads: int | None = None,
+    change: Fit | None = None,
 ) -> VideoClip:
     """Decode the frames that settings select, resized with antialiased bicubic interpolation.
 
@@ -91,6 +92,7 @@ def read_video(
         source_fps: frames per second at which a list or array was sampled; ignored for files.
         limits: resource limits, None means MediaLimits().
         threads: maximum threads of a file's decoder, None for one per processor.
+        change: frame (3,H,W) uint8 -> the same, before it is resized; called in the order in which frames are decoded.
     Raises: MediaError for a source that cannot be read completely: missing, truncated, damaged, without video, out of
         range, or past a limit.
     Source: qwen_vl_utils.vision_process.fetch_video. Differs: returns uint8; times come from presentation timestamps;
@@ -107,6 +109,7 @@ def read_video(
         bounds = {"factor": factor, "size_limits": size_limits, "source": name}
 
         def fit(frame: Tensor) -> Tensor:  # one size for the clip, that of its first frame
+            frame = frame if change is None else change(frame)
             if not size:
                 size.extend(frame_size(*frame.shape[-2:], nframes, settings, **bounds))
             return functional.resize(frame, size, interpolation=InterpolationMode.BICUBIC, antialias=True)

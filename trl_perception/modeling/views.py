@@ -19,13 +19,20 @@ class View:
     Args:
         prompt_ids: (P,) int.
         visual: the visual inputs that the prompt's placeholders stand for.
-        positions: the positions of prompt and completion where they are not the ones that the model would take itself:
-            (A,P+T) int with A axes (3 for mRoPE), or None.
+        positions: the positions of the prompt and of at least one token after it, where they are not the ones that the
+            model would take itself: (A,P+1) int or wider with A axes (3 for mRoPE), or None. Later tokens continue by one.
     """
 
     prompt_ids: Tensor
     visual: VisualInputs
     positions: Tensor | None = None
+
+    def positions_until(self, total: int) -> Tensor | None:
+        """Positions of the prompt and a completion, `total` tokens together: (A,total), or None."""
+        if self.positions is None or self.positions.size(1) >= total:
+            return self.positions
+        further = torch.arange(1, total - self.positions.size(1) + 1, device=self.positions.device)
+        return torch.cat([self.positions, self.positions[:, -1:] + further], dim=1)
 
 
 def with_media(prompt_ids: Tensor, visual: VisualInputs) -> View:

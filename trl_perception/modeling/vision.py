@@ -96,7 +96,7 @@ def adapted_modules(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False) -> VisualInputs:
-    """Returns the same inputs with the tower's features.
+    """Returns the same inputs with the tower's features, where they are not known yet.
 
     With a frozen merger they are the merged ones, (tokens, depths * D); with one that trains or that an adapter changes,
     those before it, (tokens, patches a token, depths * C) in the order of tokens.
@@ -112,7 +112,7 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
     read = family.before_mergers if trained or any(map(adapted_modules, mergers)) else family.run_tower
     known = {}
     for kind in MEDIA_KINDS:
-        if (pixels := visual.pixels(kind)) is None:
+        if (pixels := visual.pixels(kind)) is None or getattr(visual, f"{kind}_features") is not None:
             continue
         known[f"{kind}_features"] = read(backbone, visual, kind)
         if not keep_pixels:

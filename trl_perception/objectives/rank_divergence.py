@@ -1,4 +1,4 @@
-"""APPO's comparison of a group's next-token distributions, a few at a time."""
+"""The comparison of a group's next-token distributions in APPO and TW-GRPO, a few at a time."""
 
 import math
 from collections.abc import Callable
@@ -32,12 +32,12 @@ def rank_divergences(
         log_probs_at: (g_index (M,), t_index (M,)) -> (M,N) log-probabilities, see `appo_token_weights`.
         divergence: "kl" (mean KL to the mixture) or "release".
         missing_ranks: "skip" compares the completions that have the rank; "uniform" gives the others 1/N and compares all.
-    Returns: D (K,R), nats, and compared (K,R) bool, at least two completions there ("uniform": one); R is the most ranks of any frame.
+    Returns: D (K,R), nats, and compared (K,R) bool, at least two completions there ("uniform": one); R is the largest rank + 1.
     Errors: ValueError where log_probs_at returns another shape, or rows whose divergence is not finite.
     """
     frames, group_size, length = perception.shape
-    ranks = max(1, int(perception.sum(-1).max())) if perception.numel() else 1
     k, i, j = perception.nonzero(as_tuple=True)
+    ranks = int(rank[k, i, j].max()) + 1 if len(k) else 1
     tokens = torch.full((ranks, frames, group_size), -1, device=perception.device)  # i * T + j, -1: no such rank
     tokens[rank[k, i, j], k, i] = i * length + j
     compared = (tokens >= 0).sum(-1) >= (2 if missing_ranks == "skip" else 1)

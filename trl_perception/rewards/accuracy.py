@@ -15,6 +15,7 @@ def accuracy_reward(
     completion_ids: list | None = None,
     *,
     answer_reading: str = "lenient",
+    partial_credit: bool = False,
     **columns: Any,
 ) -> list[float]:
     """Score each completion's `<answer>` in [0, 1] against the row's solution, by the row's problem type.
@@ -35,13 +36,16 @@ def accuracy_reward(
     Args: columns: `solution`, plain or inside answer tags, or numbers; `problem_type`, a key of `PROBLEM_TYPES`;
         `options`, the option texts of a multiple-choice row, None for other rows. Without that column only letters are
         read. Other columns are ignored; answer_reading: "lenient" removes decoration that cannot change the meaning
-        (see `undress`) and reads the forms that models write, "exact" requires the answer alone.
+        (see `undress`) and reads the forms that models write, "exact" requires the answer alone; partial_credit: for a
+        multiple-choice solution with several right options, a list, scores the share of them that is named (see `overlap`;
+        arXiv:2505.24718), where by default any one of them scores 1.
     Raises: ValueError if a required column is missing, a problem type is unknown, or a solution cannot be read or is
         not one of its options; ImportError if the package that scores a row's problem type is not installed.
     Source: arXiv:2503.21776 (Video-R1), accuracy reward. Differs: "3" equals "3.0"; "3,5" is not a number; option texts
         and marked letters count; free-form is an exact match, and what the paper calls free-form is free text here.
     """
-    return scores_of("accuracy_reward", extract_answer, completions, columns, answer_reading)
+    options = {"partial_credit": partial_credit}
+    return scores_of("accuracy_reward", extract_answer, completions, columns, answer_reading, **options)
 
 
 def boxed_accuracy_reward(
@@ -51,6 +55,7 @@ def boxed_accuracy_reward(
     *,
     answer_reading: str = "lenient",
     thinking_tag: str = "think",
+    partial_credit: bool = False,
     **columns: Any,
 ) -> list[float]:
     r"""Apply `accuracy_reward` to the single `\boxed{...}` after each completion's thinking (see `extract_boxed`).
@@ -58,4 +63,5 @@ def boxed_accuracy_reward(
     Args: thinking_tag: name of the tags around the thinking.
     """
     extract = partial(extract_boxed, thinking_tag=thinking_tag)
-    return scores_of("boxed_accuracy_reward", extract, completions, columns, answer_reading)
+    options = {"partial_credit": partial_credit}
+    return scores_of("boxed_accuracy_reward", extract, completions, columns, answer_reading, **options)

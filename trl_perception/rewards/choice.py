@@ -30,6 +30,9 @@ _AFTER = re.compile(
     r"(?:answer|choice))$|(?:项|選項|选项)?(?:是|为)?(?:正确的?|正確的?|对的|です|입니다)?$",
     re.IGNORECASE,
 )
+# Between several options.
+_SEPARATORS = re.compile(r" ?(?:[,;\n]|\band\b)+ ?(?:and\b ?)?")
+_LETTERS = re.compile(r"[A-Z]{2,}")
 _HEDGE = re.compile(
     r"\b(?:not?|nor|neither|either|never|none|wrong|incorrect|false|or|but|maybe|perhaps|possibly|unsure|both|all|any)\b|"
     r"n't\b|[不没非或错]|\?|"
@@ -101,6 +104,34 @@ def option_letter(text: str, options: Sequence[str] | None = None) -> str | None
         if choice_letter(text, options) == letter and not _doubted(words, letter, plain):
             return letter
     return None
+
+
+def option_letters(text: str, options: Sequence[str] | None = None, *, exact: bool = False) -> frozenset[str] | None:
+    """Return the capital letters of all options that a text names; None if a part of it names none or several.
+
+    The options are separated by commas, semicolons, "and" or lines ("A, C", "A. red; C. blue"), or are letters side by side
+    ("AC").
+
+    Args: options: as for `choice_letter`; exact: whether each part is read by `choice_letter` instead of `option_letter`.
+    """
+    read = choice_letter if exact else option_letter
+    if (one := read(text, options)) is not None:
+        return frozenset(one)
+    text = undress(text)
+    parts = list(text) if _LETTERS.fullmatch(text) else _SEPARATORS.split(text)
+    found = [read(part, options) for part in parts]
+    return None if None in found else frozenset(found)
+
+
+def require_partial_credit(partial_credit: bool) -> None:
+    """Raises: ValueError for a value that is not a bool."""
+    if not isinstance(partial_credit, bool):
+        raise ValueError(f"partial_credit is {partial_credit!r}; set it to True or False.")
+
+
+def overlap(found: frozenset[str], wanted: frozenset[str]) -> float:
+    """|found| / |wanted| where every option found is wanted, else 0."""
+    return len(found) / len(wanted) if found <= wanted else 0.0
 
 
 def _letter_alone(form: re.Pattern, text: str) -> str | None:

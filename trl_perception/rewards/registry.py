@@ -10,13 +10,18 @@ from functools import partial
 from typing import Any
 
 from trl_perception.rewards.accuracy import accuracy_reward, boxed_accuracy_reward
+from trl_perception.rewards.choice import require_partial_credit
 from trl_perception.rewards.format import answer_format_reward, boxed_format_reward, format_reward
 from trl_perception.rewards.grounding import box_iou_reward, temporal_iou_reward
 from trl_perception.rewards.reading import require_answer_reading
 from trl_perception.rewards.shaping import LengthWindow, repetition, soft_overlong
 from trl_perception.rewards.text import thinking_tags
 
-PARAMETERS = {"answer_reading": require_answer_reading, "thinking_tag": thinking_tags}
+PARAMETERS = {
+    "answer_reading": require_answer_reading,
+    "thinking_tag": thinking_tags,
+    "partial_credit": require_partial_credit,
+}
 """Parameter of a key of `REWARDS` -> check of its value."""
 
 REWARDS: dict[str, Callable] = {

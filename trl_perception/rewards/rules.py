@@ -7,7 +7,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from trl_perception.rewards.boxes import BOX_GROUNDING, box_iou, box_of, parse_box
-from trl_perception.rewards.choice import choice_letter, option_letter
+from trl_perception.rewards.choice import choice_letter, option_letter, option_letters, overlap
 from trl_perception.rewards.columns import require_column
 from trl_perception.rewards.mathematics import equal_expressions, read_expression
 from trl_perception.rewards.numeric import equal_quantities, near_quantities, read_plain_quantity, read_quantity
@@ -95,11 +95,13 @@ def scores_of(
     columns: Mapping[str, list],
     answer_reading: str,
     only: Iterable[str] | None = None,
+    partial_credit: bool = False,
 ) -> list[float | None]:
     """Score each completion by its row's rule; None for rows of problem types not in `only`.
 
     Args: reward: the caller's name, for errors; extract: a completion's text -> its answer, None if it has none;
-        columns: those of the dataset; `solution` and `problem_type` are required, `options` is optional.
+        columns: those of the dataset; `solution` and `problem_type` are required, `options` is optional;
+        partial_credit: whether the list of a multiple-choice solution has to be named whole (see `accuracy_reward`).
     Raises: ValueError for a missing column, or naming the row whose values `check_solution` rejects.
     """
     require_answer_reading(answer_reading)
@@ -119,7 +121,12 @@ def scores_of(
         except ValueError as error:
             raise ValueError(f"row {row} of the batch: {error}") from error
         answer, rule = extract(completion_text(completion)), RULES[values[0]]
-        also = (_texts(values[2]),) if rule is RULES[MULTIPLE_CHOICE] else ()
+        is_choice = rule is RULES[MULTIPLE_CHOICE]
+        also = (_texts(values[2]),) if is_choice else ()
+        if is_choice and partial_credit and answer is not None:
+            letters = option_letters(answer, *also, exact=answer_reading == "exact")
+            scores.append(0.0 if letters is None else overlap(letters, frozenset(wanted)))
+            continue
         found = None if answer is None else rule.read(answer, answer_reading, *also)
         scores.append(0.0 if found is None else max(rule.score(found, one) for one in wanted))
     return scores

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ..objectives.appo import STRATEGIES
+from ..options import documented, require_choice, require_positive, require_range, take_preset
 from .grpo_video_config import GRPOVideoConfig
-from .options import documented, require_choice, require_positive, require_range, take_preset
 
 ANY_SUCCESS = 1e-30  # r >= it stands for the release's r > 0
 PRESETS = {

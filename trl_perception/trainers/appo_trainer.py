@@ -12,6 +12,7 @@ from ..objectives import TokenWeights, appo_token_weights, select_frames
 from .appo_config import APPOConfig
 from .grpo_video_trainer import GRPOVideoTrainer
 from .policy_reader import PolicyReads
+from .rewards import name_of_accuracy
 
 
 class APPOTrainer(GRPOVideoTrainer):
@@ -32,11 +33,12 @@ class APPOTrainer(GRPOVideoTrainer):
     _tag_names = ["trl", "appo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "APPO"
     _paper = {  # noqa: RUF012
-        "title": "APPO: Attention-guided Perception Policy Optimization",
+        "title": "APPO: Attention-guided Perception Policy Optimization for Video Reasoning",
         "id": "2602.23823",
         "citation": textwrap.dedent("""\
-            @inproceedings{appo2026,
-                title     = {{APPO: Attention-guided Perception Policy Optimization}},
+            @inproceedings{du2026appo,
+                title     = {{APPO: Attention-guided Perception Policy Optimization for Video Reasoning}},
+                author    = {Henghui Du and Chang Zhou and Xi Chen and Di Hu},
                 booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
                 year      = 2026,
                 eprint    = {arXiv:2602.23823},
@@ -50,7 +52,7 @@ class APPOTrainer(GRPOVideoTrainer):
     )
 
     def setup_method(self) -> None:
-        self.accuracy_name = self._name_of_accuracy()
+        self.accuracy_name = name_of_accuracy(self)
         self.policy_reads = PolicyReads(attention_layers=self.args.attention_layers, states=True)
 
     def token_weights(self, group: Group) -> TokenWeights | None:
@@ -100,14 +102,3 @@ class APPOTrainer(GRPOVideoTrainer):
                 "from failures. Let it score every row with media, or set accuracy_reward to a reward that does."
             )
         return accuracy
-
-    def _name_of_accuracy(self) -> str:
-        names, wanted = self.reward_func_names, self.args.accuracy_reward
-        found = [name for name in names if (name == wanted if wanted else "accuracy" in name)]
-        if len(found) == 1:
-            return found[0]
-        raise ValueError(
-            f"APPO needs the accuracy reward alone to tell successes from failures, and among the rewards {names} "
-            f"{'none' if not found else len(found)} {'is ' + repr(wanted) if wanted else 'has accuracy in its name'}. "
-            "Set accuracy_reward to the name of one of them."
-        )

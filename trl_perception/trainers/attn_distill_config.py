@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .options import documented, require_choice, require_positive, require_range
+from ..options import documented, require_choice, require_positive, require_range
 from .ral_config import AttentionPolicyConfig
 
 

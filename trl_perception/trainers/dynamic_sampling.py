@@ -152,7 +152,15 @@ def replaced(
         ]
         output[name] = torch.cat(_alike(name, whole, padding.get(name, 0)))[rows.to(whole[0].device)]
     rewards = torch.cat([old.rewards_per_func, new.rewards_per_func])[rows.to(old.rewards_per_func.device)]
-    rollout = Rollout(of_rows(old.rows, new.rows), of_rows(old.prompts, new.prompts), old.left_out, rewards)
+    groups = [row // num_generations for row in order[::num_generations]]
+    of_views = {name: [*theirs, *new.counterfactuals[name]] for name, theirs in old.counterfactuals.items()}
+    rollout = Rollout(
+        of_rows(old.rows, new.rows),
+        of_rows(old.prompts, new.prompts),
+        old.left_out,
+        rewards,
+        counterfactuals={name: [both[group] for group in groups] for name, both in of_views.items()},
+    )
     return rollout, output
 
 

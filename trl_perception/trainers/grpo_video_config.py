@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
 from ..modeling import check_position_rule
 from ..modeling.activation_checkpointing import unify_checkpointing_names
-from .options import documented
+from ..options import documented
 
 
 @documented

@@ -5,8 +5,8 @@ A training step is: rows -> rollout -> (forward -> credit -> loss) for each of i
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from ..batch import (
     complete_groups,
     means_per_micro_batch,
     prompt_for_rewards,
+    scored_groups,
     whole_groups,
 )
 from ..callbacks.checkpoints import Checkpoints, run_state
@@ -50,6 +51,17 @@ from ..callbacks.nonfinite import NonFiniteGuard, samples
 from ..callbacks.precision import MasterWeights
 from ..callbacks.reporting import RolloutRecords, RolloutTracker
 from ..callbacks.zero_reward import ZeroReward
+from ..counterfactuals import groups_under, rollout_under
+from ..credit import (
+    Groups,
+    attach_signals,
+    averaged_credit,
+    shaped_rewards,
+    validate_penalty,
+    validate_token_weights,
+    weigh_sequences,
+    weigh_tokens,
+)
 from ..data.columns import undecoded_videos
 from ..data.start_checks import check_processor
 from ..data.training_checks import (
@@ -60,7 +72,7 @@ from ..data.training_checks import (
     require_prompts,
 )
 from ..families import family_of_run
-from ..media import PromptPreparer, VisualInputs
+from ..media import PreparedPrompt, PromptPreparer, VisualInputs
 from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
     AttentionTap,
@@ -97,12 +109,11 @@ from ..objectives import Penalty, TokenWeights
 from ..reports.card import CardFacts, complete_card, require_card_template
 from ..reports.card_facts import Origin
 from ..rewards.checked import distinct
-from .credit import Groups, attach_signals, validate_penalty, validate_token_weights, weigh_tokens
 from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import averaged_credit, refuse_vllm
+from .refusals import refuse_vllm
 from .rewards import RewardChecks, require_scored
 from .rollout import RolloutBuilder, leave_out
 
@@ -122,7 +133,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     rollout, old and reference log-probabilities and every update; in every forward the number of placeholder tokens
     must equal the number of visual features.
 
-    A subclass gives credit through one of two hooks: [`token_weights`] or [`penalty`].
+    A subclass gives credit through hooks: [`token_weights`], [`sequence_weights`], [`shape_rewards`] or [`penalty`].
 
     Args:
         model: name or path (`"tiny"` is the model that ships with this package) or a `PreTrainedModel`.
@@ -233,7 +244,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def setup_method(self) -> None:
         """For subclasses: check the method's settings and set up what it needs, once models, rewards and processes are there."""
 
-    # The two hooks
+    # The hooks
 
     def token_weights(self, group: Group) -> TokenWeights | None:
         """Multiplicative credit for the tokens of one group: advantage[g,t] = advantage[g] * weights[g,t].
@@ -253,10 +264,35 @@ class GRPOVideoTrainer(GRPOTrainer):
 
         Args:
             inputs: the [`MicroBatch`]: `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, `advantages`,
-                `visual_inputs`, the property `loss_mask`, and what a subclass put there; in training
-                `tokens_per_micro_batch` and `completions_per_micro_batch`, tokens that the policy is trained on and
-                completions that have any, means over the micro-batches of the step on all processes.
+                `visual_inputs`, `logps` (B,T) of the policy with gradient, the property `loss_mask`, and what a subclass put
+                there; in training `tokens_per_micro_batch` and `completions_per_micro_batch`, tokens that the policy is
+                trained on and completions that have any, means over the micro-batches of the step on all processes.
         """
+        return None
+
+    def sample_counterfactuals(self) -> dict[str, list[Group | None]]:
+        """Completions of a rollout's prompts under views, by name, each from [`sample_under`]; none by default.
+
+        Called once a rollout in training, on every process, before rewards are computed. `group.counterfactuals[name]` has
+        them in every other hook.
+        """
+        return {}
+
+    def shape_rewards(self, group: Group) -> Tensor | None:
+        """Rewards (G,K) from which the advantages of a group are formed; None, the default, leaves them as they are.
+
+        Called once a rollout for each complete group, in training, before advantages are formed (`group.advantages` is NaN).
+        Columns are those of `group.rewards`, unweighted, NaN where a reward does not apply. [`log_metric`] logs a value.
+        """
+        return None
+
+    def gather_statistics(self, groups: Sequence[Group]) -> None:
+        """For what [`sequence_weights`] compares over groups: called before it with all groups of this process that are given
+        credit together, perhaps none, on every process at once, so that it may gather over processes.
+        """
+
+    def sequence_weights(self, group: Group) -> Tensor | None:
+        """Factors (G,) >= 0 for the advantages of whole completions, called after [`token_weights`]; None is 1, the default."""
         return None
 
     def rollout_signals(self, group: Group) -> dict[str, Tensor]:
@@ -314,6 +350,45 @@ class GRPOVideoTrainer(GRPOTrainer):
         asked = {"entropy": entropy, "attention": attention, "layers": layers, "states": states}
         with without_checkpointing(self.model), without_dropout(policy):
             return self._reader.read(group, view, policy, **asked)
+
+    def sample_under(self, view: Callable[[PreparedPrompt], View | None], n: int) -> list[Group | None]:
+        """Samples further completions of the rollout's prompts under a view, for [`sample_counterfactuals`].
+
+        As the rollout itself is sampled (shared prefill, engine, processes), and scored by the same rewards, whose metrics
+        and table have the rollout alone; never trained on. Tokens count in `num_tokens`.
+
+        Args:
+            view: a prompt -> a [`View`] without positions of its own, or None for a prompt that is not sampled.
+            n: completions of each prompt, at least 1.
+        Returns: for each group of this process the n completions with their `rewards`, or None.
+        Errors: ValueError for a view with positions, and where TRL prepares the prompts.
+        """
+        rollout, count, filler = self._rollout, self.num_generations, self._tokenizer.eos_token_id
+        groups, shown = rollout_under(rollout, view, n, count, self.accelerator, filler, self.with_features)
+        if shown is None:
+            return [None] * (len(rollout.prompts) // count)
+        if not self._prepares_prompts:
+            raise ValueError(UNKNOWN_MEDIA)
+        with self._sampling(shown, n):
+            generated = super()._generate([row["prompt"] for row in shown.trl_rows])
+            prompts = [prompt_for_rewards(prompt) for prompt in shown.prompts]
+            rewards = super()._calculate_rewards(shown.rows, prompts, generated[3], generated[1])
+            self._reward_checks.stop_together(self.accelerator)
+        shown.prompt_ids, shown.completion_ids = generated[:2]
+        local = shown.local(rewards, self.accelerator.process_index)
+        return groups_under(shown, groups, n, len(rollout.prompts) // count, local, self.reward_func_names)
+
+    def score_update(self, inputs: MicroBatch, visuals: Sequence[VisualInputs]) -> Tensor:
+        """log p (B,T) of an update's rows, with gradient, under other visual inputs of their prompts, for [`penalty`].
+
+        One more forward of the micro-batch. With sharded parameters every process must ask for it at every update.
+        """
+        width = inputs["completion_ids"].size(1)
+        return self._reader.score_rows(self.model, inputs.input_ids, inputs.attention_mask, width, visuals).logps
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Logs the mean of a value over all calls of a rollout on all processes, for [`shape_rewards`]."""
+        self._log_metric(name, float(value))
 
     def head_of(self, model: nn.Module) -> Head:
         """Returns the current language-model head of the policy or of another model of the run, for [`token_weights`]."""
@@ -404,7 +479,7 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _setup_components(self) -> None:
         options, preparer = self.args, self._prompt_preparer
         self._build_rollout = RolloutBuilder(
-            preparer, self.accelerator, self._with_features, on_unusable=options.on_bad_media
+            preparer, self.accelerator, self.with_features, on_unusable=options.on_bad_media
         )
         self._reader = PolicyReader(
             partial(GRPOTrainer._get_per_token_logps_and_entropies, self),
@@ -428,8 +503,8 @@ class GRPOVideoTrainer(GRPOTrainer):
             self.add_callback(callback)
         self._setup_reporting()
 
-    def _with_features(self, visual: VisualInputs) -> VisualInputs:
-        """Adds the features of a frozen tower if they are reused."""
+    def with_features(self, visual: VisualInputs) -> VisualInputs:
+        """Returns visual inputs with the features of a frozen tower, where these are reused."""
         if not self._reuses_features:
             return visual
         with self.accelerator.autocast():
@@ -476,6 +551,22 @@ class GRPOVideoTrainer(GRPOTrainer):
         output = MicroBatch.of(super()._generate_and_score_completions(rows))
         leave_out(rollout, output, self.accelerator)
         return rollout, output
+
+    @contextmanager
+    def _sampling(self, rollout: Rollout, num_generations: int) -> Iterator[None]:
+        """Context manager in which TRL samples and scores another rollout, without its metrics and table."""
+        before, metrics = (self._rollout, self.num_generations), self._metrics[self._mode]
+        logged = {name: list(values) for name, values in metrics.items()}
+        self._rollout, self.num_generations = rollout, num_generations
+        try:
+            yield
+        finally:
+            self._rollout, self.num_generations = before
+            tokens = metrics["num_tokens"]
+            metrics.clear()
+            metrics.update(logged, num_tokens=tokens)
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
 
     def _refilled(self, sampled: tuple[Rollout, MicroBatch]) -> tuple[Rollout, MicroBatch]:
         refill = DynamicSampling(
@@ -528,6 +619,7 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list) -> tuple:
         generated = super()._generate(prompts)
+        self._rollout.prompt_ids, self._rollout.completion_ids = generated[:2]
         batch = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
         rows = min(self._completions_a_prompt, batch)
         self._forwards.select(generated[0], generated[1], rows, self.accelerator)
@@ -538,6 +630,8 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         rollout, process = self._rollout, self.accelerator.process_index
+        if self.model.training:
+            rollout.counterfactuals = self.sample_counterfactuals()
         if self._prepares_prompts:
             inputs, prompts = rollout.rows, [prompt_for_rewards(prompt) for prompt in rollout.prompts]
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -552,7 +646,11 @@ class GRPOVideoTrainer(GRPOTrainer):
             self._tracker.log_frames(rollout.prompts)
         require_scored(rewards, rollout, self.reward_func_names)
         rollout.rewards_per_func = rollout.local(rewards, process)
-        return rewards
+        if not self.model.training or type(self).shape_rewards is GRPOVideoTrainer.shape_rewards:
+            return rewards
+        for rows, group in scored_groups(rollout, self.num_generations, self.reward_func_names):
+            rollout.rewards_per_func[rows] = shaped_rewards(group, self.shape_rewards(group))
+        return self.accelerator.gather(rollout.rewards_per_func)
 
     # Credit
 
@@ -591,8 +689,15 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _give_credit(self, groups: Groups, output: MicroBatch, forward: CachedForward) -> None:
         """Multiplies the advantages of the groups by their token weights. `forward` serves what it holds to `read`."""
-        with torch.no_grad(), self._reader.reusing(forward), self._collectives.section():
-            credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
+        with torch.no_grad(), self._reader.reusing(forward):
+            with self._collectives.section():
+                credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
+            self.gather_statistics([group for _, group in groups])
+            with self._collectives.section():
+                credits = [
+                    weigh_sequences(group, credit, self.sequence_weights(group))
+                    for (_, group), credit in zip(groups, credits, strict=True)
+                ]
         weigh_tokens(output, groups, credits, drops_unweighted=self.loss_counts_weighted_tokens_only)
         credited = [(group, credit) for (_, group), credit in zip(groups, credits, strict=True)]
         self._tracker.show(credited)
@@ -651,7 +756,9 @@ class GRPOVideoTrainer(GRPOTrainer):
             self._give_credit(groups, batch, CachedForward.of(groups, scores, credit_taps))
         loss = self._policy_loss(scores, batch)
         self._guard.record_term("policy loss", loss)
+        batch["logps"] = scores.logps
         penalty = self.penalty(batch)
+        del batch["logps"]
         if penalty is None:
             return loss
         validate_penalty(penalty)

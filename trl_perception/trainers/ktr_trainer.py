@@ -31,11 +31,13 @@ class KTRTrainer(GRPOVideoTrainer):
     _tag_names = ["trl", "video-ktr", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "Video-KTR"
     _paper = {  # noqa: RUF012
-        "title": "Video-KTR: Key Token Attribution",
+        "title": "Video-KTR: Reinforcing Video Reasoning via Key Token Attribution",
         "id": "2601.19686",
         "citation": textwrap.dedent("""\
-            @inproceedings{videoktr2026,
-                title     = {{Video-KTR: Key Token Attribution}},
+            @inproceedings{wang2026videoktr,
+                title     = {{Video-KTR: Reinforcing Video Reasoning via Key Token Attribution}},
+                author    = {Ziyue Wang and Sheng Jin and Zhongrong Zuo and Jiawei Wu and Han Qiu and Qi She
+                             and Hao Zhang and Xudong Jiang},
                 booktitle = {International Conference on Learning Representations},
                 year      = 2026,
                 eprint    = {arXiv:2601.19686},

@@ -25,13 +25,15 @@ class PGPOTrainer(GRPOVideoTrainer):
     _tag_names = ["trl", "pgpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
     _name = "PGPO"
     _paper = {  # noqa: RUF012
-        "title": "PGPO: Perception-Grounded Policy Optimization",
+        "title": "Not All Tokens See Equally: Perception-Grounded Policy Optimization for Large Vision-Language Models",
         "id": "2604.01840",
         "citation": textwrap.dedent("""\
-            @article{pgpo2026,
-                title  = {{PGPO: Perception-Grounded Policy Optimization}},
-                year   = 2026,
-                eprint = {arXiv:2604.01840},
+            @article{ye2026pgpo,
+                title     = {{Not All Tokens See Equally: Perception-Grounded Policy Optimization for Large Vision-Language Models}},
+                author    = {Zekai Ye and Qiming Li and Xiaocheng Feng and Ruihan Chen and Ziming Li and Haoyu
+                             Ren and Kun Chen and Dandan Tu and Bing Qin},
+                year      = 2026,
+                eprint    = {arXiv:2604.01840},
             }"""),
     }
     method = "pgpo"

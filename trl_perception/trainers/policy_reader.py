@@ -179,6 +179,7 @@ class PolicyReader:
         attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)
         visuals = [view.visual] * count
         check_placeholders(input_ids, attention_mask, self.placeholder_ids, visuals)
+        positions = view.positions_until(input_ids.size(1))
         taps: Taps = {}
         if attention is not None:
             taps["attention"] = AttentionTap(model, attention, layers=layers)
@@ -192,7 +193,7 @@ class PolicyReader:
             for start in range(0, count, size):
                 rows = slice(start, start + size)
                 ids, mask = input_ids[rows], attention_mask[rows]
-                forward = self.forwards.bind(model, ids, mask, width, self._of(visuals, rows), view.positions)
+                forward = self.forwards.bind(model, ids, mask, width, self._of(visuals, rows), positions)
                 self.collectives.before_forward(model)
                 scored.append(self.score(forward, ids, mask, width, compute_entropy=entropy))
         logps, entropies, _ = zip(*scored, strict=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..options import documented, require_choice, require_positive, require_range
 from .grpo_video_config import GRPOVideoConfig
-from .options import documented, require_choice, require_positive, require_range
 
 
 @documented

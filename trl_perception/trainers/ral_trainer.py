@@ -38,10 +38,12 @@ class RALTrainer(GRPOVideoTrainer):
         "title": "Reinforced Attention Learning",
         "id": "2602.04884",
         "citation": textwrap.dedent("""\
-            @article{ral2026,
-                title  = {{Reinforced Attention Learning}},
-                year   = 2026,
-                eprint = {arXiv:2602.04884},
+            @article{li2026ral,
+                title     = {{Reinforced Attention Learning}},
+                author    = {Bangzheng Li and Jianmo Ni and Chen Qu and Ian Miao and Liu Yang and Xingyu Fu
+                             and Muhao Chen and Derek Zhiyuan Cheng},
+                year      = 2026,
+                eprint    = {arXiv:2602.04884},
             }"""),
     }
     method = "ral"

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -101,6 +102,19 @@ def require_scored(rewards: Tensor, rollout: Rollout, names: Sequence[str]) -> N
             f"Every reward function ({', '.join(names)}) returned None for {int(unscored.sum())} of {len(rewards)} completions. At "
             "least one must apply to each row: check the rows' problem_type, or add a reward that applies to all."
         )
+
+
+def name_of_accuracy(trainer: Any) -> str:
+    """The reward that is the accuracy: `accuracy_reward` of the configuration, or the one with "accuracy" in its name."""
+    names, wanted, method = trainer.reward_func_names, trainer.args.accuracy_reward, trainer._name
+    found = [name for name in names if (name == wanted if wanted else "accuracy" in name)]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"{method} needs the accuracy reward alone to tell successes from failures, and among the rewards {names} "
+        f"{'none' if not found else len(found)} {'is ' + repr(wanted) if wanted else 'has accuracy in its name'}. "
+        "Set accuracy_reward to the name of one of them."
+    )
 
 
 def _not_finite(names: Sequence[str]) -> str:

@@ -28,6 +28,9 @@ OWN = {
     # One update a rollout, which serves the credit: nothing is pending at a checkpoint, and an epoch has 2 steps.
     "ktr": {"gradient_accumulation_steps": 2, "num_iterations": 1, "max_steps": 7},
     "ral": {"beta": 0.1, "attn_reference": "old"},
+    "papo": {"masked_gradient": True},
+    "t_grpo": {"accuracy_reward": "letter_variety", "temporal_margin": 0.0, "correct_above": 5.0},
+    "vppo": {"statistics": "global"},
     "attn_distill": {"teacher_model_name_or_path": "tiny_teacher", "gkd_weight": 0.5, "grpo_weight": 1.0},
 }
 METHODS = {name: (name, {**OPEN, **options}) for name, options in every_method(**OWN).items()}

@@ -1,12 +1,13 @@
 """Credit: token weights and signals of each group become part of the batch."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..batch import Group, MicroBatch
-from ..objectives import Penalty, TokenWeights
+from .batch import Group, MicroBatch
+from .objectives import Penalty, TokenWeights
 
 Groups = Sequence[tuple[slice, Group]]  # with their rows
 
@@ -36,6 +37,38 @@ def validate_token_weights(group: Group, credit: TokenWeights | None) -> TokenWe
             "penalises belongs into penalty()."
         )
     return credit
+
+
+def shaped_rewards(group: Group, shaped: Tensor | None) -> Tensor:
+    """The rewards (G,K) of a group after `shape_rewards`. Errors: ValueError for another shape, or an infinite reward."""
+    rewards = torch.stack([*group.rewards.values()], dim=1)
+    if shaped is None:
+        return rewards
+    if shaped.shape != rewards.shape or shaped.isinf().any():
+        found = f"shape {tuple(shaped.shape)}" if shaped.shape != rewards.shape else "an infinite reward"
+        raise ValueError(
+            f"shape_rewards returned {found}; finite rewards {tuple(rewards.shape)} are wanted, one for each completion and "
+            "reward function, NaN where one does not apply."
+        )
+    return shaped.to(rewards)
+
+
+def weigh_sequences(group: Group, credit: TokenWeights | None, factors: Tensor | None) -> TokenWeights | None:
+    """Token weights (G,T) times the factors (G,) that `sequence_weights` returned.
+
+    Errors: ValueError for another shape, or a factor below 0.
+    """
+    if factors is None:
+        return credit
+    if factors.shape != group.advantages.shape or (factors < 0).any():
+        found = tuple(factors.shape) if factors.shape != group.advantages.shape else f"{factors.min().item():g}"
+        raise ValueError(
+            f"sequence_weights returned {found}; weights {tuple(group.advantages.shape)} of at least 0 are wanted, one for each "
+            "completion."
+        )
+    if credit is None:
+        credit = TokenWeights(group.completion_mask.float())
+    return replace(credit, weights=credit.weights * factors.to(credit.weights)[:, None])
 
 
 def validate_penalty(penalty: Penalty) -> None:
@@ -74,3 +107,18 @@ def attach_signals(output: MicroBatch, groups: Groups, signals: Callable[[Group]
     for rows, group in groups:
         for name, values in signals(group).items():
             output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)
+
+
+def averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> str | None:
+    """Returns a warning where a completion has one importance ratio, or None.
+
+    The gradient of each of its tokens then has the mean of their weights, so that weights of mean 1 do nothing. Losses of
+    log-probabilities (cispo, vespo) weigh tokens beside that ratio.
+    """
+    if importance_sampling_level != "sequence" or loss_type in ("cispo", "vespo"):
+        return None
+    return (
+        f"importance_sampling_level is 'sequence' and loss_type {loss_type!r}: a completion's tokens share one ratio, and of the "
+        f"token weights of {trainer} the gradient has their mean over the completion alone. For credit to tokens set "
+        "importance_sampling_level='token', or loss_type 'cispo' or 'vespo'."
+    )
