@@ -9,6 +9,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from ..media.sampling import ClipLimits
+from ..media.visual_inputs import VisualInputs
+from .family import EngineItem
 from .qwen_vl import GridFamily
 
 
@@ -30,6 +32,10 @@ class Qwen3VL(GridFamily):
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        item = super().engine_item(visual, kind, index, rows)
+        return item._replace(lead=1) if kind == "video" else item  # the mark before the first cell
 
     def encoder_output(self, backbone: nn.Module, parts: Sequence[Tensor]) -> BaseModelOutputWithPooling:
         depths = len(self.mergers(backbone))
