@@ -11,6 +11,7 @@ FAMILIES = (
     "qwen3_vl",
     "internvl",
     "smolvlm",
+    "glm4v",
 )
 
 
@@ -27,3 +28,19 @@ def test_greedy_tokens_are_those_of_generate(family, tmp_path, clips, pictures):
 def test_log_probs_of_sampling_are_the_policys(family, tmp_path, clips, pictures):
     trainer = engine_trainer(family, tmp_path, mixed(clips, pictures))
     assert largest_difference(trainer, rollout(trainer)) < EXACT
+
+
+REFUSED = {
+    "qwen3_vl_moe": "weights of experts have another layout",
+    "qwen3_5": "linear attention layers were not compared",
+    "qwen3_5_moe": "linear attention layers were not compared",
+    "glm46v": "has no model of its own",
+    "gemma3": "behind a video is not the same",
+    "gemma4": "behind a video is not the same",
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_families_that_the_engine_cannot_follow_are_refused_before_it_loads_them(family, tmp_path, pictures):
+    with pytest.raises(ValueError, match=f"use_vllm is not possible with .*{REFUSED[family]}"):
+        engine_trainer(family, tmp_path, mixed([], pictures, {"image": "i"}))

@@ -1,4 +1,4 @@
-"""The engine in two processes: one each, or one that both share (tensor parallelism)."""
+"""The engine in processes of its own: one each, or one that both share (tensor parallelism)."""
 
 import pytest
 
@@ -6,21 +6,23 @@ from tests.engine.rollouts import EXACT, saved, wide
 from tests.processes.launch import launch
 
 
-@pytest.mark.parametrize("tensor_parallel", [1, 2])
-def test_two_processes_sample_what_they_train_on(tensor_parallel, tmp_path, clips, pictures, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "processes", "tensor_parallel"),
+    [("qwen2_5_vl", 2, 1), ("qwen2_5_vl", 2, 2), ("qwen3_vl", 2, 2)],
+)
+def test_processes_sample_what_they_train_on(
+    family, processes, tensor_parallel, tmp_path, clips, pictures, monkeypatch
+):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    saved(wide("qwen2_5_vl"), tmp_path / "model")
+    saved(wide(family), tmp_path / "model")
     run = {
-        "kind": "engine.two_steps",
-        "name": "engine",
+        "kind": "engine.two_rollouts",
+        "name": "differences",
+        "family": family,
         "home": str(tmp_path),
-        "tensor_parallel": tensor_parallel,
         "clips": clips,
         "pictures": pictures,
-        "config": {},
+        "config": {"vllm_tensor_parallel_size": tensor_parallel},
     }
-    results = launch({"runs": [run]}, tmp_path / "job", 2, seconds=400)
-    for of_rank in results:
-        differences = of_rank["engine"]["differences"]
-        assert len(differences) == 2
-        assert max(differences) < EXACT
+    for result in launch({"runs": [run]}, tmp_path / "job", processes, seconds=400):
+        assert max(result["differences"]) < EXACT

@@ -28,7 +28,7 @@ def test_log_probs_follow_an_update(name, tmp_path, clips, pictures):
     assert largest_difference(trainer, after_update(trainer)) < EXACT
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "smolvlm"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "smolvlm", "glm4v"])
 def test_a_frozen_tower_never_runs_in_the_engine(family, tmp_path, clips, pictures, monkeypatch):
     frozen = {"freeze_vision_tower": True, "freeze_merger": True}
     trainer = engine_trainer(family, tmp_path, mixed(clips, pictures), **frozen)

@@ -1,19 +1,15 @@
 """Runs with the engine in several processes; only where vLLM is installed."""
 
+import os
 from pathlib import Path
 
-from tests.engine.rollouts import engine_trainer
+from tests.engine.rollouts import after_update, engine_trainer, largest_difference, rollout
 from tests.families.training import mixed
-from tests.helpers import history
-from trl_perception.engine import generation
 
 
-def two_steps(folder: Path, job: dict, run: dict) -> dict:
-    """Two steps with the engine; the largest difference between log-probs of sampling and policy in each."""
-    generation.PLACEHOLDER_BIAS = 0.0
-    rows = mixed(run["clips"], run["pictures"], repeats=2)
-    options = {"per_device_train_batch_size": 4, "vllm_tensor_parallel_size": run["tensor_parallel"], "max_steps": 2}
-    trainer = engine_trainer("qwen2_5_vl", Path(run["home"]), rows, **options, **run["config"])
-    trainer.train()
-    (found,) = history(trainer, "sampling/sampling_logp_difference/max")
-    return {"differences": found}
+def two_rollouts(folder: Path, job: dict, run: dict) -> list[float]:
+    """The largest differences between log-probs of sampling and policy before and after an update, each process on rows of its own."""
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rows = mixed(run["clips"], run["pictures"])[rank::processes][:2]
+    trainer = engine_trainer(run["family"], Path(run["home"]), rows, **run["config"])
+    return [largest_difference(trainer, step(trainer)) for step in (rollout, after_update)]

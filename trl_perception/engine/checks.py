@@ -1,10 +1,11 @@
 """Settings of a run with the engine that cannot work, refused before weights are loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
+from torch import nn
 from trl import GRPOConfig
 
 from ..families import Family
@@ -51,16 +52,19 @@ def check_engine(args: GRPOConfig, *, quantised: bool) -> None:
         )
 
 
-def check_family(family: Family, architecture: str, *, own_models: tuple[str, ...]) -> None:
-    """Refuse models that vLLM runs by transformers, which would prepare media once more.
+def check_model(family: Family, model: nn.Module, own_models: Collection[str]) -> None:
+    """Refuse models that the engine cannot follow: it has none of its own, or one that differs.
 
-    Args: own_models: names of the architectures that vLLM has.
+    Args:
+        model: the policy without wrappers. own_models: names of the architectures that vLLM has; others it runs by
+            transformers, which would prepare media once more.
     Errors: ValueError.
     """
-    if architecture not in own_models:
-        raise ValueError(
-            f"vLLM {engine_version()} has no model of its own for {architecture} ({family.name}). Set use_vllm=False."
-        )
+    name, reason = type(model).__name__, family.engine_unsupported_reason(model.config)
+    if reason is None and name not in own_models:
+        reason = f"vLLM {engine_version()} has no model of its own for it"
+    if reason is not None:
+        raise ValueError(f"use_vllm is not possible with {name}: {reason}. Set use_vllm=False.")
 
 
 def engine_version() -> str | None:

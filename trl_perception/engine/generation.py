@@ -18,7 +18,7 @@ from ..media import MEDIA_KINDS, PromptPreparer, VisualInputs
 from ..modeling import base_model
 from ..modeling.adapters import require_mergeable
 from ..modeling.positions import position_rule_of
-from .checks import check_family
+from .checks import check_model
 from .divergence import forward_dtype
 from .media import EngineMedia, engine_media
 from .positions import check_positions
@@ -98,8 +98,7 @@ class MediaGeneration(VLLMGeneration):
 
         require_mergeable(self.model, "use_vllm")
         if self.family is not None:
-            architecture = type(base_model(self.model)).__name__
-            check_family(self.family, architecture, own_models=tuple(ModelRegistry.get_supported_archs()))
+            check_model(self.family, base_model(self.model), ModelRegistry.get_supported_archs())
 
         def build(**of_trl: Any) -> MediaLLM:
             with replaceable_weights():

@@ -119,6 +119,6 @@ def _merged(family: Family, backbone: nn.Module, visual: VisualInputs) -> Visual
     merged = {
         name: family.merge(backbone, states)
         for name, states in before.items()
-        if states is not None and states.ndim == 3 and family.engine_takes_features
+        if states is not None and states.ndim == 3
     }
     return replace(visual, **merged) if merged else visual

@@ -73,7 +73,6 @@ class Family:
     frames_are_images = False  # whether a conversation shows the frames of a video as images
     sharding_unsupported_reason: str | None = "its vision tower is unknown"
     engine_modalities: tuple[str, ...] = ("image", "video")  # what its model in vLLM is given
-    engine_takes_features = True  # whether its model in vLLM takes features in place of pixels
 
     # Preparation
 
@@ -196,8 +195,15 @@ class Family:
 
     # The engine (vLLM)
 
+    def engine_unsupported_reason(self, config: Any) -> str | None:
+        """Return why the engine cannot sample for a model of this configuration, or None."""
+        text = config.get_text_config()
+        if getattr(text, "num_experts", None) or getattr(text, "n_routed_experts", None):
+            return "the engine's weights of experts have another layout, into which an update cannot be sent"
+        return None
+
     def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
-        """Return a prompt's media for the engine: merged features where they are known and taken, else pixels."""
+        """Return a prompt's media for the engine: merged features where they are known, else pixels."""
         items = []
         for kind in PIXELS:
             sizes, features = self.engine_sizes(visual, kind), getattr(visual, f"{kind}_features")

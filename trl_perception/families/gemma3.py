@@ -22,7 +22,6 @@ class Gemma3(Windowed, FixedPictures):
     processors = ("Gemma3Processor",)
     types_keyword = "token_type_ids"
     frames_are_images = True
-    engine_takes_features = False
 
     def template_token(self, processor: ProcessorMixin, kind: str) -> str:
         return processor.boi_token

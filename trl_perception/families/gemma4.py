@@ -11,13 +11,8 @@ from transformers import ProcessorMixin
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from ..media.visual_inputs import PIXELS, VisualInputs
-from .family import ALONE, EngineItem, Processed
+from .family import ALONE, Processed
 from .windows import Windowed
-
-ENGINE_NAMES = {
-    "image": ("pixel_values", "pixel_position_ids"),
-    "video": ("pixel_values_videos", "pixel_position_ids_videos"),
-}
 
 
 class Gemma4(Windowed):
@@ -28,7 +23,6 @@ class Gemma4(Windowed):
     processors = ("Gemma4Processor",)
     types_keyword = "mm_token_type_ids"
     sharding_unsupported_reason = None
-    engine_takes_features = False
 
     def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
         return self.picture_tokens(processor.image_processor, height, width)
@@ -93,22 +87,6 @@ class Gemma4(Windowed):
                 return_dict=True,
             )
         return torch.cat(tuple(output.pooler_output))
-
-    def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
-        items = []
-        for kind, names in ENGINE_NAMES.items():
-            pixels, places = visual.pixels(kind), getattr(visual, f"{kind}_position_ids")
-            tokens = visual.tokens_of_media(kind)
-            counts = [grid[0] for grid in visual.grid(kind).tolist()] if tokens else []
-            for size, *rows in zip(tokens, *(value.split(counts) for value in (pixels, places) if tokens), strict=True):
-                if kind == "image":
-                    items.append(
-                        EngineItem(kind, kind, size, {}, dict(zip(names, (row[0] for row in rows), strict=True)), {})
-                    )
-                else:
-                    count = {"video_frame_counts": torch.tensor(len(rows[0]))}
-                    items.append(EngineItem(kind, kind, size, dict(zip(names, rows, strict=True)), {}, count))
-        return items
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         given = {kind: kwargs.pop(key) for kind, key in PIXELS.items() if kwargs.get(key) is not None}

@@ -95,7 +95,6 @@ from ..modeling.adapters import (
 from ..modeling.forward_selector import ForwardSelector
 from ..modeling.freezing import freeze_vision, require_trainable
 from ..modeling.quantization import require_quantised_training
-from ..modeling.vision import family_of_model
 from ..objectives import Penalty, TokenWeights
 from ..reports.card import CardFacts, complete_card, require_card_template
 from ..reports.card_facts import Origin
@@ -383,7 +382,6 @@ class GRPOVideoTrainer(GRPOTrainer):
             logger.warning(f"Every completion prefills its own copy of the prompt: {reason}.")
         frozen = self._prepares_prompts and feature_reuse_unsupported_reason(self.model) is None
         self._reuses_features = options.reuse_vision_features and frozen
-        self._engine_sees_pixels = self.use_vllm and not family_of_model(self.model).engine_takes_features
         reason = ""
         if self._reuses_features and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             reason = "under FSDP and DeepSpeed it is not run outside the model"
@@ -442,7 +440,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         if not self._reuses_features:
             return visual
         with self.accelerator.autocast():
-            return encode(self.model, visual, keep_pixels=self.keeps_pixels or self._engine_sees_pixels)
+            return encode(self.model, visual, keep_pixels=self.keeps_pixels)
 
     # Data
 
