@@ -82,6 +82,7 @@ def test_a_recipe_names_itself_and_its_model(recipe):
 
 
 OF_THE_MODEL = {"model_name_or_path", "teacher_model_name_or_path", "output_dir", "prompt_template", "reward_funcs"}
+OF_THE_MODEL |= {"use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length"}  # not for Qwen3.5
 OF_THE_MODEL |= {"chat_template_kwargs", "video_min_pixels", "video_max_pixels", "image_min_pixels", "image_max_pixels"}
 NEW = [path for path in trainer_recipes() if path.stem.startswith("qwen3")]
 
