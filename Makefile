@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 LATEST ?= .venv-latest
+ENGINE ?= .venv-vllm
 BIN := $(VENV)/bin
 METHOD ?= appo
 RUN ?= runs/demo-$(METHOD)
@@ -15,7 +16,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest test-slow lock newest quality docs style bench gpu-check soak clean
+.PHONY: install demo test test-latest test-slow test-vllm lock newest quality docs style bench gpu-check soak clean
 
 install: $(VENV)/.installed
 
@@ -66,6 +67,16 @@ test-latest:
 test-slow: install
 	$(INSTALL) --require-hashes --build-constraints requirements/dev.txt -r requirements/slow.txt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
+
+# With vLLM for CPUs, which wants a torch of its own, in an environment of its own.
+test-vllm: $(ENGINE)/.engine
+	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest tests/engine -m 'slow or not slow'
+
+$(ENGINE)/.engine: setup.cfg pyproject.toml requirements/vllm.txt
+	$(MAKE) $(ENGINE)/.uv VENV=$(ENGINE)
+	$(ENGINE)/bin/uv pip install -q --system-certs --python $(ENGINE)/bin/python -r requirements/vllm.txt \
+		--override requirements/vllm.txt -e '.[dev]'
+	touch $@
 
 quality: install
 	$(BIN)/ruff check $(CODE)

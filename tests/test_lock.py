@@ -57,12 +57,7 @@ def test_every_lock_has_the_versions_of_the_tests(name):
 
 
 def test_every_range_has_both_bounds():
-    unbounded = [
-        str(wanted)
-        for wanted in ranges()
-        if wanted.name != "trl" or not wanted.extras  # trl[vllm]: its bounds stand above
-        if {bound.operator for bound in wanted.specifier} != {">=", "<"}
-    ]
+    unbounded = [str(wanted) for wanted in ranges() if {bound.operator for bound in wanted.specifier} != {">=", "<"}]
     assert unbounded == []
 
 

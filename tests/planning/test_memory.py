@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from trl_perception.planning import MemoryPart, World, memory_parts, peak
-from trl_perception.planning.memory import Batch, optimizer_states, weights_size
+from trl_perception.planning.memory import Batch, Engine, optimizer_states, weights_size
 from trl_perception.planning.skeleton import policy_skeleton
 from trl_perception.train import parse
 
@@ -75,6 +75,18 @@ def test_cache_and_activations_by_hand(skeleton):
     assert parts["activations"].size == 4 * 4 * (534 * 2816 + 16 * 120 * 2 * 128)
     # computed again: the inputs of 4 layers, 128 values a token
     assert parts_of(skeleton, checkpointing=True)["activations"].size == 4 * 4 * 534 * 128
+
+
+def test_the_engine_has_weights_and_a_cache_of_its_own_by_hand(skeleton):
+    # 1,184,192 float32 parameters and the keys and values of 4 layers, 4 * 2 * 64 * 32 rows * 120 tokens * 4 bytes
+    weights, cache = 4 * 1_184_192, 4 * 2 * 64 * 32 * 120 * 4
+    parts = parts_of(skeleton, engine=Engine())
+    found = [parts[name] for name in ("engine weights", "engine cache")]
+    assert [(part.size, part.moment) for part in found] == [(weights, "always"), (cache, "always")]
+    assert "cache" not in parts  # transformers samples nothing
+    parts = parts_of(skeleton, World(2), engine=Engine(shares=2, sleeps=True))
+    found = [parts[name] for name in ("engine weights", "engine cache")]
+    assert [(part.size, part.moment) for part in found] == [(weights / 2, "rollout"), (cache / 2, "rollout")]
 
 
 def test_the_peak_is_that_of_the_fullest_moment():

@@ -1,6 +1,7 @@
 """Settings of TRL and ours that must work with media: freezing, adapters, evaluation, logs, video features."""
 
 import math
+import re
 from importlib.util import find_spec
 
 import pandas as pd
@@ -8,11 +9,17 @@ import pytest
 import torch
 from datasets import Dataset, Features, List, Value, Video
 from peft import LoraConfig
-from transformers import AutoProcessor, Qwen2Config, Qwen2ForSequenceClassification
+from transformers import (
+    AutoProcessor,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+)
 
 from tests.helpers import history, message
 from trl_perception import GRPOVideoConfig
 from trl_perception.assets import model_path
+from trl_perception.engine import check_engine, checks
 
 
 def trained_parts(trainer) -> dict[str, bool]:
@@ -131,10 +138,47 @@ def test_trl_config_is_refused_by_name(rows, make_trainer):
         make_trainer(rows["text"], config_class=GRPOConfig)
 
 
-@pytest.mark.parametrize("kind", ["video", "image", "text"])
-def test_vllm_is_refused_where_prompts_are_prepared_here(kind, rows, make_trainer):
-    with pytest.raises(ValueError, match="use_vllm=True is not supported with the prompts of Qwen2_5_VLProcessor"):
-        make_trainer(rows[kind], use_vllm=True)
+ENGINE_REFUSALS = {
+    "vllm_mode is 'server'": {"vllm_mode": "server"},
+    "vllm_model_impl is 'transformers'": {"vllm_model_impl": "transformers"},
+    "top_p is 0.9: the engine's log-probs would be of the tokens that it leaves": {"top_p": 0.9},
+    "top_k is 20: ": {"top_k": 20},
+    "min_p is 0.1: ": {"min_p": 0.1},
+    "repetition_penalty is 1.1: ": {"repetition_penalty": 1.1},
+    "top_k is 5: ": {"generation_kwargs": {"top_k": 5}},
+    "bad_words changes the engine's probabilities": {"generation_kwargs": {"bad_words": ["no"]}},
+    "vllm_structured_outputs_regex changes the engine's": {"vllm_structured_outputs_regex": "a+"},
+    "n is 2: the trainer counts the completions": {"generation_kwargs": {"n": 2}},
+    "engine_options has dtype, which follows from the trainer": {"engine_options": {"dtype": "float16"}},
+    "Set vllm_max_model_length to 108 or more": {"vllm_max_model_length": 107, "max_prompt_length": 100},
+    "Set vllm_max_model_length to 9 or more": {"engine_options": {"max_model_len": 8}},
+    "Set it to 5000 or more": {"engine_options": {"max_num_batched_tokens": 4096}, "max_prompt_length": 5000},
+}
+
+
+@pytest.mark.parametrize("message", ENGINE_REFUSALS)
+def test_what_cannot_work_with_the_engine_is_refused(message, tmp_path):
+    settings = {"vllm_mode": "colocate", "max_completion_length": 8, "bf16": False, "report_to": "none"}
+    config = GRPOVideoConfig(str(tmp_path), use_vllm=True, **{**settings, **ENGINE_REFUSALS[message]})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_engine(config, quantised=False)
+
+
+def test_the_engine_is_refused_for_quantised_weights(tmp_path):
+    config = GRPOVideoConfig(str(tmp_path), use_vllm=True, vllm_mode="colocate", bf16=False)
+    with pytest.raises(ValueError, match="The model is quantised"):
+        check_engine(config, quantised=True)
+
+
+@pytest.mark.parametrize("version", ["0.29.1", "0.31.0", None])
+def test_an_engine_outside_the_tested_versions_is_refused_before_weights_are_loaded(
+    version, rows, make_trainer, monkeypatch
+):
+    monkeypatch.setattr(checks, "engine_version", lambda: version)
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "from_pretrained", None)
+    error = (ImportError, "vLLM is not installed") if version is None else (ValueError, f"vLLM {version} is installed")
+    with pytest.raises(error[0], match=error[1]):
+        make_trainer(rows["video"], use_vllm=True, vllm_mode="colocate")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="TRL would load the model into the engine")

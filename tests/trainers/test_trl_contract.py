@@ -8,6 +8,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import grpo_trainer
 from trl.trainer.utils import RepeatSampler
 
 import trl_perception
@@ -50,6 +51,22 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_private_method_is_the_one_we_override(name):
     assert str(inspect.signature(getattr(GRPOTrainer, name))) == SIGNATURES[name]
+
+
+# Of TRL's generation by vLLM, which `trl_perception.engine` overrides, and the two names that it replaces.
+GENERATION = {
+    "_init_vllm": "(self)",
+    "_iter_named_params": "(self)",
+    "sync_weights": "(self)",
+    "generate": "(self, prompts: list[list[int]], images: list[list | None] | None, num_generations: int, "
+    "profiler: trl.extras.profiling.ProfilingContext | None = None) -> tuple",
+}
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_a_method_of_generation_by_vllm_is_the_one_we_override(name):
+    assert str(inspect.signature(getattr(grpo_trainer.VLLMGeneration, name))) == GENERATION[name]
+    assert "LLM(\n" in inspect.getsource(grpo_trainer.VLLMGeneration._init_vllm)
 
 
 @pytest.mark.parametrize(

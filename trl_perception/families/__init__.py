@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from .family import Family, Processed
+from .family import EngineItem, Family, Processed
 from .gemma3 import Gemma3
 from .gemma4 import Gemma4
 from .glm4v import Glm4v
@@ -56,6 +56,7 @@ __all__ = [
     "FAMILIES",
     "TEXT_ONLY",
     "TYPES",
+    "EngineItem",
     "Family",
     "Processed",
     "family_of",

@@ -31,6 +31,27 @@ class Processed(NamedTuple):
     fields: dict[str, Tensor]
 
 
+class EngineItem(NamedTuple):
+    """One medium, or one picture of it, as the family's model in vLLM takes it.
+
+    Args:
+        modality: what the engine takes it for, "image" or "video".
+        kind: what it is in [`VisualInputs`]: its placeholders have this type.
+        tokens: number of its visual tokens.
+        lead: tokens before its first placeholder in which the engine looks for its beginning.
+        joined: tensors by name that are concatenated over media. stacked: those that are stacked. facts: small ones that are
+            stacked and stay on the CPU.
+    """
+
+    modality: str
+    kind: str
+    tokens: int
+    joined: dict[str, Tensor]
+    stacked: dict[str, Tensor]
+    facts: dict[str, Tensor]
+    lead: int = 0
+
+
 class Family:
     """One family, without state: the rest of the package asks it and knows no model type.
 
@@ -52,6 +73,7 @@ class Family:
     has_windows = False  # whether some layers attend to the last tokens alone
     frames_are_images = False  # whether a conversation shows the frames of a video as images
     sharding_unsupported_reason: str | None = "its vision tower is unknown"
+    engine_modalities: tuple[str, ...] = ("image", "video")  # what its model in vLLM is given
 
     # Preparation
 
@@ -172,6 +194,34 @@ class Family:
         """Return features, one tensor a prompt, as the output of the model's tower."""
         return BaseModelOutputWithPooling(pooler_output=tuple(parts))
 
+    # The engine (vLLM)
+
+    def engine_unsupported_reason(self, config: Any) -> str | None:
+        """Return why the engine cannot sample for a model of this configuration, or None."""
+        text = config.get_text_config()
+        if getattr(text, "num_experts", None) or getattr(text, "n_routed_experts", None):
+            return "the engine's weights of experts have another layout, into which an update cannot be sent"
+        return None
+
+    def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
+        """Return a prompt's media for the engine: merged features where they are known, else pixels."""
+        items = []
+        for kind in PIXELS:
+            sizes, features = self.engine_sizes(visual, kind), getattr(visual, f"{kind}_features")
+            if sizes:
+                rows = visual.pixels(kind) if features is None else features
+                parts = rows.split([len(rows) * size // sum(sizes) for size in sizes])
+                items += [self.engine_item(visual, kind, index, part) for index, part in enumerate(parts)]
+        return items
+
+    def engine_sizes(self, visual: VisualInputs, kind: str) -> list[int]:
+        """Return the visual tokens of each item of a kind of medium."""
+        return visual.tokens_of_media(kind)
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        """Return item `index` of a kind, whose features or, where they are not known, pixels are `rows`."""
+        raise NotImplementedError
+
     # Processes that share parameters run the tower once a forward, whatever its media.
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -191,6 +241,7 @@ class PicturesOnly(Family):
     """
 
     sharding_unsupported_reason = None
+    engine_modalities = ("image",)
 
     def placeholder_ids(self, processor: ProcessorMixin) -> dict[str, int]:
         return dict.fromkeys(PIXELS, processor.image_token_id)

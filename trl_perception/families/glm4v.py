@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from ..media.frames import cells_in_prompt_order
 from ..media.sampling import ClipLimits
 from ..media.visual_inputs import VisualInputs
-from .family import PicturesOnly
+from .family import EngineItem, PicturesOnly
 from .qwen_vl import GridFamily
 
 
@@ -42,3 +42,15 @@ class Glm4v(PicturesOnly, GridFamily):
 
     def type_kwargs(self, token_types: Tensor) -> dict[str, Tensor]:
         return super().type_kwargs(token_types.clamp(max=1))
+
+    def engine_sizes(self, visual: VisualInputs, kind: str) -> list[int]:
+        grids, merged = visual.grid(kind), visual.merge_size**2
+        return [] if grids is None else [h * w // merged for cells, h, w in grids.tolist() for _ in range(cells)]
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        grids = visual.grid(kind)
+        grid = grids.repeat_interleave(grids[:, 0], dim=0)[index].clone()
+        grid[0] = 1
+        name = "pixel_values" if getattr(visual, f"{kind}_features") is None else "image_embeds"
+        tokens = self.engine_sizes(visual, kind)[index]
+        return EngineItem("image", kind, tokens, {name: rows}, {}, {"image_grid_thw": grid})

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin
 
@@ -27,3 +28,7 @@ class InternVL(FixedPictures):
 
     def patches_per_token(self, config: Any) -> int:
         return round(1 / config.downsample_ratio) ** 2
+
+    def engine_picture(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        # The engine wants the placeholder's id with every picture, and uses those of the prompt.
+        return {"pixel_values": pixels}, {"image_num_patches": torch.tensor(1), "image_token_id": torch.tensor(0)}

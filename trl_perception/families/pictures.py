@@ -9,7 +9,7 @@ from transformers import ProcessorMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..media.visual_inputs import VisualInputs
-from .family import ALONE, PicturesOnly, Processed
+from .family import ALONE, EngineItem, PicturesOnly, Processed
 
 
 class FixedPictures(PicturesOnly):
@@ -70,6 +70,21 @@ class FixedPictures(PicturesOnly):
         """Return the patches of a picture."""
         config = backbone.config.vision_config
         return (config.image_size // config.patch_size) ** 2
+
+    def engine_sizes(self, visual: VisualInputs, kind: str) -> list[int]:
+        grids = visual.grid(kind)
+        return [] if grids is None else [width for cells, rows, width in grids.tolist() for _ in range(cells * rows)]
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        tokens = self.engine_sizes(visual, kind)[index]
+        if getattr(visual, f"{kind}_features") is not None:
+            return EngineItem("image", kind, tokens, {}, {"image_embeds": rows}, {})
+        joined, facts = self.engine_picture(rows)
+        return EngineItem("image", kind, tokens, joined, {}, facts)
+
+    def engine_picture(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return one picture (1,3,side,side) for the engine, and what it has to know of it."""
+        return {"pixel_values": pixels}, {"num_patches": torch.tensor(1)}
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         given = {key: kwargs.pop(key) for key in ("pixel_values", "pixel_attention_mask") if key in kwargs}

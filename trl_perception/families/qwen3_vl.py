@@ -1,6 +1,7 @@
 """Qwen3-VL and Qwen3.5, dense and with experts: a time before each temporal cell; in Qwen3-VL features of several depths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from ..media.sampling import ClipLimits
+from ..media.visual_inputs import VisualInputs
+from .family import EngineItem
 from .qwen_vl import GridFamily
 
 
@@ -30,6 +33,15 @@ class Qwen3VL(GridFamily):
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
+
+    def engine_unsupported_reason(self, config: Any) -> str | None:
+        if "linear_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
+            return "its linear attention layers were not compared with the engine's"
+        return super().engine_unsupported_reason(config)
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        item = super().engine_item(visual, kind, index, rows)
+        return item._replace(lead=1) if kind == "video" else item  # the mark before the first cell
 
     def encoder_output(self, backbone: nn.Module, parts: Sequence[Tensor]) -> BaseModelOutputWithPooling:
         depths = len(self.mergers(backbone))

@@ -10,7 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..media.requests import ProcessorSizes, SizeRule
 from ..media.visual_inputs import FORWARD_KEYS, PIXELS, VisualInputs
-from .family import ALONE, Family, Processed
+from .family import ALONE, EngineItem, Family, Processed
 
 
 class GridFamily(Family):
@@ -82,6 +82,14 @@ class GridFamily(Family):
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         """Return the tower's output as features (tokens, depths * D)."""
         return torch.cat(tuple(output.pooler_output))
+
+    def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
+        seconds = visual.second_per_grid_ts
+        name = PIXELS[kind] if getattr(visual, f"{kind}_features") is None else f"{kind}_embeds"
+        facts = {f"{kind}_grid_thw": visual.grid(kind)[index]}
+        if kind == "video" and seconds is not None:
+            facts["second_per_grid_ts"] = seconds[index]
+        return EngineItem(kind, kind, self.engine_sizes(visual, kind)[index], {name: rows}, {}, facts)
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         given = {kind: kwargs.pop(key) for kind, key in PIXELS.items() if kwargs.get(key) is not None}

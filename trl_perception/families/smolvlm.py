@@ -38,3 +38,7 @@ class SmolVLM(FixedPictures):
 
     def patches_per_token(self, config: Any) -> int:
         return config.scale_factor**2
+
+    def engine_picture(self, pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        joined, facts = super().engine_picture(pixels)
+        return {**joined, "pixel_attention_mask": torch.ones_like(pixels[:, 0], dtype=torch.bool)}, facts

@@ -67,10 +67,14 @@ class VisualInputs:
         tensors = {id(v): v if v.is_meta else v.to(device) for v in values.values() if isinstance(v, Tensor)}
         return replace(self, **{key: tensors.get(id(value), value) for key, value in values.items()})
 
-    def features(self, kind: str) -> int:
-        """Number of visual features (tokens) of the images or the videos: sum of t*h*w / merge_size^2."""
+    def tokens_of_media(self, kind: str) -> list[int]:
+        """Number of visual features (tokens) of each image or each video: t*h*w / merge_size^2."""
         grid = self.grid(kind)
-        return 0 if grid is None else int((grid.prod(-1) // self.merge_size**2).sum())
+        return [] if grid is None else (grid.prod(-1) // self.merge_size**2).tolist()
+
+    def features(self, kind: str) -> int:
+        """Number of visual features (tokens) of the images or the videos together."""
+        return sum(self.tokens_of_media(kind))
 
     def grid(self, kind: str) -> Tensor | None:
         """The grids of the images or the videos."""

@@ -141,9 +141,10 @@ def require_untouched_base(model: nn.Module, reader: str) -> None:
             )
 
 
-def require_mergeable(model: nn.Module) -> None:
+def require_mergeable(model: nn.Module, setting: str = "merge_adapter") -> None:
     """Refuse to merge what the base's configuration cannot hold.
 
+    Args: setting: what asks for it, for the error.
     Errors: ValueError for a head or embeddings of the adapter's own where the base ties the two.
     """
     if not isinstance(model, PeftModel):
@@ -154,9 +155,9 @@ def require_mergeable(model: nn.Module) -> None:
     names = {name.split(".")[-1] for name in adapted_modules(model)} & {"lm_head", "embed_tokens"}
     if names:
         raise ValueError(
-            f"merge_adapter is set, the adapter has its own {' and '.join(sorted(names))}, and the base ties embeddings and "
+            f"{setting} is set, the adapter has its own {' and '.join(sorted(names))}, and the base ties embeddings and "
             f"head: merged, one would be lost. Take {' and '.join(sorted(names))} out of lora_modules_to_save and "
-            "lora_target_modules, or unset merge_adapter."
+            f"lora_target_modules, or unset {setting}."
         )
 
 

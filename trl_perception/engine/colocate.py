@@ -1,0 +1,107 @@
+"""vLLM in the trainer's process, on prompts whose media are prepared here."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm import LLM, RequestOutput, SamplingParams
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from .media import EngineMedia, engine_input
+
+
+class MediaLLM(LLM):
+    """vLLM's `LLM`, whose `generate` takes an [`EngineMedia`] as the image of a prompt.
+
+    The engine's processor is not run: token ids, pixels or features, grids and times are the trainer's.
+    """
+
+    def generate(
+        self, prompts: Sequence[dict[str, Any]], sampling_params: SamplingParams | None = None, **options: Any
+    ) -> list[RequestOutput]:
+        """Sample a completion of each prompt {"prompt_token_ids": ids, "multi_modal_data": {"image": media}}.
+
+        Errors: ValueError naming the sample for a prompt that does not fit, RuntimeError where the engine sampled from other
+            tokens.
+        """
+        media = [(prompt.get("multi_modal_data") or {}).get("image") for prompt in prompts]
+        if all(of_row is None for of_row in media):
+            return super().generate(prompts, sampling_params, **options)
+        rows = [list(prompt["prompt_token_ids"]) for prompt in prompts]
+        for ids, of_row in zip(rows, media, strict=True):
+            self._require_fit(ids, of_row, sampling_params.max_tokens)
+        outputs = self._sample(rows, media, sampling_params)
+        for ids, of_row, output in zip(rows, media, outputs, strict=True):
+            require_same_ids(of_row.sample, ids, output.prompt_token_ids)
+        return outputs
+
+    def _sample(
+        self, rows: Sequence[list[int]], media: Sequence[EngineMedia], sampling_params: SamplingParams
+    ) -> list[RequestOutput]:
+        engine, numbers, waiting = self.llm_engine, [], {}
+        outputs: dict[str, RequestOutput] = {}
+        dtype = self.model_config.dtype
+        try:
+            for index, (ids, of_row) in enumerate(zip(rows, media, strict=True)):
+                params = sampling_params.clone()
+                params.output_kind = RequestOutputKind.FINAL_ONLY
+                if params.seed is not None:  # the rows of a group are one prompt
+                    params.seed += index
+                numbers.append(number := str(next(self.request_counter)))
+                waiting[number] = engine.add_request(number, engine_input(ids, of_row, dtype), params)
+            while engine.has_unfinished_requests():
+                outputs |= {output.request_id: output for output in engine.step() if output.finished}
+        finally:  # what an error leaves unfinished would be sampled with the next rollout
+            engine.abort_request([name for number, name in waiting.items() if number not in outputs], internal=True)
+        return [outputs[number] for number in numbers]
+
+    def _require_fit(self, ids: Sequence[int], media: EngineMedia, new_tokens: int) -> None:
+        longest, largest = self.model_config.max_model_len, self.llm_engine.input_processor.mm_encoder_cache_size
+        if len(ids) + new_tokens > longest:
+            raise ValueError(
+                f"{media.sample}: the prompt has {len(ids)} tokens, and with max_completion_length {new_tokens} the engine would cut "
+                f"the completion at vllm_max_model_length {longest}. Raise it to {len(ids) + new_tokens}, or lower max_prompt_length."
+            )
+        for item in media.items:
+            if item.tokens > largest:
+                raise ValueError(
+                    f"{media.sample}: its {item.kind} has {item.tokens} visual tokens, and the engine's encoder cache holds {largest}. "
+                    f"Set engine_options {{max_num_batched_tokens: {item.tokens}}} or more, or lower the size of its media."
+                )
+
+
+def require_same_ids(sample: str, ours: Sequence[int], engines: Sequence[int]) -> None:
+    """Errors: RuntimeError where the engine sampled a completion of other tokens than the prompt's."""
+    if list(ours) != list(engines):
+        raise RuntimeError(
+            f"{sample}: the prompt has {len(ours)} tokens, and the engine sampled from {len(engines)} others. This vLLM changes "
+            "prompts that are prepared: install the version that docs/vllm.md names, or set use_vllm=False."
+        )
+
+
+@contextmanager
+def replaceable_weights() -> Iterator[None]:
+    """Context manager in which engines for a CPU are built whose weights can be replaced.
+
+    They would be packed for the CPU's kernels once and for all, in layers and in a head that is tied to the embeddings.
+    """
+    from vllm.model_executor.layers import utils
+
+    if not current_platform.is_cpu():
+        yield
+        return
+    packed = utils.dispatch_cpu_unquantized_gemm
+
+    def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
+        if layer.weight.ndim == 2:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            packed(layer, remove_weight)
+
+    utils.dispatch_cpu_unquantized_gemm = plain
+    try:
+        yield
+    finally:
+        utils.dispatch_cpu_unquantized_gemm = packed

@@ -1,0 +1,58 @@
+"""Weights on their way to the engine: adapters are merged a layer at a time, and the base keeps its bits."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+Named = Iterator[tuple[str, Tensor]]
+
+
+def merged_parameters(model: nn.Module, parameters: Callable[[], Named]) -> Named:
+    """Yield names and weights for the engine, those of adapted layers merged.
+
+    TRL merges the whole adapter into the base and takes it out again, which rounds a base in bfloat16 at every sync. Here a
+    layer is merged when its turn comes, copied, and set back to the weights it had.
+
+    Args: parameters: TRL's iterator over the names and weights of the policy.
+    """
+    if not isinstance(model, PeftModel):
+        yield from parameters()
+        return
+    layers = {
+        f"{name.removeprefix('base_model.model.')}.": module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    with _unmerged(model):
+        for name, weight in parameters():
+            layer = layers.get(name.removesuffix(name.rpartition(".")[2]))
+            yield name, weight if layer is None else _merged(layer, name.rpartition(".")[2])
+
+
+@torch.no_grad()
+def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
+    """Return a copy of a parameter of an adapted layer with its adapters merged. The layer is as it was."""
+    before = {key: value.detach().clone() for key, value in layer.get_base_layer().named_parameters()}
+    layer.merge()
+    try:
+        merged = layer.get_base_layer().get_parameter(name).detach()
+        return merged.full_tensor() if isinstance(merged, DTensor) else merged.clone()
+    finally:
+        layer.unmerge()
+        for key, value in before.items():
+            layer.get_base_layer().get_parameter(key).copy_(value)
+
+
+@contextmanager
+def _unmerged(model: PeftModel) -> Iterator[None]:
+    """Context manager in which merging and unmerging the whole model do nothing."""
+    model.merge_adapter = model.unmerge_adapter = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del model.merge_adapter, model.unmerge_adapter
