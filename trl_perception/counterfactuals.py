@@ -23,7 +23,9 @@ def rollout_under(
 ) -> tuple[list[int], Rollout | None]:
     """The prompts of a rollout under a view, n rows each, and to which groups they belong.
 
-    Each process has as many rows as the one with the most; what is missing is a prompt of one token that is left out.
+    Each process has as many rows as the one with the most; what is missing is a prompt of
+    two tokens that is left out: with one there would be nothing to prefill, and processes that share parameters would run
+    different numbers of forwards.
 
     Args:
         view: a prompt -> what is shown instead, or None.
@@ -48,8 +50,8 @@ def rollout_under(
     counts = accelerator.gather(torch.tensor([len(shown)], device=accelerator.device))
     if not (most := int(counts.max())):
         return [], None
-    nothing = VisualInputs(sample="no view", token_types=torch.zeros(1, dtype=torch.long))
-    filler = replace(rollout.prompts[0], input_ids=[filler_id], visual=nothing, left_out="no view of this prompt")
+    nothing = VisualInputs(sample="no view", token_types=torch.zeros(2, dtype=torch.long))
+    filler = replace(rollout.prompts[0], input_ids=[filler_id] * 2, visual=nothing, left_out="no view of this prompt")
     groups, missing = list(shown), most - len(shown)
     prompts = [prompt for prompt in [*shown.values(), *[filler] * missing] for _ in range(n)]
     rows = [rollout.rows[group * num_generations] for group in [*groups, *[0] * missing] for _ in range(n)]

@@ -64,15 +64,16 @@ class PAPOTrainer(GRPOVideoTrainer):
         options, logps = self.args, inputs["logps"]
         unmasked = logps.detach()  # of rows without media
         if options.masked_gradient and "visual_inputs" in inputs:
-            shown = zip(inputs.signal("masked_visual"), inputs["visual_inputs"], strict=True)
-            scored = self.score_update(inputs, [masked or visual for masked, visual in shown])
-            rows = [
-                None if masked is None else row
-                for masked, row in zip(inputs.signal("masked_visual"), scored, strict=True)
+            masked = inputs.signal("masked_visual")
+            visuals = [
+                own if of_row is None else of_row for of_row, own in zip(masked, inputs["visual_inputs"], strict=True)
             ]
+            has_media = torch.tensor([[of_row is not None] for of_row in masked], device=logps.device)
+            # Every process runs the backward of this forward, whatever its media.
+            masked_logps = torch.where(has_media, self.score_update(inputs, visuals), unmasked)
         else:
-            rows = inputs.signal("masked_logps")
-        masked_logps = torch.stack([own if row is None else row for row, own in zip(rows, unmasked, strict=True)])
+            rows = zip(inputs.signal("masked_logps"), unmasked, strict=True)
+            masked_logps = torch.stack([own if of_row is None else of_row for of_row, own in rows])
         self.log_signal(inputs, "visual_dependency", lambda: visual_dependency(unmasked, masked_logps))
         return papo_penalty(
             logps,
