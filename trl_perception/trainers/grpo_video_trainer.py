@@ -289,9 +289,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         return None
 
     def gather_statistics(self, groups: Sequence[Group]) -> None:
-        """For what [`sequence_weights`] compares over groups: called before it with all groups of this process that are given
-        credit together, perhaps none, on every process at once, so that it may gather over processes.
-        """
+        """Called before [`sequence_weights`] on every process, with its groups that are given credit together, perhaps none."""
 
     def sequence_weights(self, group: Group) -> Tensor | None:
         """Factors (G,) >= 0 for the advantages of whole completions, called after [`token_weights`]; None is 1, the default."""
@@ -419,8 +417,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         # TRL forces the reentrant kind for adapters under ZeRO-3, and writes the old name.
         unify_checkpointing_names(self.args, to_new=False)
         check_adapters_of(self.model, **frozen)
-        if any(frozen.values()):
-            freeze_vision(self.model, **frozen)
+        freeze_vision(self.model, **frozen)
         if self.args.beta > 0:
             require_untouched_base(self.model, "The KL term (beta above 0)")
         require_quantised_training(self.model, self.args)
