@@ -23,9 +23,8 @@ def rollout_under(
 ) -> tuple[list[int], Rollout | None]:
     """The prompts of a rollout under a view, n rows each, and to which groups they belong.
 
-    Each process has as many rows as the one with the most; what is missing is a prompt of
-    two tokens that is left out: with one there would be nothing to prefill, and processes that share parameters would run
-    different numbers of forwards.
+    Each process has as many rows as the one with the most; what is missing is a prompt of two tokens that is left out, so that
+    every process prefills.
 
     Args:
         view: a prompt -> what is shown instead, or None.

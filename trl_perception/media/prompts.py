@@ -234,8 +234,9 @@ class PromptPreparer:
             row=row,
             messages=text if isinstance(row["prompt"], str) else shown,
             logged=text if isinstance(row["prompt"], str) else shown,
-            input_ids=[self.processor.tokenizer.eos_token_id],
-            visual=VisualInputs(sample="left out", token_types=torch.zeros(1, dtype=torch.long)),
+            # With one token there would be nothing to prefill, and processes that generate together would run different forwards.
+            input_ids=[self.processor.tokenizer.eos_token_id] * 2,
+            visual=VisualInputs(sample="left out", token_types=torch.zeros(2, dtype=torch.long)),
             left_out=str(reason),
         )
 
