@@ -14,6 +14,7 @@ from trl_perception.trainers import TRAINERS
 OPTIONS = every_method(
     appo={"accuracy_reward": "letter_variety", "tokens_per_frame": 2},
     ral={"num_iterations": 2},
+    t_grpo={"accuracy_reward": "letter_variety"},
     attn_distill={"teacher_model_name_or_path": "tiny_teacher"},
 )
 
