@@ -143,7 +143,7 @@ def test_left_out_samples_keep_their_place_and_say_why(processor, clip, tmp_path
     good, bad, text = PromptPreparer(processor, max_prompt_length=60)(rows, on_unusable="skip")
     assert (good.left_out, text.left_out) == ("", "")
     assert "broken.mp4" in bad.left_out
-    assert len(bad.input_ids) == 1
+    assert len(bad.input_ids) == 2
     assert bad.visual.visual_tokens == 0
     (long,) = PromptPreparer(processor, max_prompt_length=10)(rows[:1], on_unusable="skip")
     assert "16 of them visual; the limit is max_prompt_length=10" in long.left_out
