@@ -24,7 +24,7 @@ MISTAKES = {
     "key": ((*TINY, "--lerning_rate", "1"), "Unknown key 'lerning_rate' in the command line for trainer 'grpo'. Did you"),
     "key of another method": ((*TINY, "--alpha", "1"), "Unknown key 'alpha' in the command line for trainer 'grpo'."),
     "number": ((*TINY, "--max_steps", "abc"), "--max_steps is 'abc'; int is wanted."),
-    "trainer": ((*TINY, "--trainer", "apo"), "Unknown trainer 'apo'. Did you mean 'appo'?"),
+    "trainer": ((*TINY, "--trainer", "app"), "Unknown trainer 'app'. Did you mean 'appo'?"),
     "reward": ((*TINY, "--reward_funcs", "acuracy,format"), "unknown reward 'acuracy'; did you mean 'accuracy'?"),
     "template": ((*TINY, "--prompt_template", "think"), "unknown prompt template 'think'; did you mean"),
     "data": ((*TINY, "--dataset_name", "no/rows.jsonl"), "Dataset file or folder no/rows.jsonl does not exist"),
