@@ -27,12 +27,15 @@ def run(monkeypatch, tmp_path):
     gc.unfreeze()
 
 
-def test_the_small_size_agrees_and_steps_every_method(run, capsys):
-    status, found = run("--size", "small")
+@pytest.mark.parametrize(
+    "families", [["qwen2_5_vl"], pytest.param(["qwen2_5_vl", "qwen3_vl", "qwen3_5"], marks=pytest.mark.slow)], ids=len
+)
+def test_the_small_size_agrees_and_steps_every_method(run, capsys, families):
+    status, found = run("--size", "small", "--families", *families)
     assert status == 0
     paths = ["plain sdpa float32", "packed sdpa float32", "plain sdpa bfloat16", "packed sdpa bfloat16"]
     assert [(row["family"], row["path"]) for row in found["agreement"]] == [
-        (family, path) for family in gpu_check.SIZES["3b"]["families"] for path in paths
+        (family, path) for family in families for path in paths
     ]
     for start in range(0, len(found["agreement"]), len(paths)):
         packed, plain, packed_half = found["agreement"][start + 1 : start + len(paths)]

@@ -112,12 +112,13 @@ def test_states_of_optimizers():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
         [],
-        pytest.param(["--group_forward", "off"], marks=pytest.mark.slow),
-        pytest.param(["--gradient_checkpointing", "true"], marks=pytest.mark.slow),
+        ["--group_forward", "off"],
+        ["--gradient_checkpointing", "true"],
     ],
 )
 def test_the_estimate_is_within_a_quarter_of_a_step_s_peak(tmp_path, extra):

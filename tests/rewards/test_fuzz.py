@@ -1,4 +1,4 @@
-"""Ten thousand random strings through every reward."""
+"""Random strings through every reward."""
 
 import math
 import random
@@ -6,8 +6,6 @@ import random
 import pytest
 
 from trl_perception.rewards import PROBLEM_TYPES, REWARDS, LengthWindow, repetition, soft_overlong
-
-STRINGS = 10_000
 
 PIECES = {
     "tags": ["<think>", "</think>", "<answer>", "</answer>", "<", ">", "</", "<|im_end|>", "<box>", "\\boxed{"],
@@ -43,11 +41,11 @@ SOLUTIONS = {
 }
 
 
-def random_strings():
+def random_strings(count):
     draw = random.Random(0)
     pieces = [piece for of_kind in PIECES.values() for piece in of_kind]
     strings = []
-    for number in range(STRINGS):
+    for number in range(count):
         text = "".join(draw.choices(pieces, k=draw.randrange(13)))
         # Half in answer tags, an eighth in a box: without them hardly any would reach the rules.
         frames = ["<think>t</think><answer>{}</answer>"] * 4 + ["<think>t</think>\\boxed{{{}}}"] + ["{}"] * 3
@@ -55,10 +53,11 @@ def random_strings():
     return strings
 
 
-@pytest.mark.timeout(60)
-def test_every_reward_scores_ten_thousand_random_strings():
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("count", [4_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_every_reward_scores_random_strings(count):
     assert set(SOLUTIONS) == set(PROBLEM_TYPES)
-    completions = random_strings()
+    completions = random_strings(count)
     ids = [list(text.encode("utf-8", "replace")) for text in completions]
     made = {
         "length_window": (LengthWindow(low=0, high=40), (0.0, 0.2)),
@@ -69,13 +68,13 @@ def test_every_reward_scores_ten_thousand_random_strings():
     right = dict.fromkeys(rewards, 0)
     for problem_type, solution in SOLUTIONS.items():
         columns = {
-            "solution": [solution] * STRINGS,
-            "problem_type": [problem_type] * STRINGS,
-            "options": [["red", "blue", "green"] if problem_type == "multiple choice" else None] * STRINGS,
+            "solution": [solution] * count,
+            "problem_type": [problem_type] * count,
+            "options": [["red", "blue", "green"] if problem_type == "multiple choice" else None] * count,
         }
         for name, (reward, (low, high)) in rewards.items():
-            scores = reward(prompts=["?"] * STRINGS, completions=completions, completion_ids=ids, **columns)
-            assert len(scores) == STRINGS
+            scores = reward(prompts=["?"] * count, completions=completions, completion_ids=ids, **columns)
+            assert len(scores) == count
             applicable = [score for score in scores if score is not None]
             assert all(isinstance(s, float) and math.isfinite(s) and low <= s <= high for s in applicable), name
             right[name] += sum(score == high for score in applicable)

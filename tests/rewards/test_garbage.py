@@ -44,7 +44,7 @@ def scores_of(text):
     return [score for values in rewards for score in values if score is not None]
 
 
-@settings(max_examples=2000, deadline=None, database=None)
+@settings(max_examples=500, deadline=None, database=None)
 @given(text=texts, tagged=st.booleans())
 def test_any_text_scores_between_zero_and_one(text, tagged):
     scores = scores_of(f"<think>t</think><answer>{text}</answer>" if tagged else text)
@@ -74,7 +74,7 @@ UNITS = [
 
 
 @pytest.mark.parametrize(
-    "unit", [unit if unit in ("1 to 2, ", "A. ", "(") else pytest.param(unit, marks=pytest.mark.slow) for unit in UNITS]
+    "unit", [unit if unit == "A. " else pytest.param(unit, marks=pytest.mark.slow) for unit in UNITS]
 )
 def test_a_million_characters_take_linear_time(unit):
     text = unit * (10**6 // len(unit))

@@ -15,7 +15,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "image"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_same_trajectory_as_trl(rows, make_trainer, kind, setting):
     rows = [{"prompt": row["prompt"], "images": [Image.open(p) for p in row["images"]]} for row in rows[kind]]

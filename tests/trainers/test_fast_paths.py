@@ -62,13 +62,24 @@ def run(make_trainer, rows, name, scenario, paths):
     return trained(build(make_trainer, rows[kind], TRAINERS[name], **config, extra=extra))
 
 
-FIRST = {"papo": "frozen tower", "t_grpo": "frozen tower", "tw_grpo": "", "vppo": ""}
+FIRST = {
+    "grpo": ("aligned", "adapter"),
+    "appo": ("groups in parts, two iterations, KL",),
+    "pgpo": ("checkpointed",),
+    "ktr": ("frozen tower", "stale slices"),
+    "ral": ("groups in parts, two iterations, KL",),
+    "attn_distill": ("aligned",),
+    "papo": ("frozen tower",),
+    "t_grpo": ("frozen tower",),
+    "tw_grpo": (),
+    "vppo": (),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "scenario"),
     [
-        pytest.param(name, scenario, marks=pytest.mark.slow if FIRST.get(name, scenario) != scenario else ())
+        pytest.param(name, scenario, marks=() if scenario in FIRST[name] else pytest.mark.slow)
         for name in TRAINERS
         for scenario in SCENARIOS
     ],
