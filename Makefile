@@ -16,7 +16,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest test-slow test-vllm lock newest quality docs style bench gpu-check soak clean
+.PHONY: install demo test test-latest slow-extras test-slow test-families test-vllm lock newest quality docs style bench gpu-check soak clean
 
 install: $(VENV)/.installed
 
@@ -64,9 +64,18 @@ test-latest:
 	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n auto --maxprocesses 8
 
 # With models in 4 and 8 bit, and under DeepSpeed, which compiles an operation of its own once.
-test-slow: install
+FAMILIES := tests/families tests/processes/test_families.py
+SLOW := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
+
+slow-extras: install
 	$(INSTALL) --require-hashes --build-constraints requirements/dev.txt -r requirements/slow.txt
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
+
+test-slow: slow-extras
+	$(SLOW) $(FAMILIES:%=--ignore=%)
+
+# The slow tests of the families: each of them with every method, along every path, and on two processes.
+test-families: slow-extras
+	$(SLOW) $(FAMILIES)
 
 # With vLLM for CPUs, which wants a torch of its own, in an environment of its own.
 test-vllm: $(ENGINE)/.engine
