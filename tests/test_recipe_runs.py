@@ -35,15 +35,14 @@ def cache(tmp_path_factory):
         yield
 
 
-def check(log_history, recipe, steps):
-    """Every step was logged with finite numbers, the policy changed, and the method logged its metrics."""
+def check(log_history, recipe, steps, logs):
+    """Every step was logged with finite numbers, the policy changed, and the method logged its metrics if it `logs` any."""
     entries = [entry for entry in log_history if "loss" in entry]
     assert len(entries) == steps
     assert all(math.isfinite(entry["loss"]) and math.isfinite(entry["grad_norm"]) for entry in entries)
     assert any(entry["grad_norm"] > 0 for entry in entries)
     method = recipe.removesuffix("_zero")
-    if method != "grpo":
-        assert any(key.startswith(f"{method}/") for entry in entries for key in entry)
+    assert any(key.startswith(f"{method}/") for entry in entries for key in entry) == logs
 
 
 @pytest.mark.slow
@@ -54,7 +53,7 @@ def test_five_steps_in_every_setting(recipe, variant, tmp_path, cache):
     small = ["--synthetic", '{"size": 16, "seed": 1}', *SMALL]
     trainer = build(*parse([*arguments, *small, *VARIANTS[variant]]))
     trainer.train()
-    check(trainer.state.log_history, recipe, 5)
+    check(trainer.state.log_history, recipe, 5, logs=recipe != "grpo" and (recipe, variant) != ("t_grpo", "images"))
 
 
 @pytest.mark.slow
@@ -78,4 +77,4 @@ def test_twenty_steps_through_accelerate_launch(recipe, tmp_path, cache):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "over the first tenth of steps" in done.stdout
     state = json.loads((tmp_path / "checkpoint-20" / "trainer_state.json").read_text())
-    check(state["log_history"], recipe, 20)
+    check(state["log_history"], recipe, 20, logs=recipe != "grpo")
