@@ -14,7 +14,7 @@ class Windowed(Family):
     has_windows = True
 
     def engine_unsupported_reason(self, config: Any) -> str | None:
-        return f"{self.name} behind a video is not the same in the engine"
+        return f"{self.name} behind a video is not the same in the engine, or was not compared"
 
     def mask_at_positions(self, model: nn.Module, attention_mask: Tensor, positions: Tensor) -> Any:
         config = model.config.get_text_config()
