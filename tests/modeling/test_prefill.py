@@ -11,6 +11,7 @@ from tests.trainers.reference import shaken
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
 from trl_perception.modeling import apply_position_rule, encode, prefill_once, shared_prefill_unsupported_reason
+from trl_perception.modeling.cache import CACHE
 
 REPEATS = 4
 
@@ -38,12 +39,12 @@ def config(**options):
     return GenerationConfig(max_new_tokens=12, pad_token_id=0, eos_token_id=None, **options)
 
 
-def completions(model, prompts, repeats, seed=0, visuals=None, **options):
+def completions(model, prompts, repeats, seed=0, visuals=None, at_once=None, **options):
     if visuals is None:
         visuals = [prompt.visual for prompt in prompts for _ in range(REPEATS)]
     inputs = padded([prompt.input_ids for prompt in prompts])
     torch.manual_seed(seed)
-    with torch.no_grad(), prefill_once(model, visuals, repeats):
+    with torch.no_grad(), prefill_once(model, visuals, repeats, at_once):
         return model.generate(**inputs, generation_config=config(**options))
 
 
@@ -97,6 +98,33 @@ def test_each_prompt_is_read_once(model, prompts):
     width = padded([prompt.input_ids for prompt in prompts])["input_ids"].size(1)
     # three prompts but for their last token once, then twelve rows token by token, that token first
     assert seen == [(3, width - 1), *[(12, 1)] * 12]
+
+
+def test_the_cache_holds_each_prompt_once(model, prompts):
+    """Three prompts padded to P, twelve rows of P and 12 tokens: 3 (P - 1) + 12 * 12 keys a layer, not 12 (P + 11)."""
+    found = completions(model, prompts, REPEATS, do_sample=False, min_new_tokens=12, return_dict_in_generate=True)
+    width = found.sequences.size(1) - 12
+    for layer in found[CACHE].layers:
+        assert layer.prefix_keys.shape[::2] == (3, width - 1)
+        assert layer.keys.shape[::2] == layer.values.shape[::2] == (12, 12)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 9])
+def test_completions_in_micro_batches(model, prompts, at_once):
+    """Of groups of 4, at most 1, 4 and 9 rows are one, one and two groups."""
+    seen = forwards(model)
+    parts = completions(model, prompts, REPEATS, do_sample=False, at_once=at_once)
+    assert {rows for rows, tokens in seen if tokens == 1} == ({4} if at_once < 8 else {8, 4})
+    assert torch.equal(parts, completions(model, prompts, REPEATS, do_sample=False))
+
+
+def test_micro_batches_that_end_early_are_padded(model, prompts):
+    """Each stops where its own rows have ended: the groups have completions of other lengths."""
+    width = max(len(prompt.input_ids) for prompt in prompts)
+    whole = completions(model, prompts, REPEATS, do_sample=False)
+    lengths = (whole[::REPEATS, width:] != 0).sum(1).tolist()
+    assert len(set(lengths)) > 1
+    assert torch.equal(whole, completions(model, prompts, REPEATS, at_once=REPEATS, do_sample=False))
 
 
 def test_features_of_a_frozen_tower(model, prompts):

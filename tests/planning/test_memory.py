@@ -27,8 +27,8 @@ def skeleton():
 ALONE = World()
 
 
-def parts_of(skeleton, world=ALONE, **options):
-    batch = Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True)
+def parts_of(skeleton, world=ALONE, decoding=None, **options):
+    batch = Batch(32, 4, 16, 2, prompt=100, visual=0, completion=20, packed=True, **(decoding or {}))
     options = {"checkpointing": False, "optimizer": "adamw_torch", **options}
     return {part.name: part for part in memory_parts(skeleton, batch, world, **options)}
 
@@ -70,6 +70,11 @@ def test_cache_and_activations_by_hand(skeleton):
     parts = parts_of(skeleton)
     # keys and values of 5 layers (one is copied while it grows): 5 * 2 * 64 * 32 rows * 120 tokens * 4 bytes
     assert parts["cache"].size == 5 * 2 * 64 * 32 * 120 * 4
+    # the keys of each of the 4 prompts once: 4 * 100 + 32 * 20 tokens; 8 rows at a time: 1 * 100 + 8 * 20, or 8 * 120
+    sizes = {(None, True): 1040, (8, True): 260, (8, False): 960}
+    for (decoded, shared), tokens in sizes.items():
+        cache = parts_of(skeleton, decoding={"decoded": decoded, "shared": shared})["cache"]
+        assert cache.size == 5 * 2 * 64 * tokens * 4
     # a layer saves a token 6 h + 3 q + 2 k + 4 m = 768 + 384 + 128 + 1536 = 2816 values, and each of the 16 completions
     # its prompt's keys and values for every query head: 2 * 128 values of 120 tokens
     assert parts["activations"].size == 4 * 4 * (534 * 2816 + 16 * 120 * 2 * 128)

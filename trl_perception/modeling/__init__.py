@@ -5,7 +5,7 @@ from .group_forward import group_forward, packing_unsupported_reason, shared_run
 from .head import Head, base_model, divergence, gather_lm_head, head_is_sharded, head_of, log_probs
 from .patch_embedding import project_patches
 from .positions import POSITION_RULES, apply_position_rule, check_position_rule, position_rule_of
-from .prefill import prefill_once, shared_prefill_unsupported_reason
+from .prefill import prefill_once, shared_prefill_unsupported_reason, shares_keys
 from .row_forward import row_forward
 from .segment_attention import batch_segments
 from .tower import OneTowerRun
@@ -64,6 +64,7 @@ __all__ = [
     "set_up_vision",
     "shared_prefill_unsupported_reason",
     "shared_runs",
+    "shares_keys",
     "shuffled",
     "token_ratio",
     "with_media",

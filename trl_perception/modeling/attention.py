@@ -291,6 +291,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return getattr(decoder, "language_model", decoder)
 
 
+def attention_implementation(model: nn.Module) -> str:
+    """The attention implementation of the decoder, as "sdpa"."""
+    return base_model(model).config.get_text_config()._attn_implementation
+
+
 def self_attentions(decoder: nn.Module) -> dict[int, nn.Module]:
     """Softmax self-attention modules of a decoder by layer index; linear attention layers have none.
 

@@ -9,7 +9,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from ..families import TEXT_ONLY, supported
 from ..media import VisualInputs
-from .attention import decoder_of, self_attentions, window_of
+from .attention import attention_implementation, decoder_of, self_attentions, window_of
 from .head import base_model
 from .packed_attention import BACKENDS, SPLIT, mask_of
 from .packed_linear_attention import follow_packings_of_states, linear_attentions
@@ -70,7 +70,7 @@ def group_forward(
         **inputs,
     )
     layers = len(decoder_of(model).layers)
-    if _attention(model) in SPLIT and packing.served != layers:
+    if attention_implementation(model) in SPLIT and packing.served != layers:
         raise RuntimeError(
             f"{packing.served} of {layers} layers followed the packed row's layout. Set group_forward='off' for this model."
         )
@@ -105,8 +105,8 @@ def packing_unsupported_reason(model: nn.Module) -> str | None:
     text = config.get_text_config()
     if text is not config and family_of_model(model) is TEXT_ONLY:
         return f"{config.model_type} is not among the families {supported()}"
-    if _attention(model) not in BACKENDS:
-        return f"attn_implementation is {_attention(model)!r}, not one of {', '.join(BACKENDS)}"
+    if attention_implementation(model) not in BACKENDS:
+        return f"attn_implementation is {attention_implementation(model)!r}, not one of {', '.join(BACKENDS)}"
     decoder = decoder_of(model)
     attentions = self_attentions(decoder)
     kinds = set(getattr(text, "layer_types", None) or ())
@@ -135,14 +135,9 @@ def token_ratio(prompt_sizes: Sequence[int], completion_sizes: Sequence[int], ru
     return len(prompt_sizes) * (max(prompt_sizes) + max(completion_sizes)) / packed
 
 
-def _attention(model: nn.Module) -> str:
-    """The attention implementation of the decoder."""
-    return base_model(model).config.get_text_config()._attn_implementation
-
-
 def _mask(model: nn.Module, packing: Packing) -> Any:
     """What the model takes as the `attention_mask` of the packed row: one for each kind of layer in a hybrid."""
-    mask = mask_of(packing, _attention(model))
+    mask = mask_of(packing, attention_implementation(model))
     linear = linear_attentions(decoder_of(model))
     if not linear:
         return mask

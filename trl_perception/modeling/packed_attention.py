@@ -9,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .packing import PackedMask, Packing, PrefixGroup
+from .shared_prefix import SharedKeys, attend_to_shared_prefix
 
 FLASH = ("flash_attention_2", "flash_attention_3")
 SPLIT = ("sdpa", *FLASH)
@@ -24,7 +25,7 @@ def mask_of(packing: Packing, implementation: str) -> PackedMask | BlockMask:
 
 
 def follow_packings(implementation: str) -> None:
-    """Teach the registered attention function to follow a `PackedMask`; every other call passes through untouched.
+    """Teach the registered attention function to follow a `PackedMask` and to take `SharedKeys`; other calls pass unchanged.
 
     It stays taught: gradient checkpointing calls attention again in the backward.
     """
@@ -33,6 +34,8 @@ def follow_packings(implementation: str) -> None:
         return
 
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any):
+        if isinstance(key, SharedKeys):
+            return attend_to_shared_prefix(running, module, query, key, value, attention_mask, **kwargs)
         if not isinstance(attention_mask, PackedMask):
             return running(module, query, key, value, attention_mask, **kwargs)
         return split_attention(

@@ -1,13 +1,13 @@
 """Estimates the peak memory of a process, part by part, from shapes alone.
 
-Symbols of the formulas: A all parameters, N trained ones, B completions sampled at a time, n tokens of a forward of an
-update, s bytes of a computed value, P prompt and R completion tokens, L layers, h hidden size, q and k sizes of queries and
+Symbols of the formulas: A all parameters, N trained ones, B completions sampled at a time, B_p their prompts, n tokens of a
+forward of an update, s bytes of a computed value, P prompt and R completion tokens, L layers, h hidden size, q and k sizes of queries and
 of keys, m intermediate size, V vocabulary.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
@@ -73,6 +73,8 @@ class Batch:
         updated, prompts: completions, and distinct prompts, of a micro-batch.
         prompt, visual, completion: tokens of one prompt, visual ones among them, and of one completion.
         packed: whether completions of a prompt share one copy of it in a forward pass.
+        decoded: completions that are decoded together; None for all.
+        shared: whether they share the keys and values of their prompt.
     """
 
     sampled: int
@@ -83,6 +85,15 @@ class Batch:
     visual: int
     completion: int
     packed: bool
+    decoded: int | None = None
+    shared: bool = False
+
+    @property
+    def cached(self) -> float:
+        """Tokens in the cache of the completions that are decoded together."""
+        decoded = min(self.decoded or self.sampled, self.sampled)
+        prompts = decoded * self.sampled_prompts / self.sampled if self.shared else decoded
+        return prompts * self.prompt + decoded * self.completion
 
     @property
     def tokens(self) -> int:
@@ -199,15 +210,14 @@ def _media(model: nn.Module, batch: Batch) -> list[MemoryPart]:
 
 def _layer_cache(model: nn.Module, batch: Batch, world: World) -> float:
     """Bytes of the keys and values of a rollout in one layer."""
-    keys = _widths(model.config.get_text_config())[2]
-    return 2 * keys * batch.sampled * (batch.prompt + batch.completion) * _computed_size(model, world)
+    return 2 * _widths(model.config.get_text_config())[2] * batch.cached * _computed_size(model, world)
 
 
 def _engine(model: nn.Module, batch: Batch, world: World, engine: Engine) -> list[MemoryPart]:
     """Weights of its own, and the cache of a rollout with a prompt for each completion."""
     layers, moment = model.config.get_text_config().num_hidden_layers, "rollout" if engine.sleeps else "always"
     weights = sum(parameter.numel() for parameter in model.parameters()) * _computed_size(model, world)
-    cache = layers * _layer_cache(model, batch, world)
+    cache = layers * _layer_cache(model, replace(batch, shared=False), world)
     return [
         MemoryPart("engine weights", weights / engine.shares, "A s, split over its processes", moment),
         MemoryPart("engine cache", cache / engine.shares, "L 2 k B (P + R) s, split over its processes", moment),
@@ -216,10 +226,10 @@ def _engine(model: nn.Module, batch: Batch, world: World, engine: Engine) -> lis
 
 def _rollout(model: nn.Module, batch: Batch, world: World) -> list[MemoryPart]:
     text = model.config.get_text_config()
-    cache = _layer_cache(model, batch, world)
-    logits = FLOAT32 * batch.sampled * text.vocab_size
+    cache = (text.num_hidden_layers + 1) * _layer_cache(model, batch, world)
+    logits = FLOAT32 * min(batch.decoded or batch.sampled, batch.sampled) * text.vocab_size
     return [
-        MemoryPart("cache", (text.num_hidden_layers + 1) * cache, "(L + 1) 2 k B (P + R) s", "rollout"),
+        MemoryPart("cache", cache, f"(L + 1) 2 k {'(B_p P + B R)' if batch.shared else 'B (P + R)'} s", "rollout"),
         MemoryPart("logits of a step", 3 * logits, "3 * 4 B V", "rollout"),
     ]
 

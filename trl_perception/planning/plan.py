@@ -14,6 +14,7 @@ from ..modeling import (
     feature_reuse_unsupported_reason,
     packing_unsupported_reason,
     shared_prefill_unsupported_reason,
+    shares_keys,
     token_ratio,
 )
 from ..modeling.forward_selector import PAYS_FROM
@@ -174,6 +175,8 @@ def plan_run(
             visual=round(mean(sizes.visual)),
             completion=config.max_completion_length,
             packed=packed,
+            decoded=config.generation_micro_batch_size,
+            shared=_prefill_refusal(model, config) is None and shares_keys(model),
         )
         micro_batches = config.gradient_accumulation_steps * world.processes
         plain = replace(batch, packed=False).tokens * micro_batches
@@ -217,13 +220,10 @@ def _packs(model: nn.Module, config: GRPOConfig, prompt: float) -> tuple[bool, s
 
 def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
     """Return what completions of a prompt share, or the reason why not."""
+    refusal = _prefill_refusal(model, config)
+    prefill = "one prefill a prompt" if refusal is None else f"a prefill a completion: {refusal}"
     if config.use_vllm:
         prefill = "one prefill a prompt, by vLLM"
-    elif not config.shared_prefill:
-        prefill = "a prefill a completion: shared_prefill is off"
-    else:
-        reason = shared_prefill_unsupported_reason(model, model.generation_config)
-        prefill = "one prefill a prompt" if reason is None else f"a prefill a completion: {reason}"
     frozen = feature_reuse_unsupported_reason(model) if config.reuse_vision_features else "reuse_vision_features is off"
     if frozen is None and world.sharding != "none":
         frozen = "it is not run outside a model that processes share"
@@ -231,6 +231,13 @@ def _shared(model: nn.Module, config: GRPOConfig, world: World) -> list[str]:
         prefill,
         "vision tower once a rollout" if frozen is None else f"vision tower in every forward: {frozen}",
     ]
+
+
+def _prefill_refusal(model: nn.Module, config: GRPOConfig) -> str | None:
+    """Return the reason why completions prefill prompts of their own, or None."""
+    if not config.shared_prefill:
+        return "shared_prefill is off"
+    return shared_prefill_unsupported_reason(model, model.generation_config)
 
 
 def _checkpoint(model: nn.Module, config: GRPOConfig, trained: list[nn.Parameter]) -> float:

@@ -11,6 +11,9 @@ from ..modeling import check_position_rule
 from ..modeling.activation_checkpointing import unify_checkpointing_names
 from ..options import documented
 
+POSITIVE = """video_fps video_min_frames video_max_frames media_cache_mb generation_micro_batch_size report_every report_groups
+    max_nonfinite_skips reward_timeout engine_logp_tolerance"""
+
 
 @documented
 @dataclass
@@ -64,7 +67,9 @@ class GRPOVideoConfig(GRPOConfig):
             Whether the completions of a prompt are forwarded as one packed row that holds the prompt once: `"on"`,
             `"off"`, or `"auto"`, where the model allows it and the tokens it saves are worth it.
         shared_prefill (`bool`, *optional*, defaults to `True`):
-            Whether generation reads each distinct prompt once and repeats its cache, where the model allows it.
+            Whether generation reads each distinct prompt once, whose completions share its cache, where the model allows it.
+        generation_micro_batch_size (`int`, *optional*):
+            Most completions that `generate` decodes together, in whole groups. `None` decodes those of a rollout together.
         reuse_vision_features (`bool`, *optional*, defaults to `True`):
             Whether a frozen vision tower sees each medium once a rollout, its features then serving every forward.
         dynamic_sampling (`bool`, *optional*, defaults to `False`):
@@ -121,6 +126,7 @@ class GRPOVideoConfig(GRPOConfig):
 
     group_forward: str = "auto"
     shared_prefill: bool = True
+    generation_micro_batch_size: int | None = None
     reuse_vision_features: bool = True
     hub_strategy: str = "end"
 
@@ -158,17 +164,7 @@ class GRPOVideoConfig(GRPOConfig):
         for name in ("on_bad_media", "on_nonfinite"):
             if getattr(self, name) not in ("error", "skip"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; 'error' or 'skip' wanted.")
-        for name in (
-            "video_fps",
-            "video_min_frames",
-            "video_max_frames",
-            "media_cache_mb",
-            "report_every",
-            "report_groups",
-            "max_nonfinite_skips",
-            "reward_timeout",
-            "engine_logp_tolerance",
-        ):
+        for name in POSITIVE.split():
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
         _ = self.media_limits  # refuses what is out of its bounds

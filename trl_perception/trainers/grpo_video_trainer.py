@@ -618,7 +618,8 @@ class GRPOVideoTrainer(GRPOTrainer):
                 stack.enter_context(tower.pause())
             if not self.use_vllm and (self._prepares_prompts or shares):
                 visuals = self._rollout.visuals if self._prepares_prompts else None
-                stack.enter_context(prefill_once(self.model, visuals, num_generations if shares else 1))
+                repeats, at_once = num_generations if shares else 1, self.args.generation_micro_batch_size
+                stack.enter_context(prefill_once(self.model, visuals, repeats, at_once))
             completion_ids, logprobs = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
