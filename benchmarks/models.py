@@ -1,4 +1,4 @@
-"""Models with random weights to measure on: 1 M or 20 M parameters for a CPU, those of a 3B or 4B for a GPU."""
+"""Models with random weights: 1 M or 20 M parameters for a CPU, those of a 3B or 4B for a GPU, 7B and 32B to plan with."""
 
 import torch
 from transformers import AutoProcessor, ProcessorMixin, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -6,7 +6,8 @@ from transformers import AutoProcessor, ProcessorMixin, Qwen2_5_VLConfig, Qwen2_
 from trl_perception.assets import model_path
 from trl_perception.modeling import set_up_vision
 
-# Sizes of Qwen2.5-VL-3B ("3b") and Qwen3-VL-4B ("4b") as published, and models of the first shape that a CPU can train.
+# Sizes of Qwen2.5-VL-3B, -7B and -32B and of Qwen3-VL-4B ("4b") as published, and models of the first shape that a CPU can
+# train.
 SIZES = {
     "1m": {
         "text": {
@@ -62,6 +63,44 @@ SIZES = {
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
     },
+    "7b": {
+        "text": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tied": False,
+    },
+    "32b": {
+        "text": {
+            "hidden_size": 5120,
+            "intermediate_size": 27648,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "vocab_size": 152064,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3456,
+            "num_heads": 16,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tied": False,
+    },
     "4b": {
         "text": {
             "hidden_size": 2560,
@@ -113,7 +152,7 @@ def random_model(
         vision_start_token_id=processor.tokenizer.convert_tokens_to_ids("<|vision_start|>"),
         pad_token_id=pad,
         eos_token_id=eos,
-        tie_word_embeddings=True,
+        tie_word_embeddings=SIZES[size].get("tied", True),
         attn_implementation=attention,
         dtype=dtype,
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks import cluster
 from benchmarks.families import FAMILIES, family_model, video_prompt
 from benchmarks.performance import Group, update
 from benchmarks.performance_table import TARGETS, as_markdown
@@ -16,6 +17,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_the_table_is_the_files():
     assert as_markdown(json.loads((DOCS / "performance.json").read_text())) in (DOCS / "performance.md").read_text()
+
+
+def test_the_plan_of_a_cluster_is_computed():
+    assert cluster.table() in (DOCS / "cluster.md").read_text()
 
 
 def test_every_missed_target_is_explained():

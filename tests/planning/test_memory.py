@@ -83,15 +83,16 @@ def test_cache_and_activations_by_hand(skeleton):
 
 
 def test_the_engine_has_weights_and_a_cache_of_its_own_by_hand(skeleton):
-    # 1,184,192 float32 parameters and the keys and values of 4 layers, 4 * 2 * 64 * 32 rows * 120 tokens * 4 bytes
-    weights, cache = 4 * 1_184_192, 4 * 2 * 64 * 32 * 120 * 4
+    # 1,184,192 float32 parameters; keys and values of 4 layers, of 4 prompts and 32 completions: 4 * 2 * 64 * 1040 * 4 bytes
+    weights, cache = 4 * 1_184_192, 4 * 2 * 64 * (4 * 100 + 32 * 20) * 4
     parts = parts_of(skeleton, engine=Engine())
     found = [parts[name] for name in ("engine weights", "engine cache")]
     assert [(part.size, part.moment) for part in found] == [(weights, "always"), (cache, "always")]
     assert "cache" not in parts  # transformers samples nothing
     parts = parts_of(skeleton, World(2), engine=Engine(shares=2, sleeps=True))
     found = [parts[name] for name in ("engine weights", "engine cache")]
-    assert [(part.size, part.moment) for part in found] == [(weights / 2, "rollout"), (cache / 2, "rollout")]
+    # two processes that share it: half of the weights, and half of the keys of twice the rows
+    assert [(part.size, part.moment) for part in found] == [(weights / 2, "rollout"), (cache, "rollout")]
 
 
 def test_the_peak_is_that_of_the_fullest_moment():

@@ -108,7 +108,7 @@ class Engine:
     """The engine (vLLM) that samples in each process.
 
     Args:
-        shares: processes that split its weights and cache (tensor parallelism).
+        shares: processes that split its weights (tensor parallelism).
         sleeps: whether it lets go of both during updates.
     """
 
@@ -214,13 +214,16 @@ def _layer_cache(model: nn.Module, batch: Batch, world: World) -> float:
 
 
 def _engine(model: nn.Module, batch: Batch, world: World, engine: Engine) -> list[MemoryPart]:
-    """Weights of its own, and the cache of a rollout with a prompt for each completion."""
+    """Weights of its own, and the cache of a rollout, whose prompts it holds once.
+
+    Processes that share it sample their prompts together: each holds a share of the keys of all of them.
+    """
     layers, moment = model.config.get_text_config().num_hidden_layers, "rollout" if engine.sleeps else "always"
     weights = sum(parameter.numel() for parameter in model.parameters()) * _computed_size(model, world)
-    cache = layers * _layer_cache(model, replace(batch, shared=False), world)
+    cache = layers * _layer_cache(model, replace(batch, shared=True, decoded=None), world)
     return [
         MemoryPart("engine weights", weights / engine.shares, "A s, split over its processes", moment),
-        MemoryPart("engine cache", cache / engine.shares, "L 2 k B (P + R) s, split over its processes", moment),
+        MemoryPart("engine cache", cache, "L 2 k (B_p P + B R) s", moment),
     ]
 
 
