@@ -16,7 +16,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest slow-extras test-slow test-families test-vllm lock newest quality docs style bench gpu-check soak clean
+.PHONY: install demo test test-latest slow-extras test-slow test-processes test-families test-vllm lock newest quality docs style bench gpu-check soak clean
 
 install: $(VENV)/.installed
 
@@ -65,13 +65,18 @@ test-latest:
 
 # With models in 4 and 8 bit, and under DeepSpeed, which compiles an operation of its own once.
 FAMILIES := tests/families tests/processes/test_families.py
+PROCESSES := tests/processes tests/callbacks/nonfinite/test_nonfinite_processes.py tests/evaluation/test_processes.py
 SLOW := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --maxprocesses 8
 
 slow-extras: install
 	$(INSTALL) --require-hashes --build-constraints requirements/dev.txt -r requirements/slow.txt
 
 test-slow: slow-extras
-	$(SLOW) $(FAMILIES:%=--ignore=%)
+	$(SLOW) $(foreach part,$(FAMILIES) $(PROCESSES),--ignore=$(part))
+
+# The slow tests of several processes: DDP, FSDP2 and ZeRO give what one process gives.
+test-processes: slow-extras
+	$(SLOW) $(PROCESSES) --ignore=tests/processes/test_families.py
 
 # The slow tests of the families: each of them with every method, along every path, and on two processes.
 test-families: slow-extras
