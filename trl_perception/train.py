@@ -1,7 +1,7 @@
 """Train from a recipe: `accelerate launch -m trl_perception.train --config recipes/grpo/tiny.yaml`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -218,9 +218,10 @@ def _rows(script: TrainArguments, split: str) -> Dataset:
     )
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, *, prepare: Callable[[GRPOVideoTrainer], object] | None = None) -> None:
     """Train, save, and print a summary.
 
+    Args: prepare: called with the trainer before it trains, for example to add a callback.
     Errors: SystemExit with one message if the run cannot be uploaded to the Hub: at the start if no repository can be
         created, or at the end, after everything is saved, if the upload fails.
     """
@@ -238,6 +239,8 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line("trl-perception train"):
         trainer = build(script, config, model)
         trainer.origin = origin
+        if prepare is not None:
+            prepare(trainer)
         trainer.claim_output_dir(config.resume_from_checkpoint)
     say = trainer.accelerator.print
     say(_before(trainer, script, model))

@@ -6,6 +6,7 @@ Settings that are not checked here are checked where they are used.
 import ast
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -100,6 +101,7 @@ def trainer_names() -> dict[str, str]:
     return names
 
 
+@cache
 def training_hints(trainer: str) -> dict[str, Any]:
     """Return all settings of a trainer and their types: of its config, of `ModelConfig` and of `TrainArguments`."""
     ours = [PACKAGE / "train.py", *(PACKAGE / "trainers").glob("*_config.py")]

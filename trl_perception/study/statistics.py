@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 CONFIDENCE, POWER = 0.95, 0.8
-RESAMPLES = 4000
+RESAMPLES = 2000
 Values = Mapping[str, Mapping[Hashable, np.ndarray]]
 
 
@@ -122,24 +122,31 @@ def compare_values(
 def interval(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean of an array over seeds and rows, and its 95 % interval.
 
-        mean -+ t(0.975, nu) s,   s = standard deviation of the means of [`hierarchical_bootstrap`]
-        nu = (a + b)^2 / (a^2 / (S - 1) + b^2 / (R - 1))
-        a = var_s(mean over rows) / S,   b = var_r(mean over seeds) / R,   unbiased variances
+        mean -+ t(0.975, nu) s,   s^2 = max(a, b, v - 2 e)
+        nu = max(s^4 / (a^2 / (S - 1) + b^2 / (R - 1) + e^2 / ((S - 1) (R - 1))), min(S, R) - 1)
 
-    With few seeds that differ, nu is near S - 1 and the interval is wide; where rows are the larger part, it is near R - 1.
+    v: variance of the means of [`hierarchical_bootstrap`]; a = var_s(mean over rows) / S and b = var_r(mean over seeds) / R,
+    unbiased variances; e: residual mean square / (S R), which is a part of a and of b, so that v has it three times. With few
+    seeds that differ, nu is near S - 1 and the interval is wide.
 
     Args: values: (S,R), one row a seed; for a paired difference, the differences by seed and row.
-    Source: Satterthwaite, "An approximate distribution of estimates of variance components", 1946, for nu.
+    Source: Owen, "The pigeonhole bootstrap", 2007, for v; Satterthwaite, "An approximate distribution of estimates of variance
+        components", 1946, for nu.
     """
     values = np.asarray(values, dtype=np.float64)
     seeds, rows = values.shape
     mean = float(values.mean())
     if min(seeds, rows) < 2:
         return Interval(mean, None, None, None, None, seeds, rows)
-    error = float(hierarchical_bootstrap(values, np.random.default_rng(seed), resamples).std(ddof=1))
-    by_seed, by_row = values.mean(1).var(ddof=1) / seeds, values.mean(0).var(ddof=1) / rows
-    parts = by_seed**2 / (seeds - 1) + by_row**2 / (rows - 1)
-    freedom = float((by_seed + by_row) ** 2 / parts) if parts > 0 else float(seeds - 1)
+    of_seeds, of_rows = values.mean(1), values.mean(0)
+    residual = values - of_seeds[:, None] - of_rows + mean
+    degrees = np.array([seeds - 1, rows - 1, (seeds - 1) * (rows - 1)])
+    parts = np.array([of_seeds.var(), of_rows.var(), (residual**2).mean()]) / degrees  # a, b and e
+    drawn = hierarchical_bootstrap(values, np.random.default_rng(seed), resamples).var()
+    variance = max(parts[0], parts[1], drawn - 2 * parts[2])
+    noise = (parts**2 / degrees).sum()
+    freedom = float(max(variance**2 / noise if noise else 0, min(seeds, rows) - 1))
+    error = math.sqrt(variance)
     reach = t_quantile((1 + CONFIDENCE) / 2, freedom) * error
     return Interval(mean, mean - reach, mean + reach, error, freedom, seeds, rows)
 
@@ -147,23 +154,19 @@ def interval(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -
 def hierarchical_bootstrap(values: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """Means (resamples,) of an array (S,R) over S - 1 seeds and R - 1 rows, each drawn with replacement.
 
-        mean_b = sum_s sum_r u_s v_r values[s, r],   u = counts of S - 1 draws of seeds / (S - 1),   v likewise of rows
-
     Rows are crossed with seeds: a draw takes the same rows for all its seeds, since the rows are the same for every seed.
-    With one draw less than there are, the variance over draws is
-
-        var_s(mean over rows) / S + var_r(mean over seeds) / R + (residual variance) / (S R)
-
-    with unbiased variances; S and R draws would make it too small by the factors (S - 1) / S and (R - 1) / R.
+    With one draw less than there are, the variance over draws is a + b + e of [`interval`]; S and R draws would make the
+    variance too small by the factors (S - 1) / S and (R - 1) / R.
 
     Args: values: S >= 2 seeds, R >= 2 rows.
     Source: Owen, "The pigeonhole bootstrap", 2007, for crossed draws; Rao and Wu, "Resampling inference with complex survey
         data", 1988, for one draw less.
     """
     seeds, rows = values.shape
-    of_seeds = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples) / (seeds - 1)
-    of_rows = generator.multinomial(rows - 1, np.full(rows, 1 / rows), size=resamples) / (rows - 1)
-    return ((of_seeds @ values) * of_rows).sum(1)
+    counts = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples)
+    of_rows = counts @ values / (seeds - 1)
+    drawn = generator.integers(rows, size=(resamples, rows - 1))
+    return np.take_along_axis(of_rows, drawn, axis=1).mean(1)
 
 
 def detectable_difference(error: float, freedom: float, power: float = POWER) -> float:
