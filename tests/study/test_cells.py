@@ -21,7 +21,7 @@ def cells(tmp_path, monkeypatch):
         found = []
         for method in methods:
             settings = {"recipe": {"max_steps": 5, "learning_rate": 1e-4}, "evaluation": {"data": "rows.jsonl"}}
-            settings |= {"evaluate_every": 2, "model": "tiny", "seed": 1, "version": "1"}
+            settings |= {"evaluate_every": 2, "model": "tiny", "seed": 1, "version": "1", "trainer": None}
             cell = Cell(method, "tiny", 1, tmp_path / method / "tiny" / "seed-1", settings)
             cell.folder.mkdir(parents=True)
             (cell.folder / "digest").write_text(json.dumps({"digest": cell.digest}))

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import __version__
 from ..evaluation.store import write_text
-from .configuration import StudyConfig
+from .configuration import Method, StudyConfig
 
 BASE = "base"
 CELL, COST, COMPLETE, LOG, PROGRESS, LOCK = "cell.json", "cost.json", "complete.json", "log.txt", "progress", "lock"
@@ -32,7 +32,7 @@ class Cell:
     """One run of a study; `method` is "base" and `seed` None for the evaluation of a model before training.
 
     Args:
-        settings: `recipe` (None for base), `evaluation`, `evaluate_every` and the package's `version`, as JSON.
+        settings: model, seed, recipe, trainer, evaluation, evaluate_every and the package's version, as JSON.
     """
 
     method: str
@@ -119,19 +119,16 @@ def cells_of(config: StudyConfig) -> list[Cell]:
     if len({*names.values()}) < len(names):
         raise ValueError(f"Two of the models {', '.join(names)} would have one folder. Name them by other paths.")
 
-    def cell(method: str, model: str, seed: int | None, recipe: Mapping | None, evaluation: Mapping) -> Cell:
-        place = [names[model], *([] if seed is None else [f"seed-{seed}"])]
-        settings = {"recipe": recipe, "evaluation": evaluation, "version": __version__}
-        settings["evaluate_every"] = None if recipe is None else config.evaluate_every
-        settings = json.loads(json.dumps(settings | {"model": model, "seed": seed}))
-        return Cell(method, model, seed, config.output.absolute().joinpath("cells", method, *place), settings)
+    def cell(method: Method, model: str, seed: int | None) -> Cell:
+        settings = {"model": model, "seed": seed, "evaluation": method.evaluation, "version": __version__}
+        trained = {"recipe": method.recipe, "trainer": method.trainer, "evaluate_every": config.evaluate_every}
+        settings |= trained if seed is not None else dict.fromkeys(trained)
+        place = (BASE, names[model]) if seed is None else (method.name, names[model], f"seed-{seed}")
+        folder = config.output.absolute().joinpath("cells", *place)
+        return Cell(place[0], model, seed, folder, json.loads(json.dumps(settings)))
 
-    first = config.methods[0].evaluation
-    return [cell(BASE, model, None, None, first) for model in config.models] + [
-        cell(method.name, model, seed, method.recipe, method.evaluation)
-        for seed in config.seeds
-        for model in config.models
-        for method in config.methods
+    return [cell(config.methods[0], model, None) for model in config.models] + [
+        cell(method, model, seed) for seed in config.seeds for model in config.models for method in config.methods
     ]
 
 

@@ -25,9 +25,13 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Method:
-    """A method of a study: its name in tables, the recipe's settings, and its evaluation's, both without those of a cell."""
+    """A method of a study: its name in tables, the recipe's settings, and its evaluation's, both without those of a cell.
+
+    Args: trainer: the dotted path of a subclass of the recipe's trainer, or None.
+    """
 
     name: str
+    trainer: str | None
     recipe: Mapping[str, Any]
     evaluation: Mapping[str, Any]
 
@@ -38,7 +42,7 @@ class StudyConfig:
     Configuration of a study.
 
     Args:
-        methods: recipes by file or name, or mappings of `name`, `recipe` and `overrides`.
+        methods: recipes by file or name, or mappings of `name`, `recipe`, `overrides` and `trainer`.
         baseline: the method that the others are compared with.
         seeds: the same for every method.
         models: `tiny`, paths or names on the Hub.
@@ -165,8 +169,8 @@ def _require_free(overrides: Mapping[str, Any], where: str) -> None:
 def _method(entry: str | Mapping[str, Any], found: Mapping[str, Any]) -> Method:
     if isinstance(entry, str):
         entry = {"recipe": entry}
-    _require_known(entry, ("name", "recipe", "overrides"), "an entry of methods")
-    recipe = entry.get("recipe")
+    _require_known(entry, ("name", "recipe", "overrides", "trainer"), "an entry of methods")
+    recipe, trainer = entry.get("recipe"), entry.get("trainer")
     if not isinstance(recipe, str):
         raise ValueError(f"An entry of methods has the recipe {recipe!r}; a file or name such as grpo/tiny is wanted.")
     name = entry.get("name") or (recipe.split("/")[0] if recipe in shipped_recipes() else Path(recipe).stem)
@@ -174,6 +178,8 @@ def _method(entry: str | Mapping[str, Any], found: Mapping[str, Any]) -> Method:
         raise ValueError(
             f"A method has the name {name!r}; letters, digits, '.', '_' and '-' are wanted, but not 'base'."
         )
+    if trainer is not None and not re.fullmatch(r"\w+(\.\w+)+", str(trainer)):
+        raise ValueError(f"The method {name} has the trainer {trainer!r}; the dotted path of a class is wanted.")
     overrides = entry.get("overrides") or {}
     _require_free(overrides, f"The method {name}")
     settings = {key: value for key, value in read_recipe(recipe).items() if key not in (*CONTROLLED, *DATA)}
@@ -191,7 +197,7 @@ def _method(entry: str | Mapping[str, Any], found: Mapping[str, Any]) -> Method:
         )
     taken = {FROM_RECIPE[key]: value for key, value in settings.items() if key in FROM_RECIPE}
     evaluation = {key: value for key, value in taken.items() if key not in OF_EVALUATION}
-    return Method(name, settings, {"rewards": ["accuracy"], **evaluation, **found["evaluation"]})
+    return Method(name, trainer, settings, {"rewards": ["accuracy"], **evaluation, **found["evaluation"]})
 
 
 def _evaluation_keys() -> list[str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,11 @@ def train_cell(cell: Cell) -> None:
         controlled["resume_from_checkpoint"] = True
     recipe = cell.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**cell.settings["recipe"], **controlled}, sort_keys=False))
-    train(["--config", str(recipe)], prepare=lambda trainer: trainer.add_callback(CostLog(trainer, cell)))
+    train(
+        ["--config", str(recipe)],
+        trainer_class=_class_at(cell.settings["trainer"]),
+        prepare=lambda trainer: trainer.add_callback(CostLog(trainer, cell)),
+    )
 
 
 def evaluate_cell(cell: Cell) -> None:
@@ -96,6 +101,17 @@ def evaluate_cell(cell: Cell) -> None:
     write_text(cell.folder / COMPLETE, json.dumps({"digest": cell.digest}) + "\n")
     for checkpoint in cell.run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+def _class_at(path: str | None) -> type[GRPOVideoTrainer] | None:
+    """Import a class by its dotted path. Errors: ValueError if it is no trainer of this package."""
+    if path is None:
+        return None
+    module, _, name = path.rpartition(".")
+    found = getattr(import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, GRPOVideoTrainer)):
+        raise ValueError(f"trainer is {path!r}, which is {found!r}; a subclass of GRPOVideoTrainer is wanted.")
+    return found
 
 
 def write_progress(cell: Cell, share: float) -> None:
