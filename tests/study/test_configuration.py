@@ -77,6 +77,15 @@ REFUSED = {
         {"evaluation": {"data": "synthetic", "split": "train", "synthetic": {"size": 14, "seed": 1}}},
         "evaluation.data is 'synthetic', which train names too, with the same rows",
     ),
+    "a value that the evaluation refuses": (
+        {"evaluation": {"data": "synthetic", "samples": 4}},
+        "4 samples at temperature 0 would be the same completion",
+    ),
+    "a token in overrides": ({"overrides": {"max_steps": 4, "hub_token": "x"}}, "hub_token, which results would show"),
+    "a trainer that is no path": (
+        {"methods": ["grpo/tiny", {"name": "x", "recipe": "grpo/tiny", "trainer": "Mine"}]},
+        "The method x has the trainer 'Mine'; the dotted path of a class is wanted",
+    ),
     "a run without a number of steps": ({"overrides": {"max_steps": -1}}, "max_steps -1; .* Set max_steps."),
     "a name that is no folder": ({"methods": [{"name": "a/b", "recipe": "grpo/tiny"}]}, "A method has the name 'a/b'"),
 }

@@ -11,15 +11,17 @@ from typing import Any
 import yaml
 
 from ..cli.evaluate import FROM_RECIPE
-from ..cli.preflight import check_training, declared_fields
+from ..cli.preflight import check_training
+from ..evaluation import EvaluationSettings
 from ..recipe import nearest, read_recipe, recipes_folder, shipped_recipes
 
 FOLDER = "study"  # of the shipped configurations, among the recipes
-DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_limit", "synthetic", "prompt_template")
-CONTROLLED = ("model_name_or_path", "seed", "output_dir", "resume_from_checkpoint", "env", "push_to_hub")
+DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_limit", "synthetic")
+CONTROLLED = ("model_name_or_path", "seed", "output_dir", "resume_from_checkpoint", "push_to_hub")
 CONTROLLED += ("save_strategy", "save_steps", "save_total_limit", "save_only_model", "eval_strategy", "eval_steps")
-OF_EVALUATION = ("data", "data_config", "split", "synthetic", "rewards")  # never taken over from a recipe
+OF_THE_STUDY = ("data", "data_config", "split", "synthetic", "rewards")  # never taken over from a recipe
 OF_A_CELL = ("model", "adapter", "revision", "output")
+OF_EVALUATION = [f.name for f in fields(EvaluationSettings) if f.name not in OF_A_CELL]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -72,11 +74,9 @@ class StudyConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return what results depend on and what a reader is told, as JSON."""
-        kept = ("baseline", "seeds", "models", "train", "evaluation", "overrides", "evaluate_every", "target_reward")
-        return {"methods": [method.name for method in self.methods]} | {
-            key: value if not isinstance(value := getattr(self, key), tuple) else list(value)
-            for key in (*kept, "tuning")
-        }
+        kept = [f.name for f in fields(self) if f.name not in ("methods", "output", "workers", "threads")]
+        found = {name: getattr(self, name) for name in kept} | {"seeds": [*self.seeds], "models": [*self.models]}
+        return {"methods": [method.name for method in self.methods]} | found
 
 
 def read_study(name: str, *, output: str | None = None, workers: int | None = None) -> StudyConfig:
@@ -96,7 +96,7 @@ def read_study(name: str, *, output: str | None = None, workers: int | None = No
         raise ValueError(f"The study {file} has no {missing[0]}. Set {missing[0]}.")
     _require_kinds(found, file)
     _require_known(found["train"], DATA, "train")
-    _require_known(found["evaluation"], _evaluation_keys(), "evaluation")
+    _require_known(found["evaluation"], OF_EVALUATION, "evaluation")
     _require_free(found.get("overrides", {}), "overrides")
     if "data" not in found["evaluation"]:
         raise ValueError("evaluation has no data. Set data: 'synthetic', a local file or folder, or a Hub data set.")
@@ -158,12 +158,12 @@ def _require_kinds(found: Mapping[str, Any], file: Path) -> None:
 
 def _require_free(overrides: Mapping[str, Any], where: str) -> None:
     for key in overrides:
+        if key == "env" or key.endswith("_token"):
+            raise ValueError(f"{where} sets {key}, which results would show. Set it in the environment of the command.")
         if key in CONTROLLED or key in DATA:
-            other = {"model_name_or_path": "models", "seed": "seeds", "save_steps": "evaluate_every"}.get(key)
-            set_it = (
-                "Set train, the data of all methods" if key in DATA else f"Set {other}" if other else "Leave it out"
-            )
-            raise ValueError(f"{where} sets {key}, which the study sets itself. {set_it}.")
+            others = {"model_name_or_path": "Set models", "seed": "Set seeds", "save_steps": "Set evaluate_every"}
+            set_it = "Set train" if key in DATA else others.get(key, "Leave it out")
+            raise ValueError(f"{where} sets {key}, which the study sets for all methods. {set_it}.")
 
 
 def _method(entry: str | Mapping[str, Any], found: Mapping[str, Any]) -> Method:
@@ -196,13 +196,10 @@ def _method(entry: str | Mapping[str, Any], found: Mapping[str, Any]) -> Method:
             f"The method {name} has max_steps {steps!r}; a study wants the number of steps. Set max_steps."
         )
     taken = {FROM_RECIPE[key]: value for key, value in settings.items() if key in FROM_RECIPE}
-    evaluation = {key: value for key, value in taken.items() if key not in OF_EVALUATION}
-    return Method(name, trainer, settings, {"rewards": ["accuracy"], **evaluation, **found["evaluation"]})
-
-
-def _evaluation_keys() -> list[str]:
-    file = Path(__file__).parents[1] / "evaluation" / "settings.py"
-    return [key for key in declared_fields([file], "EvaluationSettings") if key not in OF_A_CELL]
+    evaluation = {key: value for key, value in taken.items() if key not in OF_THE_STUDY}
+    evaluation = {"rewards": ["accuracy"], **evaluation, **found["evaluation"]}
+    EvaluationSettings(**evaluation, model=found["models"][0], output=found["output"])  # refuses what it cannot use
+    return Method(name, trainer, settings, evaluation)
 
 
 def _require_same_evaluation(methods: Sequence[Method]) -> None:

@@ -15,6 +15,7 @@ from ..reports.rollouts import read_groups
 from ..reports.run import STATE
 from ..reports.signals import token_frames
 from ..reports.summary import evidence_frames
+from ..rewards.registry import split_names
 from .cells import BASE, COST, Cell
 from .configuration import StudyConfig
 from .statistics import MethodFigures, compare_values
@@ -122,7 +123,7 @@ def _correct(cell: Cell, step: int, rows: Sequence[str]) -> np.ndarray:
 
 def _of_model(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     (base_cell,) = (cell for cell in cells if cell.method == BASE)
-    by = base_cell.settings["evaluation"].get("by", ["problem_type"])
+    by = split_names(base_cell.settings["evaluation"].get("by", ["problem_type"]))
     table = pq.read_table(base_cell.evaluation(0) / PREDICTIONS)
     rows = table["id"].to_pylist()
     labels = {column: np.array([str(value) for value in table[column].to_pylist()]) for column in by}
