@@ -120,6 +120,7 @@ soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --json docs/reliability.json
 
 # All methods by eight seeds: many hours; the same command resumes. study-smoke is the same command in small.
+study study-smoke: export HF_HUB_OFFLINE = 1
 study: install
 	$(BIN)/python -m benchmarks.study --config study/full
 

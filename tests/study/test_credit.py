@@ -54,6 +54,7 @@ def credit_of(trainer_class, rows, folder, **settings):
 APPO = {"top_tokens": 5, "top_frames": 2, "tokens_per_frame": 4, "strategy": "soft_or_all"}
 
 
+@pytest.mark.slow
 def test_with_the_frames_of_appo_the_weights_are_those_of_appo(clips_with_evidence, tmp_path):
     same = {"choose": lambda self, group, selected: selected}
     ours = credit_of(RandomFramesTrainer, clips_with_evidence, tmp_path / "ours", also=same, **APPO)
@@ -64,6 +65,7 @@ def test_with_the_frames_of_appo_the_weights_are_those_of_appo(clips_with_eviden
     assert any((credit.weights > 1).any() for _, credit in ours)
 
 
+@pytest.mark.slow
 def test_random_frames_are_as_many_and_drawn_by_step_and_prompt(clips_with_evidence, tmp_path):
     drawn = []
 
@@ -79,6 +81,7 @@ def test_random_frames_are_as_many_and_drawn_by_step_and_prompt(clips_with_evide
     assert len(set(drawn)) > 1
 
 
+@pytest.mark.slow
 def test_evidence_frames_are_those_that_overlap_the_spans(clips_with_evidence, tmp_path):
     def check(self, group, credit):
         shown, row = evidence_frames(group.prompt), group.prompt.row
@@ -114,6 +117,7 @@ def test_the_oracle_weighs_by_the_dependency_on_the_evidence(clips_with_evidence
     assert set(families) == {"needle", "static"}
 
 
+@pytest.mark.slow
 def test_rows_without_evidence_keep_their_credit(clips_with_evidence, tmp_path):
     rows = clips_with_evidence.remove_columns("evidence")
     assert all(credit is None for _, credit in credit_of(OracleTrainer, rows, tmp_path))

@@ -109,5 +109,5 @@ def _start(cell: Cell, phase: str, lock: int, threads: int, device: str | None) 
 
 def _tail(cell: Cell) -> str:
     """Return the last lines of a log; of a progress bar only what it showed last."""
-    lines = [line.rsplit("\r", 1)[-1] for line in (cell.folder / LOG).read_text(errors="replace").split("\n")]
+    lines = [line.rsplit("\r", 1)[-1] for line in (cell.folder / LOG).read_bytes().decode(errors="replace").split("\n")]
     return "\n".join([line for line in lines if line.strip()][-TAIL:])
