@@ -16,7 +16,7 @@ INSTALL = $(UV) pip install -q --system-certs --python $(BIN)/python
 COMPILE = $(UV) pip compile -q --system-certs --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: install demo test test-latest slow-extras test-slow test-processes test-families test-vllm lock newest quality docs style bench gpu-check soak clean
+.PHONY: install demo test test-latest slow-extras test-slow test-processes test-families test-vllm lock newest quality docs style bench gpu-check soak study study-smoke clean
 
 install: $(VENV)/.installed
 
@@ -118,6 +118,14 @@ gpu-check:
 # A thousand steps of every method: some forty minutes on two cores.
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --json docs/reliability.json
+
+# All methods by eight seeds: many hours; the same command resumes. study-smoke is the same command in small.
+study study-smoke: export HF_HUB_OFFLINE = 1
+study: install
+	$(BIN)/python -m benchmarks.study --config study/full
+
+study-smoke: install
+	$(BIN)/python -m trl_perception.cli.study --config study/smoke
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ SUBPACKAGES = (
     "rewards",
     "data",
     "evaluation",
+    "study",
     "reports",
 )
 PACKAGES = ("trl_perception", *(f"trl_perception.{name}" for name in SUBPACKAGES))

@@ -32,7 +32,7 @@ def recipe_path(name: str) -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     """Return the recipes that ship with the package: {"appo/tiny": file, ...}."""
-    others = (ACCELERATE_CONFIGS, "lmms_eval", "sft")
+    others = (ACCELERATE_CONFIGS, "lmms_eval", "sft", "study")
     files = (path for path in sorted(recipes_folder().glob("*/*.yaml")) if path.parent.name not in others)
     return {f"{path.parent.name}/{path.stem}": path for path in files}
 

@@ -1,7 +1,7 @@
 """Train from a recipe: `accelerate launch -m trl_perception.train --config recipes/grpo/tiny.yaml`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -155,8 +155,16 @@ def parse(args: Sequence[str] | None = None) -> tuple[TrainArguments, GRPOConfig
     return tuple(parsed)
 
 
-def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRPOVideoTrainer:
-    """Build the trainer of a recipe."""
+def build(
+    script: TrainArguments, config: GRPOConfig, model: ModelConfig, trainer: type[GRPOVideoTrainer] | None = None
+) -> GRPOVideoTrainer:
+    """Build the trainer of a recipe, or a subclass of it. Errors: ValueError for a class with another configuration."""
+    trainer = trainer or TRAINERS[script.trainer]
+    if trainer.config_class is not type(config):
+        raise ValueError(
+            f"{trainer.__name__} has the configuration {trainer.config_class.__name__}, and the trainer {script.trainer!r} of the "
+            f"recipe {type(config).__name__}. Set the recipe's trainer to the method that {trainer.__name__} extends."
+        )
     if script.merge_adapter and not model.use_peft:
         raise ValueError("merge_adapter is set, but no adapter is trained. Set use_peft: true, or unset merge_adapter.")
     config.model_init_kwargs = {
@@ -181,7 +189,7 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
                 "on. Give dataset_name a folder with two splits, or leave eval_strategy out."
             )
         eval_rows = _rows(script, script.dataset_test_split)
-    trainer = TRAINERS[script.trainer](
+    built = trainer(
         model=path,
         reward_funcs=[get_reward(name) for name in script.reward_funcs],
         args=config,
@@ -191,15 +199,15 @@ def build(script: TrainArguments, config: GRPOConfig, model: ModelConfig) -> GRP
         peft_config=adapter_of(model),
     )
     if script.merge_adapter:
-        require_mergeable(trainer.model)
+        require_mergeable(built.model)
     if script.merge_adapter and is_deepspeed_zero3_enabled():
         raise ValueError(
             "merge_adapter is set under ZeRO-3, which would split the base model again while one process merges. Set "
             "zero_stage to 2, or unset merge_adapter and merge afterwards with peft."
         )
-    if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(RewardProgress)
-    return trainer
+    if built.pop_callback(ProgressCallback):
+        built.add_callback(RewardProgress)
+    return built
 
 
 def train_rows(script: TrainArguments) -> Dataset:
@@ -218,9 +226,17 @@ def _rows(script: TrainArguments, split: str) -> Dataset:
     )
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(
+    args: Sequence[str] | None = None,
+    *,
+    trainer_class: type[GRPOVideoTrainer] | None = None,
+    prepare: Callable[[GRPOVideoTrainer], object] | None = None,
+) -> None:
     """Train, save, and print a summary.
 
+    Args:
+        trainer_class: a subclass of the recipe's trainer, in place of it.
+        prepare: called with the trainer before it trains, for example to add a callback.
     Errors: SystemExit with one message if the run cannot be uploaded to the Hub: at the start if no repository can be
         created, or at the end, after everything is saved, if the upload fails.
     """
@@ -236,8 +252,10 @@ def main(args: Sequence[str] | None = None) -> None:
         except UploadError as error:
             raise SystemExit(str(error)) from error
     with one_line("trl-perception train"):
-        trainer = build(script, config, model)
+        trainer = build(script, config, model, trainer_class)
         trainer.origin = origin
+        if prepare is not None:
+            prepare(trainer)
         trainer.claim_output_dir(config.resume_from_checkpoint)
     say = trainer.accelerator.print
     say(_before(trainer, script, model))

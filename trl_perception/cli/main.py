@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": "what a recipe will do and need, without loading weights: trl-perception plan --config grpo/tiny",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
     "evaluate": "accuracy with intervals: trl-perception evaluate --model RUN --data rows.jsonl --output runs/eval",
+    "study": "methods x seeds compared, with intervals: trl-perception study --config study/smoke",
     "report": "what a run learned, as one HTML file: trl-perception report runs/grpo-tiny",
     "show": "answers before and after training: trl-perception show --model RUN --recipe grpo/tiny",
     "push": "push a finished run to the Hub: trl-perception push runs/grpo-tiny USER/NAME",

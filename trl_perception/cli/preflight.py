@@ -6,6 +6,7 @@ Settings that are not checked here are checked where they are used.
 import ast
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -94,7 +95,7 @@ def trainer_names() -> dict[str, str]:
     """Return `TRAINERS` with class names, read from the sources: each class has its method's name in `method`."""
     names = {}
     for file in sorted((PACKAGE / "trainers").glob("*_trainer.py")):
-        for node in ast.parse(file.read_text()).body:
+        for node in _classes_in(file).values():
             assigned = [line for line in getattr(node, "body", ()) if isinstance(line, ast.Assign)]
             names |= {line.value.value: node.name for line in assigned if line.targets[0].id == "method"}
     return names
@@ -113,7 +114,7 @@ def declared_fields(files: Iterable[Path], *names: str) -> dict[str, Any]:
 
     A type is Any unless it consists of types of Python and `typing`.
     """
-    classes = {node.name: node for file in files for node in ast.parse(file.read_text()).body if hasattr(node, "bases")}
+    classes = {name: node for file in files for name, node in _classes_in(file).items()}
 
     def of(name: str) -> dict[str, Any]:
         if name not in classes:
@@ -123,6 +124,11 @@ def declared_fields(files: Iterable[Path], *names: str) -> dict[str, Any]:
         return hints | {ast.unparse(field.target): _hint(ast.unparse(field.annotation)) for field in fields}
 
     return {key: hint for name in names for key, hint in of(name).items()}
+
+
+@cache
+def _classes_in(file: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)}
 
 
 def _hint(annotation: str) -> Any:

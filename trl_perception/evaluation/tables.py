@@ -24,7 +24,7 @@ def figures_table(table: Figures) -> str:
             rows = max((figure.rows for figure in figures.values()), default=0)
             title = ALL if column == ALL else f"{column}: {label}"
             lines.append([title, f"{rows:,}", *(_cell(name, figures.get(name)) for name in names)])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def comparison_table(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> str:
@@ -51,7 +51,7 @@ def comparison_table(table: Mapping[str, Mapping[str, Mapping[str, Comparison]]]
                         str(found.lower),
                     ]
                 )
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _cell(name: str, figure: Estimate | None, sign: str = "") -> str:
@@ -67,7 +67,8 @@ def _number(name: str, value: float, sign: str = "") -> str:
     return f"{value if name in PLAIN else 100 * value:{sign}.1f}"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Format lines of cells, titles first, as a Markdown table; the first column on the left, the others on the right."""
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     rule = ["-" * width if place == 0 else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
     texts = [
