@@ -150,6 +150,36 @@ def test_a_late_answer_names_the_setting(server, trainer_on):
         rollout(trainer)
 
 
+def test_other_tokens_than_the_prompts_stop_the_step(server, trainer_on, monkeypatch):
+    trainer, made = trainer_on(server), client.engine_input
+    monkeypatch.setattr(client, "engine_input", lambda ids, *args: made([*ids, ids[-1]], *args))
+    with pytest.raises(RuntimeError, match=r"row 0 .*: the prompt has \d+ tokens, and the engine sampled from"):
+        rollout(trainer)
+
+
+def test_a_prompt_for_which_the_server_has_no_room_is_named(server, trainer_on):
+    trainer = trainer_on(server)
+    trainer.vllm_generation.vllm_client.limits = 8, 4096
+    with pytest.raises(ValueError, match=r"row 0 .*: the prompt has \d+ tokens, .* vllm_max_model_length 8"):
+        rollout(trainer)
+
+
+def test_a_prompt_that_ends_every_server_is_given_up(server, trainer_on, monkeypatch):
+    trainer, request, asked = trainer_on(server), client.MediaClient._request, []
+
+    def fails(self, method, path, **options):
+        if path != client.GENERATE:
+            return request(self, method, path, **options)
+        asked.append(path)
+        raise client.ServerLostError("the engine died")
+
+    monkeypatch.setattr(client.MediaClient, "_request", fails)
+    with pytest.raises(ConnectionError, match="the engine died"):
+        rollout(trainer)
+    prompts = len(trainer.train_dataset)
+    assert client.REPEATS + 1 <= len(asked) <= (client.REPEATS + 1) * prompts
+
+
 def test_weights_between_gpus_need_gpus(server, trainer_on):
     with pytest.raises(ValueError, match=r"this run trains on cpu\. Set engine_weight_folder"):
         trainer_on(server, engine_weight_folder=None)
@@ -220,7 +250,7 @@ def test_a_server_that_is_killed_in_a_rollout_and_started_again_loses_nothing(se
 
     monkeypatch.setattr(client, "packed", kills)
     assert largest_difference(trainer, after_update(trainer)) < EXACT
-    assert len(calls) > 2 * len(trainer.train_dataset)  # the rollout, the positions and the rollout once more
+    assert len(calls) == 2 * len(trainer.train_dataset)
     assert largest_difference(trainer, after_update(trainer)) < EXACT
 
 

@@ -17,8 +17,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--port", type=int, help="where to listen (default: that of vllm_server_base_url, or vllm_server_port)"
     )
+    parser.add_argument(
+        "--dataset_name", "--dataset-name", help="of the run; a server reads no rows, and need not have it"
+    )
     options, others = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    args = ["--config", options.config, *others]
+    args = ["--config", options.config, *others, "--dataset_name", "synthetic"]
     check_training(args)
     _serve([*args, "--use_vllm", "true", "--vllm_mode", "server"], options.host, options.port)
 

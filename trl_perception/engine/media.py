@@ -112,7 +112,7 @@ def packed(given: "TokensInput | MultiModalInput", sampling: Mapping[str, Any]) 
 
     media = [given.get(name, {}) for name in ("mm_kwargs", "mm_hashes", "mm_placeholders")]
     (body,) = MsgpackEncoder(size_threshold=IN_THE_BODY).encode([given["prompt_token_ids"], *media, sampling])
-    return bytes(body)
+    return body
 
 
 def unpacked(body: bytes) -> "tuple[TokensInput | MultiModalInput, dict[str, Any]]":
