@@ -164,7 +164,7 @@ def test_a_prompt_for_which_the_server_has_no_room_is_named(server, trainer_on):
         rollout(trainer)
 
 
-def test_a_prompt_that_ends_every_server_is_given_up(server, trainer_on, monkeypatch):
+def test_a_rollout_that_the_server_never_survives_is_given_up(server, trainer_on, monkeypatch):
     trainer, request, asked = trainer_on(server), client.MediaClient._request, []
 
     def fails(self, method, path, **options):
@@ -201,7 +201,7 @@ def test_a_server_that_another_command_started_is_refused(tmp_path, clips):
         threading.Thread(target=other.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{other.server_port}"
         run = {**ENGINE, "vllm_mode": "server", "vllm_server_base_url": url, "engine_weight_folder": str(tmp_path)}
-        with pytest.raises(ValueError, match=rf"The server at {url} is none for prompts with media"):
+        with pytest.raises(ValueError, match=rf"The server at {url} takes no prompts with media"):
             engine_trainer(FAMILY, tmp_path, mixed(clips, [], {"video": "v"}), **run)
         other.shutdown()
 

@@ -1,4 +1,4 @@
-"""What leads to an engine behind a server: prompts with media, weights, and whether the server is still the same."""
+"""Client of an engine behind a server: it sends prompts with media and weights, and checks that the server holds them."""
 
 import shutil
 import time
@@ -28,7 +28,7 @@ FACTS, GENERATE = "/trl_perception/facts", "/trl_perception/generate"
 COMPARED = ("model", "dtype", "mm_device_do_normalize", "logprobs_mode")  # options in which server and run must agree
 BINARY = {"Content-Type": "application/octet-stream"}
 REQUESTS = 64  # at a time
-REPEATS = 3  # of one rollout, for servers that were lost
+REPEATS = 3  # of a rollout whose server was lost
 TEXT = EngineMedia("a prompt without media", "", torch.zeros(0, dtype=torch.long), ())
 
 
@@ -53,14 +53,14 @@ class MediaClient(VLLMClient):
         self.folder = None if folder is None else Path(folder).expanduser().resolve()
         self.version: str | None = None  # of the weights that were sent last
         self.rule: str | None = None
-        self.lost = 0  # servers, in the rollout in hand
+        self.lost = 0  # how often the server was lost in this rollout
         super().__init__(**of_trl)
         # TRL's session repeats requests by itself, where another server with other weights may answer.
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=REQUESTS))
         self._attach()
 
-    # What is asked of an engine in the trainer's process too
+    # As `MediaLLM` has it, the engine in the trainer's process
 
     def positions(self, prompt_ids: Sequence[int], media: EngineMedia) -> Tensor | None:
         """Return the positions (3,P+1) of a prompt and its first new token; None for models with one axis."""
@@ -80,16 +80,14 @@ class MediaClient(VLLMClient):
         return [of_row[0] for of_row in images]
 
     def generate(self, prompts: list[list[int]], features: list[EngineMedia] | None = None, **options: Any) -> dict:
-        """As in TRL; where the server was lost, its successor is ready and every prompt and completion is None."""
+        """As in TRL. If the server was lost and another is ready, every prompt and completion is None."""
         return super().generate(prompts, features or [TEXT] * len(prompts), **options)
 
     def _generate_from_features(
         self, prompts: list[list[int]], features: list[EngineMedia], sampling_params: dict[str, Any]
     ) -> dict[str, list | None]:
         count, seed = sampling_params["n"], sampling_params.get("seed")
-        copies = (
-            count if sampling_params["temperature"] == 0 else 1
-        )  # the engine takes several greedy ones for a mistake
+        copies = count if sampling_params["temperature"] == 0 else 1  # vLLM refuses several greedy ones
         for ids, media in zip(prompts, features, strict=True):
             require_fit(ids, media, sampling_params["max_tokens"], *self.limits)
 
@@ -152,7 +150,7 @@ class MediaClient(VLLMClient):
         self.version = version
 
     def reset_prefix_cache(self) -> None:
-        """Empty the caches of the engine, which hold what other weights computed; waiting requests begin again."""
+        """Empty the caches of the engine, which other weights computed; requests that are running are computed again."""
         self._surviving(self._reset_caches)
 
     def _reset_caches(self) -> None:
@@ -180,7 +178,7 @@ class MediaClient(VLLMClient):
             time.sleep(retry_interval)
 
     def _attach(self) -> None:
-        """Make a server that was started this run's. Errors: ValueError for other settings than the run's."""
+        """Set up a server for this run. Errors: ValueError if its settings are not the run's."""
         facts = self._facts()
         self.limits = facts["max_model_len"], facts["encoder_cache"]
         differ = [
@@ -197,7 +195,7 @@ class MediaClient(VLLMClient):
             self.use_position_rule(self.rule)
 
     def _recover(self, lost: ServerLostError) -> None:
-        """Wait for the successor of a lost server. Errors: ConnectionError if none comes, or too many are lost."""
+        """Wait until a lost server is started again. Errors: ConnectionError if it is not, or is lost too often."""
         self.lost += 1
         if self.lost > REPEATS:
             raise lost
@@ -217,7 +215,7 @@ class MediaClient(VLLMClient):
             self.init_communicator(self.device)
 
     def _surviving(self, call: Callable[[], Any]) -> Any:
-        """Call until a server answers that lives."""
+        """Call, and call again if the server was lost and is started again."""
         while True:
             try:
                 return call()
@@ -268,7 +266,7 @@ class MediaClient(VLLMClient):
             raise ServerLostError(f"The server at {self.base_url} failed: {answer.text[:500]}.")
         if answer.status_code == 404 and path == FACTS:
             raise ValueError(
-                f"The server at {self.base_url} is none for prompts with media. Start it by `trl-perception serve`."
+                f"The server at {self.base_url} takes no prompts with media. Start it by `trl-perception serve`."
             )
         if not answer.ok:
             raise RuntimeError(f"{url} refused a request: {answer.text[:500]}")

@@ -50,13 +50,13 @@ class MediaGeneration(VLLMGeneration):
 
     def __init__(self, settings: GRPOConfig, **of_trl: Any):
         self.settings = settings
-        self.rollouts, self.run = 0, uuid4().hex  # a server caches what other processes and runs sent
+        self.rollouts, self.run = 0, uuid4().hex  # a server also caches what other processes and runs sent
         self.family = family_of_run(base_model(of_trl["model"]), of_trl["processing_class"])
         super().__init__(**of_trl)
 
     @property
     def engine(self) -> "MediaLLM | MediaClient | None":
-        """The engine in this process, or what leads to a server; None on processes that leave a server to the main one."""
+        """The engine in this process, or the client of a server; None on processes that leave the server to the main one."""
         return self.llm if self.mode == "colocate" else getattr(self, "vllm_client", None)
 
     def begin(self, preparer: PromptPreparer, eos_token_ids: Sequence[int]) -> None:
@@ -101,7 +101,7 @@ class MediaGeneration(VLLMGeneration):
             whole = len(images) % num_generations == 0 and all(map(is_, firsts, (of_row[0] for of_row in images)))
             num_generations = num_generations if all(gather_object([whole])) else 1
         while None in (found := super().generate(prompts, images, num_generations, profiler))[0]:
-            self.sync_weights()  # the server was lost, and another has begun
+            self.sync_weights()  # the server was lost and is started again
         return found
 
     def _place_features(self, features: EngineMedia, prompt_ids: list[int]) -> EngineMedia:
