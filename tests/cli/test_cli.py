@@ -5,6 +5,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_perception.assets import model_path
 from trl_perception.cli import ask as ask_module
+from trl_perception.cli import serve
 from trl_perception.cli.ask import ask
 from trl_perception.cli.main import COMMANDS, main
 from trl_perception.media import VideoSettings
@@ -75,3 +76,16 @@ def test_ask_answers_about_a_clip_and_a_picture(clips, pictures, capsys):
     refusing = {"chat_template": "{{ raise_exception('thinking is ' ~ enable_thinking) }}", "enable_thinking": False}
     with pytest.raises(UnusableSampleError, match="thinking is False"):
         ask(model, processor, clips[0], "What?", chat_template_kwargs=refusing)
+
+
+def test_serve_reads_no_rows(monkeypatch, tmp_path):
+    """The data of a run need not be where its server is."""
+    monkeypatch.chdir(tmp_path)
+    served = []
+    monkeypatch.setattr(serve, "_serve", lambda args, *where: served.append((args, where)))
+    main(["serve", "--config", "grpo/qwen2_5_vl_7b", "--dataset_name", "data/mine.jsonl", "--port", "9", "--seed", "1"])
+    ((args, where),) = served
+    assert where == (None, 9)
+    assert "data/mine.jsonl" not in args
+    assert args[args.index("--vllm_mode") + 1] == "server"
+    assert args[args.index("--seed") + 1] == "1"

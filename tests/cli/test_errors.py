@@ -38,6 +38,8 @@ MISTAKES = {
     "prepare": (("prepare", "vidoe-r1", "--source", ".", "--output", "x"), "unknown data set 'vidoe-r1'; did you mean 'video-r1'"),
     "prepare's source": (("prepare", "jsonl", "--source", "no", "--output", "x"), "The source no does not exist"),
     "report": (("report", "no"), "no is no folder"),
+    "serve": (("serve",), "the following arguments are required: --config"),
+    "serve's key": (("serve", "--config", "grpo/tiny", "--vllm_prot", "1"), "Unknown key 'vllm_prot' in the command line"),
     "push": (("push", "no"), "no holds no weights"),
     "show": (("show", "--model", "./no", "--recipe", "grpo/tiny"), "The model ./no is no folder"),
 }  # fmt: skip

@@ -139,7 +139,7 @@ def test_trl_config_is_refused_by_name(rows, make_trainer):
 
 
 ENGINE_REFUSALS = {
-    "vllm_mode is 'server'": {"vllm_mode": "server"},
+    "engine_weight_folder is set, and weights go through no folder": {"engine_weight_folder": "weights"},
     "vllm_model_impl is 'transformers'": {"vllm_model_impl": "transformers"},
     "top_p is 0.9: the engine's log-probs would be of the tokens that it leaves": {"top_p": 0.9},
     "top_k is 20: ": {"top_k": 20},

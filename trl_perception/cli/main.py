@@ -10,6 +10,7 @@ COMMANDS = {
     "recipes": "the recipes and accelerate configurations that ship with the package: trl-perception recipes",
     "prepare": "rows from a published data set: trl-perception prepare video-r1 --source DIR --output DIR",
     "train": "train from a recipe: trl-perception train --config grpo/tiny",
+    "serve": "vLLM's server for the rollouts of a recipe: trl-perception serve --config grpo/qwen2_5_vl_7b",
     "plan": "what a recipe will do and need, without loading weights: trl-perception plan --config grpo/tiny",
     "ask": "ask a model about a video or an image: trl-perception ask tiny clip.mp4 'What colour is the second scene?'",
     "evaluate": "accuracy with intervals: trl-perception evaluate --model RUN --data rows.jsonl --output runs/eval",

@@ -78,8 +78,8 @@ def engine_version() -> str | None:
 
 
 def _refusals(args: GRPOConfig, quantised: bool) -> Iterator[str]:
-    if args.vllm_mode != "colocate":
-        yield f"vllm_mode is {args.vllm_mode!r}, and media travel only to an engine in this process. Set vllm_mode='colocate'."
+    if args.engine_weight_folder is not None and args.vllm_mode == "colocate":
+        yield "engine_weight_folder is set, and weights go through no folder to an engine in this process. Set vllm_mode='server'."
     if args.vllm_model_impl not in ("auto", "vllm"):
         yield f"vllm_model_impl is {args.vllm_model_impl!r}, which prepares media once more. Set it to 'auto'."
     if quantised:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from .media import EngineMedia, engine_input
+from .media import EngineMedia, engine_input, features_of, require_fit, require_same_ids
 
 
 class MediaLLM(LLM):
@@ -30,8 +31,9 @@ class MediaLLM(LLM):
         if all(of_row is None for of_row in media):
             return super().generate(prompts, sampling_params, **options)
         rows = [list(prompt["prompt_token_ids"]) for prompt in prompts]
+        limits = self.model_config.max_model_len, self.llm_engine.input_processor.mm_encoder_cache_size
         for ids, of_row in zip(rows, media, strict=True):
-            self._require_fit(ids, of_row, sampling_params.max_tokens)
+            require_fit(ids, of_row, sampling_params.max_tokens, *limits)
         outputs = self._sample(rows, media, sampling_params)
         for ids, of_row, output in zip(rows, media, outputs, strict=True):
             require_same_ids(of_row.sample, ids, output.prompt_token_ids)
@@ -57,28 +59,14 @@ class MediaLLM(LLM):
             engine.abort_request([name for number, name in waiting.items() if number not in outputs], internal=True)
         return [outputs[number] for number in numbers]
 
-    def _require_fit(self, ids: Sequence[int], media: EngineMedia, new_tokens: int) -> None:
-        longest, largest = self.model_config.max_model_len, self.llm_engine.input_processor.mm_encoder_cache_size
-        if len(ids) + new_tokens > longest:
-            raise ValueError(
-                f"{media.sample}: the prompt has {len(ids)} tokens, and with max_completion_length {new_tokens} the engine would cut "
-                f"the completion at vllm_max_model_length {longest}. Raise it to {len(ids) + new_tokens}, or lower max_prompt_length."
-            )
-        for item in media.items:
-            if item.tokens > largest:
-                raise ValueError(
-                    f"{media.sample}: its {item.kind} has {item.tokens} visual tokens, and the engine's encoder cache holds {largest}. "
-                    f"Set engine_options {{max_num_batched_tokens: {item.tokens}}} or more, or lower the size of its media."
-                )
+    def positions(self, prompt_ids: Sequence[int], media: EngineMedia) -> Tensor | None:
+        """Return the positions (3,P+1) of a prompt and its first new token; None for models with one axis."""
+        given = engine_input(prompt_ids, media, self.model_config.dtype)
+        return self.collective_rpc("positions", args=(given["prompt_token_ids"], features_of(given)))[0]
 
-
-def require_same_ids(sample: str, ours: Sequence[int], engines: Sequence[int]) -> None:
-    """Errors: RuntimeError where the engine sampled a completion of other tokens than the prompt's."""
-    if list(ours) != list(engines):
-        raise RuntimeError(
-            f"{sample}: the prompt has {len(ours)} tokens, and the engine sampled from {len(engines)} others. This vLLM changes "
-            "prompts that are prepared: install the version that docs/vllm.md names, or set use_vllm=False."
-        )
+    def use_position_rule(self, rule: str) -> None:
+        """Let the engine follow a `position_rule`."""
+        self.collective_rpc("use_position_rule", args=(rule,))
 
 
 @contextmanager

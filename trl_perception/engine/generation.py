@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from operator import is_
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOConfig
 from trl.generation import vllm_generation
@@ -25,6 +28,11 @@ from .positions import check_positions
 from .weights import merged_parameters
 from .worker import WORKER
 
+if TYPE_CHECKING:
+    from .client import MediaClient
+    from .colocate import MediaLLM
+
+SERVER_WORKER = f"{__package__}.server_worker.ServerWorker"
 PLACEHOLDER_BIAS = -100.0  # on the logits of placeholders: a sampled one would have no feature
 FOREIGN_IMAGES = (
     "The engine would expand the placeholders of this prompt's images once more, since TRL prepared them (tools, an environment, a "
@@ -42,9 +50,14 @@ class MediaGeneration(VLLMGeneration):
 
     def __init__(self, settings: GRPOConfig, **of_trl: Any):
         self.settings = settings
-        self.rollouts = 0
+        self.rollouts, self.run = 0, uuid4().hex  # a server also caches what other processes and runs sent
         self.family = family_of_run(base_model(of_trl["model"]), of_trl["processing_class"])
         super().__init__(**of_trl)
+
+    @property
+    def engine(self) -> "MediaLLM | MediaClient | None":
+        """The engine in this process, or the client of a server; None on processes that leave the server to the main one."""
+        return self.llm if self.mode == "colocate" else getattr(self, "vllm_client", None)
 
     def begin(self, preparer: PromptPreparer, eos_token_ids: Sequence[int]) -> None:
         """Set the engine up for prompts of `preparer`, once the policy is.
@@ -61,24 +74,38 @@ class MediaGeneration(VLLMGeneration):
             "ignore_eos": True,
             "stop_token_ids": sorted(eos_token_ids),
         }
-        if position_rule_of(self.model) == "transformers":
-            self.llm.collective_rpc("use_position_rule", args=("transformers",))
-        check_positions(self.llm, self.model, preparer)
+        if self.engine is None:
+            return
+        if (rule := position_rule_of(self.model)) is not None:
+            self.engine.use_position_rule(rule)
+        check_positions(self.engine, self.model, preparer)
 
     def media(self, visuals: Sequence[VisualInputs]) -> list[list[EngineMedia]]:
         """Return the media of the rows of a rollout, in the place of their images."""
         self.rollouts += 1
-        key = f"{self.accelerator.process_index}-{self.rollouts}"
+        key = f"{self.run}-{self.rollouts}"
         device = "cpu" if self.tensor_parallel_size > 1 or self.mode == "server" else None
         with self.accelerator.autocast():
             media = engine_media(self.family, base_model(self.model).model, visuals, key, device)
         return [[of_row] for of_row in media]
 
-    def generate(self, prompts: list[list[int]], images: list | None, *args: Any, **kwargs: Any) -> tuple:
+    def generate(
+        self, prompts: list[list[int]], images: list | None, num_generations: int, profiler: Any = None
+    ) -> tuple:
         """As in TRL. Errors: ValueError for images that are not prepared here."""
         if any(of_row and not isinstance(of_row[0], EngineMedia) for of_row in images or ()):
             raise ValueError(FOREIGN_IMAGES)
-        return super().generate(prompts, images, *args, **kwargs)
+        if self.mode == "server" and images is not None:
+            # TRL has the main process ask for n completions of every n-th prompt; an evaluation may end within a group.
+            firsts = [images[row - row % num_generations][0] for row in range(len(images))]
+            whole = len(images) % num_generations == 0 and all(map(is_, firsts, (of_row[0] for of_row in images)))
+            num_generations = num_generations if all(gather_object([whole])) else 1
+        while None in (found := super().generate(prompts, images, num_generations, profiler))[0]:
+            self.sync_weights()  # the server was lost and is started again
+        return found
+
+    def _place_features(self, features: EngineMedia, prompt_ids: list[int]) -> EngineMedia:
+        return features
 
     def sync_weights(self) -> None:
         super().sync_weights()
@@ -89,16 +116,26 @@ class MediaGeneration(VLLMGeneration):
         return merged_parameters(self.model, super()._iter_named_params)
 
     def _init_vllm(self) -> None:
-        if self.mode != "colocate" or not is_vllm_available():
+        if self.family is None and self.settings.engine_weight_folder is not None:
+            raise ValueError(
+                "engine_weight_folder is set, and TRL sends the weights of this model by NCCL. Leave it out."
+            )
+        if not is_vllm_available() or (self.mode == "server" and self.family is None):
             super()._init_vllm()
             return
         from vllm import ModelRegistry
 
-        from .colocate import MediaLLM, replaceable_weights
-
         require_mergeable(self.model, "use_vllm")
         if self.family is not None:
             check_model(self.family, base_model(self.model), ModelRegistry.get_supported_archs())
+        if self.mode == "server":
+            from .client import MediaClient
+
+            options = server_options(self.settings, self.model.name_or_path, self.model.dtype, self.family)
+            with replaced(vllm_generation, "VLLMClient", partial(MediaClient, self.settings, options)):
+                super()._init_vllm()
+            return
+        from .colocate import MediaLLM, replaceable_weights
 
         def build(**of_trl: Any) -> MediaLLM:
             with replaceable_weights():
@@ -131,6 +168,27 @@ def engine_options(
         if of_trl["max_model_len"] is None:
             ours["max_model_len"] = length + settings.max_completion_length
     return {**of_trl, **ours, **(settings.engine_options or {})}
+
+
+def server_options(settings: GRPOConfig, model: str, dtype: torch.dtype, family: Family) -> dict[str, Any]:
+    """Return the options of a server's engine: those that TRL and [`engine_options`] give one in the trainer's process.
+
+    Args: model: its folder or name.
+    """
+    of_trl = {
+        "model": model,
+        "tensor_parallel_size": settings.vllm_tensor_parallel_size,
+        "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
+        "max_model_len": settings.vllm_max_model_length,
+        "model_impl": settings.vllm_model_impl,
+        "max_num_batched_tokens": 4096,
+        "logprobs_mode": "processed_logprobs",
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    ours: dict[str, Any] = {"worker_extension_cls": SERVER_WORKER}
+    if settings.engine_weight_folder is None:
+        ours["weight_transfer_config"] = {"backend": "nccl"}
+    return {**engine_options(settings, dtype, of_trl, family), **ours}
 
 
 @contextmanager

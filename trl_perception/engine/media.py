@@ -1,6 +1,6 @@
 """Prompts with media on their way to the engine: our token ids, our tensors, and where each medium is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from ..media.visual_inputs import TOKEN_TYPE
 if TYPE_CHECKING:
     from vllm.inputs.engine import MultiModalInput, TokensInput
     from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+IN_THE_BODY = 2**62  # bytes up to which vLLM's encoder writes a tensor beside the rest, not into a buffer of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,35 @@ def engine_media(
     return [made[id(visual)] for visual in visuals]
 
 
+def require_fit(prompt_ids: Sequence[int], media: EngineMedia, new_tokens: int, longest: int, largest: int) -> None:
+    """Refuse a prompt for which the engine has no room.
+
+    Args: longest: tokens of a prompt and its completion in the engine. largest: visual tokens of a medium in its encoder cache.
+    Errors: ValueError naming the sample.
+    """
+    if len(prompt_ids) + new_tokens > longest:
+        raise ValueError(
+            f"{media.sample}: the prompt has {len(prompt_ids)} tokens, and with max_completion_length {new_tokens} the engine would "
+            f"cut the completion at vllm_max_model_length {longest}. Raise it to {len(prompt_ids) + new_tokens}, or lower "
+            "max_prompt_length."
+        )
+    for item in media.items:
+        if item.tokens > largest:
+            raise ValueError(
+                f"{media.sample}: its {item.kind} has {item.tokens} visual tokens, and the engine's encoder cache holds {largest}. "
+                f"Set engine_options {{max_num_batched_tokens: {item.tokens}}} or more, or lower the size of its media."
+            )
+
+
+def require_same_ids(sample: str, ours: Sequence[int], engines: Sequence[int]) -> None:
+    """Errors: RuntimeError where the engine sampled a completion of other tokens than the prompt's."""
+    if list(ours) != list(engines):
+        raise RuntimeError(
+            f"{sample}: the prompt has {len(ours)} tokens, and the engine sampled from {len(engines)} others. This vLLM changes "
+            "prompts that are prepared: install the version that docs/vllm.md names, or set use_vllm=False."
+        )
+
+
 def engine_input(prompt_ids: Sequence[int], media: EngineMedia, dtype: torch.dtype) -> "TokensInput | MultiModalInput":
     """Return a prompt as the engine's own processor would: it is not run again.
 
@@ -73,6 +104,27 @@ def engine_input(prompt_ids: Sequence[int], media: EngineMedia, dtype: torch.dty
         ranges.setdefault(item.modality, []).append(PlaceholderRange(*next(places[item.kind])))
         keys.setdefault(item.modality, []).append(f"{media.key}-{number}")
     return mm_input(list(prompt_ids), MultiModalKwargsItems(items), keys, ranges)
+
+
+def packed(given: "TokensInput | MultiModalInput", sampling: Mapping[str, Any]) -> bytes:
+    """Return a prompt and the options of its sampling as they travel to a server; tensors on the CPU keep their type."""
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+    media = [given.get(name, {}) for name in ("mm_kwargs", "mm_hashes", "mm_placeholders")]
+    (body,) = MsgpackEncoder(size_threshold=IN_THE_BODY).encode([given["prompt_token_ids"], *media, sampling])
+    return body
+
+
+def unpacked(body: bytes) -> "tuple[TokensInput | MultiModalInput, dict[str, Any]]":
+    """Return what was [`packed`]."""
+    from vllm.inputs.engine import mm_input, tokens_input
+    from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    places = dict[str, list[PlaceholderRange]]
+    parts = tuple[list[int], MultiModalKwargsItems, dict[str, list[str]], places, dict[str, Any]]
+    prompt_ids, *media, sampling = MsgpackDecoder(parts).decode(body)
+    return mm_input(prompt_ids, *media) if media[0] else tokens_input(prompt_ids), sampling
 
 
 def features_of(given: "MultiModalInput") -> "list[MultiModalFeatureSpec]":

@@ -1,6 +1,7 @@
 """Do the engine and the policy place text behind a video alike?"""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +9,19 @@ from torch import Tensor, nn
 from ..media import PreparedPrompt, PromptPreparer, VideoSettings
 from ..modeling import base_model
 from ..modeling.vision import family_of_model
-from .media import engine_input, engine_media, features_of
-
-if TYPE_CHECKING:
-    from .colocate import MediaLLM
+from .media import EngineMedia, engine_media
 
 FRAMES = 32  # at 1 a second: in Qwen2.5-VL 16 cells of 2 seconds each, a question of a few tokens behind them
 
 
-def check_positions(llm: "MediaLLM", model: nn.Module, preparer: PromptPreparer) -> None:
+class HasPositions(Protocol):
+    """An engine, in this process or behind a server."""
+
+    def positions(self, prompt_ids: Sequence[int], media: EngineMedia) -> Tensor | None:
+        """Return the positions (3,P+1) of a prompt and its first new token; None for models with one axis."""
+
+
+def check_positions(engine: HasPositions, model: nn.Module, preparer: PromptPreparer) -> None:
     """Compare the positions of engine and policy on a prompt whose video outlasts its question.
 
     Errors: RuntimeError with the first token at which they differ.
@@ -26,8 +31,7 @@ def check_positions(llm: "MediaLLM", model: nn.Module, preparer: PromptPreparer)
     if prompt.left_out:  # its chat template shows no clip
         return
     (media,) = engine_media(family, base_model(model).model, [prompt.visual], "positions", "cpu")
-    given = engine_input(prompt.input_ids, media, llm.model_config.dtype)
-    found = llm.collective_rpc("positions", args=(prompt.input_ids, features_of(given)))[0]
+    found = engine.positions(prompt.input_ids, media)
     if found is None:
         return
     ids = torch.tensor(prompt.input_ids)

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 Named = Iterator[tuple[str, Tensor]]
+FILE_SIZE = 2**31  # bytes after which a file of weights is closed: so much is held in memory
 
 
 def merged_parameters(model: nn.Module, parameters: Callable[[], Named]) -> Named:
@@ -46,6 +50,30 @@ def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
         layer.unmerge()
         for key, value in before.items():
             layer.get_base_layer().get_parameter(key).copy_(value)
+
+
+def write_weights(named: Named, folder: Path) -> None:
+    """Write names and weights to safetensors files in a new folder."""
+    folder.mkdir(parents=True)
+    held: dict[str, Tensor] = {}
+
+    def close_file() -> None:
+        save_file(held, folder / f"{len(list(folder.iterdir())):05d}.safetensors")
+        held.clear()
+
+    for name, weight in named:
+        held[name] = weight.detach().to("cpu", copy=True).contiguous()
+        if sum(value.nbytes for value in held.values()) > FILE_SIZE:
+            close_file()
+    close_file()
+
+
+def read_weights(folder: Path) -> Named:
+    """Yield what [`write_weights`] wrote."""
+    for path in sorted(folder.iterdir()):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
 
 
 @contextmanager

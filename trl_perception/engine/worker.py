@@ -24,8 +24,11 @@ class PolicyWorker:
     """Methods that vLLM adds to its workers (`worker_extension_cls`), for `collective_rpc`."""
 
     def use_position_rule(self, rule: str) -> None:
-        """Let text behind a video start where `position_rule` says (see [`apply_position_rule`])."""
+        """Let text behind a video start where `position_rule` says (see [`apply_position_rule`]); "released" is vLLM's own."""
         model = self.model_runner.get_model()
+        vars(model).pop("get_mrope_input_positions", None)
+        if rule == "released":
+            return
         with torch.device("meta"):  # of the backbone its configuration is needed, and no weight
             backbone = AutoModel.from_config(model.config)
         model.get_mrope_input_positions = positions_by(RopeIndex(backbone, rule))

@@ -96,6 +96,9 @@ class GRPOVideoConfig(GRPOConfig):
         engine_options (`dict`, *optional*):
             With `use_vllm`: further options of the engine (`vllm.LLM`), such as `max_num_batched_tokens`, the size of its
             encoder cache, which override those of this package and of TRL.
+        engine_weight_folder (`str`, *optional*):
+            With `vllm_mode="server"`: a folder that trainer and server both see, through which weights go to the server after
+            every update. `None` sends them by NCCL, from GPU to GPU.
         engine_logp_tolerance (`float`, *optional*):
             With `use_vllm`: the largest difference between the log-probs of a token in engine and policy; a run stops past
             it and warns past a quarter of it. `None` takes 0.1 for forwards in float32 and 4 in half precision.
@@ -138,6 +141,7 @@ class GRPOVideoConfig(GRPOConfig):
     max_nonfinite_skips: int = 5
     reward_timeout: float | None = None
     engine_options: dict[str, Any] | str | None = None
+    engine_weight_folder: str | None = None
     engine_logp_tolerance: float | None = None
 
     def __post_init__(self):

@@ -1,0 +1,80 @@
+"""A real server in a process of its own, started as a user does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.engine.rollouts import SMALL, saved, wide
+from tests.helpers import free_port
+from tests.processes.launch import ROOT
+
+START = 600  # seconds
+
+
+class Server:
+    """`trl-perception serve` on a family's tiny model in `folder`/model; `run` are the settings of a run that samples by it."""
+
+    def __init__(self, family: str, folder: Path):
+        saved(wide(family), folder / "model")
+        self.folder, self.process = folder, None
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.run: dict[str, Any] = {
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "vllm_server_base_url": self.url,
+            "vllm_server_timeout": START,
+            "engine_weight_folder": str(folder / "weights"),
+            "engine_options": SMALL,
+        }
+        model = {"model_name_or_path": str(folder / "model"), "dtype": "float32", "bf16": False}
+        rest = {"trainer": "grpo", "dataset_name": "synthetic", "reward_funcs": ["accuracy"], "output_dir": str(folder)}
+        (folder / "recipe.yaml").write_text(json.dumps({**self.run, **model, **rest}))  # JSON is YAML
+
+    def start(self) -> None:
+        """Begin; it answers a minute later."""
+        command = ["-m", "trl_perception.cli.main", "serve", "--config", str(self.folder / "recipe.yaml")]
+        with (self.folder / "server.txt").open("a") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        until = time.monotonic() + START
+        while time.monotonic() < until and self.process.poll() is None:
+            with suppress(requests.RequestException):
+                if requests.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            time.sleep(0.5)
+        raise AssertionError(f"no server at {self.url}:\n{(self.folder / 'server.txt').read_text()[-6000:]}")
+
+    def kill(self) -> None:
+        """End it with all its processes, at once."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def serving(family: str, folder: Path) -> Iterator[Server]:
+    server = Server(family, folder)
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.kill()
