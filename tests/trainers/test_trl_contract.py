@@ -37,6 +37,8 @@ SIGNATURES = {
     "tags: str | list[str] | None = None)",
     "train": "(self, resume_from_checkpoint: str | bool | None = None, trial: 'optuna.Trial | dict[str, Any] | None' = None, "
     "ignore_keys_for_eval: list[str] | None = None) -> transformers.trainer_utils.TrainOutput",
+    "get_batch_samples": "(self, epoch_iterator: collections.abc.Iterator, num_batches: int, device: torch.device) -> "
+    "tuple[list, torch.Tensor | int | None]",
     "_save_checkpoint": "(self, model, trial)",
     "_get_output_dir": "(self, trial: 'optuna.Trial | dict[str, Any] | None') -> str",
     "_push_from_checkpoint": "(self, checkpoint_folder: str) -> None",

@@ -3,6 +3,8 @@
 from importlib import import_module
 
 _MODULES = {
+    "cache": ("MediaCache",),
+    "config": ("MediaOptions",),
     "errors": ("MediaError",),
     "limits": ("MediaLimits",),
     "loader": (
@@ -18,6 +20,7 @@ _MODULES = {
         "media_columns",
         "without_payloads",
     ),
+    "prefetch": ("RowsAhead",),
     "prompts": (
         "PreparedPrompt",
         "PromptPreparer",
@@ -45,14 +48,17 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "MEDIA_COLUMNS",
     "MEDIA_KINDS",
+    "MediaCache",
     "MediaError",
     "MediaLimits",
     "MediaLoader",
+    "MediaOptions",
     "MediaRequest",
     "MediaSettings",
     "PreparedPrompt",
     "ProcessorSizes",
     "PromptPreparer",
+    "RowsAhead",
     "SizeRule",
     "VideoClip",
     "VideoSettings",

@@ -1,24 +1,27 @@
-"""Loads many media: decodes in parallel, each distinct medium once, and caches the latest in memory."""
+"""Loads many media: decodes in parallel, each distinct medium once, and caches the latest in memory; reads ahead in processes."""
 
 import hashlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Real
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 
 from .errors import MediaError, describe
-from .images import read_image
+from .images import from_pixels, read_image, to_pixels
 from .limits import MediaLimits, decoder_threads
 from .paths import local_path
 from .pictures import readable
+from .prefetch import ReaderProcesses
 from .sampling import SizeLimits
 from .settings import VideoSettings, image_bounds
 from .video import VideoClip, read_video
@@ -65,8 +68,14 @@ class MediaRequest:
 
         Raises: MediaError if the source cannot be read far enough to make a key.
         """
-        sizes = None if self.size_limits is None else tuple(self.size_limits)
-        return self.kind, fingerprint(self.source), self.settings, self.factor, sizes, self.source_fps, self.limits
+        return fingerprint(self.source), self.how
+
+    @property
+    def how(self) -> Hashable:
+        """Everything that the result depends on besides the content."""
+        limits = self.size_limits
+        sizes = None if limits is None else (type(limits).__name__, *limits)  # of a frame, or of a whole clip
+        return self.kind, self.settings, self.factor, sizes, self.source_fps, self.limits
 
     def read(self, threads: int | None = None, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Medium:
         """Decode the medium.
@@ -92,15 +101,38 @@ class MediaRequest:
         return read_image(self.source, factor=self.factor, change=change, **bounds)
 
 
+class Reading(NamedTuple):
+    """What came of a request.
+
+    Args: medium: or why it cannot be read; processed: what the processor made of it, if it was read ahead; decoded: whether
+        it was read from its source, not from a cache on disk.
+    """
+
+    medium: Medium | MediaError
+    processed: Any = None
+    decoded: bool = True
+
+
+def decoded(request: MediaRequest, threads: int | None = None) -> tuple[Medium, bool]:
+    """Decode the medium of a request; True, as it was decoded. Raises: MediaError."""
+    return request.read(threads), True
+
+
 class MediaLoader:
     """Reads lists of requests with worker threads and caches the latest results, up to cache_bytes. Thread-safe.
 
-    Args: workers: threads of one call, None for one per processor up to 8, each of which decodes with processors /
-        workers threads, at least one; cache_bytes: bytes of decoded media cached between calls, 0 for none. The results
-        are shared: do not write to them.
+    Args: workers: threads of one call, or processes that read ahead, None for one per processor up to 8, each of which
+        decodes with processors / workers threads, at least one; cache_bytes: bytes of decoded media cached between calls, 0
+        for none; read: (request, threads) -> the medium and whether it was decoded, as by a [`MediaCache`]; None decodes. The
+        results are shared: do not write to them.
     """
 
-    def __init__(self, workers: int | None = None, cache_bytes: int = 1 << 30):
+    def __init__(
+        self,
+        workers: int | None = None,
+        cache_bytes: int = 1 << 30,
+        read: Callable[[MediaRequest, int | None], tuple[Medium, bool]] | None = None,
+    ):
         if workers is not None and workers < 1:
             raise ValueError(f"workers is {workers}; set it to 1 or more, or None")
         if cache_bytes < 0:
@@ -108,26 +140,64 @@ class MediaLoader:
         self.workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
         self.threads = decoder_threads(self.workers)
         self.cache_bytes = cache_bytes
+        self.read = read or decoded
         self.stats = Counter(decoded=0, cache_hits=0, failed=0)
         self._cache: OrderedDict[Hashable, Medium] = OrderedDict()
         self._held = 0
         self._pending: dict[Hashable, Future] = {}
+        self._ahead: dict[Hashable, Future] = {}
+        self._processes: ReaderProcesses | None = None
         self._lock = Lock()
 
     def load(self, requests: Sequence[MediaRequest]) -> list[Medium | MediaError]:
         """Return one result per request, in order. A medium that cannot be read gives its MediaError as the result.
 
-        stats counts decoded (read from their source), cache_hits (distinct requests found in memory) and failed (distinct
-        requests with an error; errors are not cached, so the next call tries again).
+        stats counts decoded (read from their source), cache_hits (distinct requests found in memory), disk_hits (those found on
+        disk) and failed (distinct requests with an error; errors are not cached, so the next call tries again).
         """
+        return [reading.medium for reading in self.readings(requests)]
+
+    def readings(self, requests: Sequence[MediaRequest]) -> list[Reading]:
+        """As `load`, with what the processor made of the media that were read ahead. Raises: RuntimeError if a process died."""
         keys = [self._key(request) for request in requests]
-        results: dict[Hashable, Medium | MediaError | Future] = {}
+        results: dict[Hashable, Reading | Future] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="media") as pool:
             for key, request in zip(keys, requests, strict=True):
                 if not isinstance(key, MediaError) and key not in results:
-                    results[key] = self._cached_or_started(pool, key, request)
+                    results[key] = self._found_or_started(pool, key, request)
         done = {key: value.result() if isinstance(value, Future) else value for key, value in results.items()}
-        return [key if isinstance(key, MediaError) else done[key] for key in keys]
+        return [Reading(key) if isinstance(key, MediaError) else done[key] for key in keys]
+
+    def read_ahead(self, requests: Sequence[MediaRequest], process: Callable[[str, Medium], Any]) -> None:
+        """Start to read media in processes, in order, and to process them, for a later `load`; call `close` in the end.
+
+        Media of an earlier call that are not in this one are dropped.
+
+        Args: process: (kind, medium) -> what the processor makes of it; the same in every call. A ValueError of it is left
+            to the caller of `load`, who has no result then.
+        """
+        wanted: dict[Hashable, MediaRequest] = {}
+        for request in requests:
+            with suppress(MediaError):
+                wanted.setdefault(request.key, request)
+        with self._lock:
+            for key in self._ahead.keys() - wanted.keys():
+                self._ahead.pop(key).cancel()
+            missing = [key for key in wanted if key not in self._ahead and key not in self._cache]
+        for key in missing:
+            if hasattr(wanted[key].source, "get_frames_at"):  # a decoder object stays in its process
+                continue
+            if self._processes is None:
+                run = partial(_read_and_process, self.read, process, self.threads)
+                self._processes = ReaderProcesses(self.workers, self.threads, run, _received)
+            self._ahead[key] = self._processes.submit(replace(wanted[key], count=None))
+
+    def close(self) -> None:
+        """End the processes that read ahead; what they read is dropped."""
+        processes, self._processes = self._processes, None
+        self._ahead.clear()
+        if processes is not None:
+            processes.close()
 
     def _key(self, request: MediaRequest) -> Hashable | MediaError:
         try:
@@ -137,31 +207,44 @@ class MediaLoader:
                 self.stats["failed"] += 1
             return error
 
-    def _cached_or_started(self, pool: ThreadPoolExecutor, key: Hashable, request: MediaRequest) -> Medium | Future:
+    def _found_or_started(self, pool: ThreadPoolExecutor, key: Hashable, request: MediaRequest) -> Reading | Future:
         with self._lock:
+            if key in self._ahead:
+                return pool.submit(self._taken, key, request, self._ahead.pop(key))
             if key in self._cache:
                 self._cache.move_to_end(key)
                 self.stats["cache_hits"] += 1
-                return self._cache[key]
+                return Reading(self._cache[key])
             if key not in self._pending:
                 self._pending[key] = pool.submit(self._read, key, request)
             return self._pending[key]
 
-    def _read(self, key: Hashable, request: MediaRequest) -> Medium | MediaError:
-        medium: Medium | MediaError | None = None
+    def _taken(self, key: Hashable, request: MediaRequest, ahead: Future) -> Reading:
+        reading = ahead.result()
+        with self._lock:
+            self._count(key, request, reading)
+        return reading
+
+    def _read(self, key: Hashable, request: MediaRequest) -> Reading:
+        reading = None
         try:
-            medium = request.read(self.threads)
+            medium, was_decoded = self.read(request, self.threads)
+            reading = Reading(medium, decoded=was_decoded)
         except MediaError as error:
-            medium = error
+            reading = Reading(error)
         finally:
             with self._lock:
                 del self._pending[key]
-                if isinstance(medium, MediaError):
-                    self.stats["failed"] += 1
-                elif medium is not None:
-                    self.stats["decoded"] += 1
-                    self._keep(key, medium, request)
-        return medium
+                if reading is not None:
+                    self._count(key, request, reading)
+        return reading
+
+    def _count(self, key: Hashable, request: MediaRequest, reading: Reading) -> None:
+        if isinstance(reading.medium, MediaError):
+            self.stats["failed"] += 1
+            return
+        self.stats["decoded" if reading.decoded else "disk_hits"] += 1
+        self._keep(key, reading.medium, request)
 
     def _keep(self, key: Hashable, medium: Medium, request: MediaRequest) -> None:
         size = _nbytes(medium)
@@ -173,25 +256,57 @@ class MediaLoader:
             self._held -= _nbytes(self._cache.popitem(last=False)[1])
 
 
-def fingerprint(source: Any) -> Hashable:
+def _read_and_process(read: Callable, process: Callable, threads: int, request: MediaRequest) -> Reading:
+    """What a process does with a request. An image comes back as a tensor, (3,H,W)."""
+    try:
+        medium, was_decoded = read(request, threads)
+    except MediaError as error:
+        return Reading(error)
+    processed = None
+    with suppress(ValueError):
+        processed = process(request.kind, medium)
+    return Reading(medium if isinstance(medium, VideoClip) else to_pixels(medium), processed, was_decoded)
+
+
+def _received(reading: Reading) -> Reading:
+    """Return a reading of another process with its tensors in memory of this one."""
+    medium, processed = reading.medium, reading.processed
+    if isinstance(medium, VideoClip):
+        medium = replace(medium, frames=medium.frames.clone(), times=medium.times.clone())
+    elif isinstance(medium, torch.Tensor):
+        medium = from_pixels(medium)
+    if processed is not None:
+        own = {name: v.clone() if isinstance(v, torch.Tensor) else v for name, v in processed.fields.items()}
+        processed = processed._replace(fields=own)
+    return reading._replace(medium=medium, processed=processed)
+
+
+def _named(source: str | os.PathLike) -> Hashable:
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return "url", source
+    path = os.path.abspath(local_path(source))
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # reading it will raise the error
+        return "path", path, None, None
+    return "path", path, status.st_mtime_ns, status.st_size
+
+
+def fingerprint(source: Any, named: Callable[[str | os.PathLike], Hashable] = _named) -> Hashable:
     """Return a key of a source: path, time and size of a file; URL; sha1 of bytes, images and arrays.
 
+    Args: named: path or http(s) URL -> its key.
     Raises: MediaError for an image whose pixels cannot be read.
     """
     if isinstance(source, Mapping):
         content = source.get("bytes")
-        return fingerprint(source.get("path") if content is None else content)
+        return fingerprint(source.get("path") if content is None else content, named)
     if isinstance(source, bytes | bytearray | memoryview):
         return "bytes", hashlib.sha1(source).hexdigest()
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+    if isinstance(source, str) and source.startswith("data:"):
         return "url", source
     if isinstance(source, str | os.PathLike):
-        path = os.path.abspath(local_path(source))
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):  # reading it will raise the error
-            return "path", path, None, None
-        return "path", path, status.st_mtime_ns, status.st_size
+        return named(source)
     if isinstance(source, Image.Image):
         with readable(describe(source)):
             plain = source.convert("RGBA") if source.mode == "P" or source.has_transparency_data else source
@@ -204,7 +319,7 @@ def fingerprint(source: Any) -> Hashable:
         buffer = np.ascontiguousarray(source)
         return "array", buffer.shape, buffer.dtype.str, hashlib.sha1(buffer.data).hexdigest()
     if isinstance(source, Sequence):
-        return "frames", tuple(fingerprint(item) for item in source)
+        return "frames", tuple(fingerprint(item, named) for item in source)
     return "object", id(source)
 
 

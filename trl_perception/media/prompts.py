@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers import ProcessorMixin
 from ..families import family_of_processor, supported
 from .errors import MediaError
 from .limits import MediaLimits
-from .loader import MediaLoader, Medium
+from .loader import MediaLoader, MediaRequest, Reading
 from .messages import ID_COLUMNS, conversation, media_blocks, without_payloads
 from .requests import MediaSettings
 from .settings import VideoSettings
@@ -112,22 +114,37 @@ class PromptPreparer:
         for index, row in enumerate(rows):
             try:
                 conversations.append(conversation(row))
-                requests.append([self.media_settings.request(block) for block in media_blocks(conversations[-1])])
+                requests.append(self._requests(conversations[-1]))
             except ValueError as error:
                 raise ValueError(f"{sample_name(row, index)}: {error}") from error
-        loaded = iter(self.loader.load([request for of_row in requests for request in of_row]))
+        loaded = iter(self.loader.readings([request for of_row in requests for request in of_row]))
         prepared = []
         for index, (row, messages, of_row) in enumerate(zip(rows, conversations, requests, strict=True)):
-            media = [next(loaded) for _ in of_row]
+            readings = [next(loaded) for _ in of_row]
             try:
-                prepared.append(self._prepare(row, sample_name(row, index), messages, of_row, media))
+                prepared.append(self._prepare(row, sample_name(row, index), messages, of_row, readings))
             except UnusableSampleError as reason:
                 if on_unusable == "error":
                     raise
                 prepared.append(self._left_out(row, reason))
         return prepared
 
-    def _prepare(self, row, sample, messages, requests, media) -> PreparedPrompt:
+    def read_ahead(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Start to read and process the media of rows in processes, for a later call with them (see `MediaLoader.read_ahead`).
+
+        Raises nothing for a row that is malformed: the later call does.
+        """
+        requests = []
+        for row in rows:
+            with suppress(ValueError):
+                requests += self._requests(conversation(row))
+        self.loader.read_ahead(requests, partial(self.family.process, self.processor))
+
+    def _requests(self, messages: Sequence[Mapping[str, Any]]) -> list[MediaRequest]:
+        return [self.media_settings.request(block) for block in media_blocks(messages)]
+
+    def _prepare(self, row, sample, messages, requests, readings: Sequence[Reading]) -> PreparedPrompt:
+        media = [reading.medium for reading in readings]
         for medium in media:
             if isinstance(medium, MediaError):
                 raise UnusableSampleError(f"{sample}: {medium}") from medium
@@ -138,7 +155,7 @@ class PromptPreparer:
         kinds = [request.kind for request in requests]
         try:
             text = self._template(messages, logged, clips)
-            input_ids, visual = self._encoded(sample, text, list(zip(kinds, media, strict=True)))
+            input_ids, visual = self._encoded(sample, text, list(zip(kinds, readings, strict=True)))
         except (ValueError, TemplateError) as error:
             raise UnusableSampleError(f"{sample}: {error}") from error
         check_placeholders(torch.tensor([input_ids]), torch.ones(1, len(input_ids)), self.placeholder_ids, [visual])
@@ -169,14 +186,14 @@ class PromptPreparer:
             messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
 
-    def _encoded(self, sample: str, text: str, media: Sequence[tuple[str, Medium]]) -> tuple[list[int], VisualInputs]:
+    def _encoded(self, sample: str, text: str, media: Sequence[tuple[str, Reading]]) -> tuple[list[int], VisualInputs]:
         """Put media into the text of a prompt, and tokenize it: P token ids, and the visual inputs.
 
         Each medium goes through the processor by itself, so that media of any sizes and lengths fit into one prompt.
         Errors: ValueError if the processor rejects a medium, or placeholders and media differ in number.
         """
         processor, family = self.processor, self.family
-        processed = [(kind, family.process(processor, kind, medium)) for kind, medium in media]
+        processed = [(kind, of.processed or family.process(processor, kind, of.medium)) for kind, of in media]
         texts = [(kind, text) for kind, of_medium in processed for text in of_medium.texts]
         tokens = {kind: family.template_token(processor, kind) for kind in self.placeholder_ids}
         text, texts = _filled(text, tokens, texts)
@@ -206,8 +223,7 @@ class PromptPreparer:
         Returns: images (PIL) and frames, as in [`PreparedPrompt`].
         Errors: MediaError for a medium that can no longer be read.
         """
-        requests = [self.media_settings.request(block) for block in media_blocks(prompt.messages)]
-        media = [(request.kind, request.read(change=change())) for request in requests]
+        media = [(request.kind, request.read(change=change())) for request in self._requests(prompt.messages)]
         return [m for kind, m in media if kind == "image"], [m.frames for kind, m in media if kind == "video"]
 
     def repainted(

@@ -3,21 +3,20 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from transformers import ProcessorMixin
 from trl import GRPOConfig
 
-from ..media import MediaLimits, MediaLoader, PromptPreparer, VideoSettings
+from ..media import MediaLimits, MediaOptions
 from ..modeling import check_position_rule
 from ..modeling.activation_checkpointing import unify_checkpointing_names
-from ..options import documented
+from ..options import documented, require_range
 
-POSITIVE = """video_fps video_min_frames video_max_frames media_cache_mb generation_micro_batch_size report_every report_groups
-    max_nonfinite_skips reward_timeout engine_logp_tolerance"""
+POSITIVE = """video_fps video_min_frames video_max_frames media_cache_mb media_cache_dir_gb generation_micro_batch_size
+    report_every report_groups max_nonfinite_skips reward_timeout engine_logp_tolerance"""
 
 
 @documented
 @dataclass
-class GRPOVideoConfig(GRPOConfig):
+class GRPOVideoConfig(MediaOptions, GRPOConfig):
     """
     Configuration of [`GRPOVideoTrainer`]: every field of TRL's `GRPOConfig`, and the following.
 
@@ -46,9 +45,16 @@ class GRPOVideoConfig(GRPOConfig):
             Whether the loader of rows pins memory. Rows hold text and paths, media are decoded after it: there is
             nothing to pin, and without a GPU PyTorch warns.
         media_workers (`int`, *optional*):
-            Threads that decode media. `None` takes one a core, at most 8.
+            Threads that decode media, and the processes of `media_prefetch`. `None` takes one a core, at most 8.
+        media_prefetch (`int`, *optional*, defaults to `0`):
+            How many rollouts ahead media are decoded and processed, in processes beside the training; 0 decodes them when
+            their rollout begins. Rows that dynamic sampling and evaluations draw are never read ahead.
         media_cache_mb (`int`, *optional*, defaults to `1024`):
             Memory for decoded media that may be seen again, in MiB per process.
+        media_cache_dir (`str`, *optional*):
+            A folder that keeps decoded media, sampled and resized, for later epochs and runs; processes may share it.
+        media_cache_dir_gb (`float`, *optional*, defaults to `100.0`):
+            Most GiB that `media_cache_dir` takes. The media used longest ago are deleted.
         media_max_pixels (`int`, *optional*, defaults to `134217728`):
             Most pixels (height * width) of an image or a frame as it is stored. A larger one counts as bad media.
         media_max_frames (`int`, *optional*, defaults to `1000000`):
@@ -119,7 +125,10 @@ class GRPOVideoConfig(GRPOConfig):
     check_rows: bool = True
     dataloader_pin_memory: bool = False
     media_workers: int | None = None
+    media_prefetch: int = 0
     media_cache_mb: int = 1024
+    media_cache_dir: str | None = None
+    media_cache_dir_gb: float = 100.0
     media_max_pixels: int = MediaLimits.max_pixels
     media_max_frames: int = MediaLimits.max_frames
     media_timeout: float = MediaLimits.timeout
@@ -171,6 +180,7 @@ class GRPOVideoConfig(GRPOConfig):
         for name in POSITIVE.split():
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a positive number is wanted.")
+        require_range(self, "media_prefetch", 0, None)
         _ = self.media_limits  # refuses what is out of its bounds
         if self.video_min_frames > self.video_max_frames:
             raise ValueError(
@@ -197,33 +207,3 @@ class GRPOVideoConfig(GRPOConfig):
         """Values of the fields that a method adds to [`GRPOVideoConfig`], by name."""
         known = {f.name for f in fields(GRPOVideoConfig)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in known}
-
-    @property
-    def video_settings(self) -> VideoSettings:
-        """Frame sampling and sizes as the decoder takes them."""
-        return VideoSettings(
-            fps=self.video_fps,
-            min_frames=self.video_min_frames,
-            max_frames=self.video_max_frames,
-            min_pixels=self.video_min_pixels,
-            max_pixels=self.video_max_pixels,
-            total_pixels=self.video_total_pixels,
-        )
-
-    @property
-    def media_limits(self) -> MediaLimits:
-        """What one medium may cost, as the decoder takes it."""
-        return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
-
-    def prompt_preparer(self, processor: ProcessorMixin) -> PromptPreparer:
-        """What makes prompts of rows under these settings."""
-        return PromptPreparer(
-            processor,
-            loader=MediaLoader(workers=self.media_workers, cache_bytes=self.media_cache_mb << 20),
-            video_settings=self.video_settings,
-            image_min_pixels=self.image_min_pixels,
-            image_max_pixels=self.image_max_pixels,
-            media_limits=self.media_limits,
-            max_prompt_length=self.max_prompt_length,
-            chat_template_kwargs=self.chat_template_kwargs,
-        )

@@ -74,7 +74,7 @@ from ..data.training_checks import (
 )
 from ..engine import check_engine, log_prob_check, media_rollouts
 from ..families import family_of_processor, family_of_run
-from ..media import PreparedPrompt, PromptPreparer, VisualInputs
+from ..media import PreparedPrompt, PromptPreparer, RowsAhead, VisualInputs
 from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..modeling import (
     AttentionTap,
@@ -480,8 +480,9 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _setup_components(self) -> None:
         options, preparer = self.args, self._prompt_preparer
+        self._rows_ahead = RowsAhead(options.media_prefetch, options.steps_per_generation * self.num_iterations)
         self._build_rollout = RolloutBuilder(
-            preparer, self.accelerator, self.with_features, on_unusable=options.on_bad_media
+            preparer, self.accelerator, self.with_features, self._rows_ahead, on_unusable=options.on_bad_media
         )
         self._reader = PolicyReader(
             partial(GRPOTrainer._get_per_token_logps_and_entropies, self),
@@ -743,9 +744,9 @@ class GRPOVideoTrainer(GRPOTrainer):
             batch["in_loss"] = {"tokens": tokens, "completions": completions}
         return batches
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple:
+    def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple:
         self._step_begin = self._step  # transformers asks for the micro-batches of one optimisation step
-        return super().get_batch_samples(*args, **kwargs)
+        return super().get_batch_samples(self._rows_ahead.over(epoch_iterator, self._step), *args, **kwargs)
 
     def _means_of_step(self) -> dict[str, float]:
         """Means of tokens and completions in the loss over the micro-batches of the optimisation step on all processes.
@@ -868,7 +869,10 @@ class GRPOVideoTrainer(GRPOTrainer):
             records = run_state.read_state(folder, self.args.process_index).get("records")
             if records is not None:
                 self._records.resume(records, with_open=not self.args.ignore_data_skip)
-        trained = super().train(folder and str(folder), *args, **kwargs)
+        try:
+            trained = super().train(folder and str(folder), *args, **kwargs)
+        finally:
+            self._build_rollout.close()
         self._build_rollout.require_rows_used(self.train_dataset, at_the_end=True)
         return trained
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..batch import REPEATED, MicroBatch, PromptsOfTRL, Rollout
-from ..media import PreparedPrompt, PromptPreparer, VisualInputs
+from ..media import PreparedPrompt, PromptPreparer, RowsAhead, VisualInputs
 from .distributed import over_processes
 
 
@@ -19,6 +19,7 @@ class RolloutBuilder:
     Args:
         preparer: makes prompts of rows.
         encode: visual inputs -> the same with what is known of them, such as a frozen tower's features.
+        ahead: knows the rows of the next rollouts, whose media are read while the policy is trained on this one.
         on_unusable: "error", or "skip" to leave rows out whose media cannot be used.
     """
 
@@ -27,11 +28,17 @@ class RolloutBuilder:
         preparer: PromptPreparer | PromptsOfTRL,
         accelerator: Accelerator,
         encode: Callable[[VisualInputs], VisualInputs],
+        ahead: RowsAhead,
         *,
         on_unusable: str,
     ):
+        if ahead.rollouts and isinstance(preparer, PromptsOfTRL):
+            raise ValueError(
+                f"media_prefetch is {ahead.rollouts}, and TRL prepares these prompts (tools, an environment, a rollout_func or a "
+                "processor of another family), whose media cannot be read ahead. Set media_prefetch=0."
+            )
         self.preparer, self.accelerator = preparer, accelerator
-        self.encode, self.on_unusable = encode, on_unusable
+        self.encode, self.ahead, self.on_unusable = encode, ahead, on_unusable
         # Prompts that training drew, those of them that were left out, over all processes, and why on this one.
         self.drawn = self.left_out = 0
         self.reasons: list[str] = []
@@ -43,6 +50,8 @@ class RolloutBuilder:
         """
         step = repeats if len(rows) % repeats == 0 else 1
         prompts = self.preparer(rows[::step], on_unusable=self.on_unusable)
+        if (following := self.ahead.after(rows)) is not None:
+            self.preparer.read_ahead([row for batch in following for row in batch[::step]])
         prompts = [prompt.to(self.accelerator.device) for prompt in prompts]
         prompts = [replace(prompt, visual=self.encode(prompt.visual)) for prompt in prompts]
         for prompt in prompts:
@@ -60,6 +69,11 @@ class RolloutBuilder:
         if not training and self.accelerator.num_processes > 1:
             rollout.left_out = self._with_left_out(rows, rollout.prompts).left_out
         return rollout
+
+    def close(self) -> None:
+        """End the processes that read media ahead."""
+        if isinstance(self.preparer, PromptPreparer):
+            self.preparer.loader.close()
 
     def require_rows_used(self, dataset: Any, *, at_the_end: bool = False) -> None:
         """Stop a run that leaves out every row: after an epoch of them, or at its end.
