@@ -56,6 +56,13 @@ def test_cells_run_side_by_side_with_their_devices_and_only_once(cells):
     assert [len(phases(cell)) for cell in made] == [2, 2, 2]
 
 
+def test_training_and_evaluation_are_one_process_but_on_an_accelerator(cells):
+    shared, apart = cells("a", "b")
+    run_cells([shared], workers=1, threads=1)
+    run_cells([apart], workers=1, threads=1, devices=["0"])
+    assert [len({one["process"] for one in phases(cell)}) for cell in (shared, apart)] == [1, 2]
+
+
 def test_a_cell_that_fails_is_named_with_its_log_and_the_others_finish(cells, capfd):
     first, fails, last = cells("a", "fails", "b")
     failed = run_cells([first, fails, last], workers=1, threads=1)

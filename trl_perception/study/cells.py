@@ -51,7 +51,7 @@ class Cell:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """The processes of the cell, in their order."""
+        """What its processes do, in this order."""
         return ("evaluate",) if self.seed is None else ("train", "evaluate")
 
     @property

@@ -20,11 +20,11 @@ ACROSS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass
 class _Job:
-    """A cell that runs: its lock, its phases still to come, and the process of the present one."""
+    """A cell that runs: its lock, the phases of each process still to come, and the process of the present ones."""
 
     cell: Cell
     lock: int
-    phases: list[str]
+    phases: list[tuple[str, ...]]
     process: subprocess.Popen | None = None
 
 
@@ -57,7 +57,9 @@ def run_cells(cells: Iterable[Cell], *, workers: int, threads: int, devices: Seq
                 elif cell.is_complete:  # by another process in the meantime
                     os.close(lock)
                 else:
-                    running[free.pop()] = _Job(cell, lock, list(cell.phases))
+                    # The memory of a device is free only once the process that trained has ended.
+                    apart = [(phase,) for phase in cell.phases] if devices else [cell.phases]
+                    running[free.pop()] = _Job(cell, lock, apart)
             for slot, job in list(running.items()):
                 code = 0 if job.process is None else job.process.poll()
                 if code == 0 and job.phases:
@@ -94,13 +96,13 @@ def accelerators() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _start(cell: Cell, phase: str, lock: int, threads: int, device: str | None) -> subprocess.Popen:
+def _start(cell: Cell, phases: Sequence[str], lock: int, threads: int, device: str | None) -> subprocess.Popen:
     environment = {**os.environ, **dict.fromkeys(ACROSS, str(threads))}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    command = [sys.executable, "-m", WORKER, str(cell.folder), phase]
+    command = [sys.executable, "-m", WORKER, str(cell.folder), *phases]
     with (cell.folder / LOG).open("ab") as log:
-        log.write(f"-- {phase}\n".encode())
+        log.write(f"-- {' '.join(phases)}\n".encode())
         log.flush()
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[lock]

@@ -1,4 +1,4 @@
-"""A process of one cell: `python -m trl_perception.study.worker FOLDER train|evaluate`, started by the study."""
+"""A process of one cell: `python -m trl_perception.study.worker FOLDER [train] [evaluate]`, started by the study."""
 
 import json
 import shutil
@@ -129,8 +129,9 @@ def read_cell(folder: str) -> Cell:
 
 @one_line("trl-perception study")
 def main() -> None:
-    folder, phase = sys.argv[1:]
-    {"train": train_cell, "evaluate": evaluate_cell}[phase](read_cell(folder))
+    folder, *phases = sys.argv[1:]
+    for phase in phases:
+        {"train": train_cell, "evaluate": evaluate_cell}[phase](read_cell(folder))
 
 
 if __name__ == "__main__":
