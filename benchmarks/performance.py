@@ -14,6 +14,7 @@ On a GPU: `--device cuda --size 3b --dtype bfloat16`.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import softmax
 from transformers import GenerationConfig, TrainerCallback
+from transformers.cache_utils import DynamicLayer
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.families import FAMILIES, TOKENS_A_CELL, family_model, video_prompt
@@ -38,6 +40,7 @@ from trl_perception.modeling import (
     row_forward,
     token_ratio,
 )
+from trl_perception.modeling.cache import CACHE
 from trl_perception.train import build, parse
 from trl_perception.trainers import TRAINERS
 
@@ -120,15 +123,47 @@ def rollout(model, group: Group, device: str, repeats: int) -> dict[str, float]:
     """Sampling R tokens for each of G completions."""
     count, width = group.generations, len(group.prompt)
     ids = group.ids[:, :width]
-    config = GenerationConfig(
-        max_new_tokens=group.length, min_new_tokens=group.length, do_sample=True, pad_token_id=0, eos_token_id=1
-    )
+    config = sampling_of(group.length)
 
     def sample(share: int):
         with torch.no_grad(), prefill_once(model, [group.visual] * count, share):
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
     return ratios(lambda: sample(1), lambda: sample(count), device, repeats)
+
+
+def decoding(model, group: Group, device: str, repeats: int) -> dict[str, float]:
+    """R tokens for each of G completions after the prefill: over one copy of the prompt's keys, against one a completion."""
+    generate, count, width, found = model.generate, group.generations, len(group.prompt), {}
+
+    def measured(**inputs):
+        if CACHE not in inputs:  # the prefill
+            return generate(**inputs)
+
+        def decode(layer_of):
+            cache = copy.copy(inputs[CACHE])
+            cache.layers = [layer_of(layer) for layer in cache.layers]
+            return generate(**{**inputs, CACHE: cache})
+
+        found.update(ratios(lambda: decode(_repeated), lambda: decode(copy.copy), device, repeats))
+        return inputs["input_ids"]
+
+    def _repeated(layer):
+        repeated = DynamicLayer()
+        repeated.update(*(part.repeat_interleave(count, 0) for part in (layer.prefix_keys, layer.prefix_values)))
+        return repeated
+
+    model.generate = measured
+    with torch.no_grad(), prefill_once(model, [group.visual] * count, count):
+        ids = group.ids[:, :width]
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=sampling_of(group.length))
+    return found
+
+
+def sampling_of(length: int) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=length, min_new_tokens=length, do_sample=True, pad_token_id=0, eos_token_id=1
+    )
 
 
 def rows_of_one_layer(
@@ -330,7 +365,19 @@ def shared(options: argparse.Namespace, device: str, dtype: torch.dtype, result:
     return cases
 
 
-PARTS = ("shared", "families", "attention rows", "methods", "short prompts")
+def decodings(options: argparse.Namespace, device: str, dtype: torch.dtype) -> list[dict]:
+    """Decoding for each length of prompt, at the largest group."""
+    model, _ = random_model(options.size, device=device, dtype=dtype)
+    prepare(model, device)
+    groups = [Group(model, cells, max(options.generations), options.length, device) for cells in options.cells]
+    return [
+        {"P": len(group.prompt), "G": group.generations, "R": group.length}
+        | decoding(model, group, device, options.repeats)
+        for group in groups
+    ]
+
+
+PARTS = ("shared", "decoding", "families", "attention rows", "methods", "short prompts")
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -340,6 +387,8 @@ def measure(options: argparse.Namespace) -> dict:
     result["machine"] = machine(device)
     if "shared" in options.parts:
         result["shared"] = shared(options, device, dtype, result)
+    if "decoding" in options.parts:
+        result["decoding"] = decodings(options, device, dtype)
     if "families" in options.parts:
         result["families"] = {**result.get("families", {}), **families(options, device, dtype)}
     if "attention rows" in options.parts:
@@ -375,7 +424,7 @@ def main() -> None:
     result = measure(options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    whole = {"shared", "attention rows", "methods", "short prompts"} <= result.keys()
+    whole = {"shared", "decoding", "attention rows", "methods", "short prompts"} <= result.keys()
     print(as_markdown(result) if whole else methods_as_markdown(result.get("methods", {})))
     if options.json:
         page = options.json.with_suffix(".md")

@@ -21,6 +21,10 @@ def as_markdown(result: dict) -> str:
             f"| {case['P']} | {case['G']} | {case['R']} | {update['speedup']:.1f} | {update['token_ratio']:.1f} | "
             f"{update['memory']:.2f} | {rollout['speedup']:.1f} | {update['gradient_difference']:.0e} |"
         )
+    lines += ["", "| P | G | R | decoding: speed-up | its peak memory |", "|---:|---:|---:|---:|---:|"]
+    for case in result["decoding"]:
+        sizes = " | ".join(str(case[key]) for key in "PGR")
+        lines.append(f"| {sizes} | {case['speedup']:.1f} | {case['memory']:.2f} |")
     lines += families_as_markdown(result.get("families", {}))
     rows, short = result["attention rows"], result["short prompts"]
     lines += ["", "| what | measured | target |", "|---|---:|---:|"]
