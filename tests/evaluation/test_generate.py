@@ -99,7 +99,7 @@ def adapter(tiny, tmp_path):
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("named", ["as model", "beside model"])
+@pytest.mark.parametrize("named", ["as model", pytest.param("beside model", marks=pytest.mark.slow)])
 def test_a_lora_adapter_is_loaded(tiny, prompts, adapter, named):
     given = {"model": str(adapter)} if named == "as model" else {"model": "tiny", "adapter": str(adapter)}
     model, processor = load_model(settings(**given), torch.device("cpu"))

@@ -70,7 +70,14 @@ def signals(completion):
     return found
 
 
-@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def fast(classes, *names):
+    """Trainers by name; those of other names are tested with the slow tests."""
+    return [
+        pytest.param(cls, id=cls.__name__, marks=() if cls.__name__ in names else pytest.mark.slow) for cls in classes
+    ]
+
+
+@pytest.mark.parametrize("cls", fast(METHODS, "KTRTrainer", "AttnDistillTrainer"))
 def test_every_trainer_records_its_signals(cls, watched, make_trainer):
     settings, own = METHODS[cls]
     trainer = make_trainer(
@@ -107,7 +114,7 @@ def test_every_trainer_records_its_signals(cls, watched, make_trainer):
 
 
 @pytest.mark.parametrize("way", [IN_UPDATE, IN_ROLLOUT], ids=["in the update", "in the rollout"])
-@pytest.mark.parametrize("cls", [APPOTrainer, PGPOTrainer, KTRTrainer], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", fast([APPOTrainer, PGPOTrainer, KTRTrainer], "APPOTrainer"))
 def test_recorded_weights_are_those_that_were_given(cls, way, watched, make_trainer, monkeypatch):
     trainer = make_trainer(watched, cls=cls, report_every=1, max_steps=2, **METHODS[cls][0], **way)
     given, in_update = [], []
@@ -157,8 +164,8 @@ def test_shift_of_attention_is_of_the_last_update(watched, make_trainer):
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
-        ({"report_every": 2, "max_steps": 5}, [1, 3, 5]),
-        ({"report_every": 3, "max_steps": 6}, [1, 4, 6]),  # and the last rollout
+        pytest.param({"report_every": 2, "max_steps": 5}, [1, 3, 5], marks=pytest.mark.slow),
+        pytest.param({"report_every": 3, "max_steps": 6}, [1, 4, 6], marks=pytest.mark.slow),  # and the last rollout
         ({"report_every": 3, "max_steps": 6, "num_iterations": 2}, [1, 5]),  # rollouts before steps 1, 3, 5
     ],
 )
