@@ -5,7 +5,7 @@ from typing import Any
 
 from ..data.load import mapping_of, synthetic_options
 from ..data.templates import TEMPLATES, get_template
-from ..media import MediaLimits, VideoSettings
+from ..media import DecoderOptions, MediaLimits
 from ..modeling import check_position_rule
 from ..rewards.registry import split_names
 
@@ -16,7 +16,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
-class EvaluationSettings:
+class EvaluationSettings(DecoderOptions):
     """
     Settings of one evaluation: model, data, media, generation and scores. The media settings have the names and the
     defaults of `GRPOVideoConfig`.
@@ -206,23 +206,6 @@ class EvaluationSettings:
     def sampling(self) -> bool:
         """Whether completions are sampled (temperature above 0) or greedy."""
         return self.temperature > 0
-
-    @property
-    def media_limits(self) -> MediaLimits:
-        """Resource limits of one medium for the decoder."""
-        return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
-
-    @property
-    def video_settings(self) -> VideoSettings:
-        """Frame sampling and sizes for the decoder."""
-        return VideoSettings(
-            fps=self.video_fps,
-            min_frames=self.video_min_frames,
-            max_frames=self.video_max_frames,
-            min_pixels=self.video_min_pixels,
-            max_pixels=self.video_max_pixels,
-            total_pixels=self.video_total_pixels,
-        )
 
     def of_predictions(self) -> dict[str, Any]:
         """Return the settings that predictions depend on."""

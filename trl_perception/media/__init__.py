@@ -4,7 +4,7 @@ from importlib import import_module
 
 _MODULES = {
     "cache": ("MediaCache",),
-    "config": ("MediaOptions",),
+    "config": ("DecoderOptions", "MediaOptions"),
     "errors": ("MediaError",),
     "limits": ("MediaLimits",),
     "loader": (
@@ -48,6 +48,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = [
     "MEDIA_COLUMNS",
     "MEDIA_KINDS",
+    "DecoderOptions",
     "MediaCache",
     "MediaError",
     "MediaLimits",

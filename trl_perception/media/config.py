@@ -1,4 +1,4 @@
-"""From the fields of a trainer's configuration to what decodes media."""
+"""From the fields of a configuration to what decodes media."""
 
 from transformers import ProcessorMixin
 
@@ -9,8 +9,8 @@ from .prompts import PromptPreparer
 from .settings import VideoSettings
 
 
-class MediaOptions:
-    """Mixin of [`GRPOVideoConfig`], whose fields on media it reads."""
+class DecoderOptions:
+    """Mixin of configurations, whose fields on sampling, sizes and limits it reads."""
 
     @property
     def video_settings(self) -> VideoSettings:
@@ -28,6 +28,10 @@ class MediaOptions:
     def media_limits(self) -> MediaLimits:
         """What one medium may cost, as the decoder takes it."""
         return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
+
+
+class MediaOptions(DecoderOptions):
+    """Mixin of [`GRPOVideoConfig`], whose fields on media it reads."""
 
     def prompt_preparer(self, processor: ProcessorMixin) -> PromptPreparer:
         """What makes prompts of rows under these settings."""
