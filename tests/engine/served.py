@@ -18,6 +18,7 @@ from tests.helpers import free_port
 from tests.processes.launch import ROOT
 
 START = 600  # seconds
+RUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # set by TRL in a process with an engine
 
 
 class Server:
@@ -42,11 +43,12 @@ class Server:
     def start(self) -> None:
         """Begin; it answers a minute later."""
         command = ["-m", "trl_perception.cli.main", "serve", "--config", str(self.folder / "recipe.yaml")]
+        shell = {name: value for name, value in os.environ.items() if name not in RUN}
         with (self.folder / "server.txt").open("a") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+                env={**shell, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
