@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from trl_perception.modeling import packed_attention
 from trl_perception.modeling.packed_attention import follow_packings, mask_of, run_and_segment, split_attention
 from trl_perception.modeling.packing import PackedMask, pack
 
@@ -63,13 +64,15 @@ def bottom_right(module, query, key, value, attention_mask, scaling=None, positi
     return out.transpose(1, 2), None
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "flash"])
+@pytest.mark.parametrize("backend", ["sdpa", "sdpa over joined keys", "flash"])
 @pytest.mark.parametrize("name", layouts())
-def test_two_calls_a_run_are_the_attention_under_the_mask(name, backend):
+def test_two_calls_a_run_are_the_attention_under_the_mask(name, backend, monkeypatch):
     packing, scaling = layouts()[name], 1 / math.sqrt(8)
+    if backend == "sdpa over joined keys":
+        monkeypatch.setattr(packed_attention, "can_merge", lambda *tensors: False)
     inputs = states(packing.length)
-    running = ALL_ATTENTION_FUNCTIONS["sdpa"] if backend == "sdpa" else bottom_right
-    options = {"masked": backend == "sdpa", "scaling": scaling, "dropout": 0.0, "position_ids": torch.zeros(1, 1)}
+    running = bottom_right if backend == "flash" else ALL_ATTENTION_FUNCTIONS["sdpa"]
+    options = {"masked": backend != "flash", "scaling": scaling, "dropout": 0.0, "position_ids": torch.zeros(1, 1)}
     out, _ = split_attention(running, Module(), *inputs.values(), packing, **options)
     torch.testing.assert_close(out, written_out(packing, **inputs, scaling=scaling))
 

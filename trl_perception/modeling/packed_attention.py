@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .merged_attention import can_merge, merged_attention
 from .packing import PackedMask, Packing, PrefixGroup
-from .shared_prefix import SharedKeys, attend_to_shared_prefix
+from .shared_prefix import SharedKeys, attend_to_shared_prefix, plain_softmax
 
 FLASH = ("flash_attention_2", "flash_attention_3")
 SPLIT = ("sdpa", *FLASH)
@@ -59,11 +60,14 @@ def split_attention(
 ) -> tuple[Tensor, None]:
     """The attention of a packed row in two calls a run: the prefix, causal; and its segments over prefix and own keys.
 
+    SDPA counts causality from the top left, so segments behind a prefix are [`merged_attention`] of PyTorch's kernels; where
+    there is none for the tensors, their keys are joined and their mask is written out. Flash attention counts from the bottom
+    right and takes the joined keys.
+
     Args:
         running: the attention function of transformers' interface.
         query: (1,H,L,d); key, value: (1,K,L,d).
-        masked: whether the segments' call needs its mask written out (SDPA counts causality from the top left; flash
-            attention from the bottom right, which is what a segment behind a prefix is).
+        masked: whether `running` is SDPA.
     Returns: (1,L,H,d), as the interface does.
     """
     packing.served += 1
@@ -74,13 +78,17 @@ def split_attention(
         if run.prefix:
             part = (tensor[:, :, prefix] for tensor in (query, key, value))
             pieces.append(running(module, *part, None, **kwargs)[0])
-        queries, keys, values = (segments_of(tensor, run) for tensor in (query, key, value))
-        keys, values = (
-            torch.cat([tensor[:, :, prefix].expand(len(own), -1, -1, -1), own], dim=2)
-            for tensor, own in ((key, keys), (value, values))
-        )
-        mask = run.visible[None, None] if masked else None
-        out = running(module, queries, keys, values, mask, **kwargs)[0]  # (G,W,H,d)
+        shared = [tensor[:, :, prefix] for tensor in (key, value)]
+        queries, *own = (segments_of(tensor, run) for tensor in (query, key, value))
+        if masked and run.prefix and plain_softmax(kwargs) and can_merge(queries, *own):
+            out = merged_attention(queries, *shared, *own, kwargs.get("scaling")).transpose(1, 2)  # (G,W,H,d)
+        else:
+            joined = (
+                torch.cat([part.expand(len(queries), -1, -1, -1), rest], 2)
+                for part, rest in zip(shared, own, strict=True)
+            )
+            mask = run.visible[None, None] if masked else None
+            out = running(module, queries, *joined, mask, **kwargs)[0]
         pieces.append((out.flatten(0, 1) if run.full else out[run.filled])[None])
     return torch.cat(pieces, dim=1), None
 

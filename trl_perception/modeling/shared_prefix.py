@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-OTHERS = (
-    "softcap",
-    "sliding_window",
-    "dropout",
-)  # arguments of attention functions that change more than scale and mask
+
+def plain_softmax(arguments: dict[str, Any]) -> bool:
+    """Whether these arguments of an attention function change nothing but scale and mask."""
+    others = ("softcap", "sliding_window", "dropout")
+    no_tensor = arguments.get("s_aux") is None and arguments.get("position_bias") is None
+    return no_tensor and not any(arguments.get(name) for name in others)
 
 
 class SharedKeys(Tensor):
@@ -101,8 +102,7 @@ def attend_to_shared_prefix(
     Returns: (B*G,1,H,d) and None, as transformers' interface does.
     """
     layer = key.layer
-    other_softmax = kwargs.get("s_aux") is not None or any(kwargs.get(name) for name in OTHERS)
-    if query.size(2) > 1 or other_softmax:
+    if query.size(2) > 1 or not plain_softmax(kwargs):
         return running(module, query, *layer.whole(), attention_mask, **kwargs)
     own, repeats = layer.keys, layer.repeats
     rows, heads, _, dim = query.shape
