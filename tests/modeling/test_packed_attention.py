@@ -4,10 +4,19 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trl_perception.modeling import packed_attention
-from trl_perception.modeling.packed_attention import follow_packings, mask_of, run_and_segment, split_attention
+from trl_perception.modeling.packed_attention import (
+    block_mask_of,
+    compiled_block_mask,
+    follow_packings,
+    mask_of,
+    run_and_segment,
+    split_attention,
+)
 from trl_perception.modeling.packing import PackedMask, pack
 
 
@@ -93,6 +102,17 @@ def test_the_block_mask_says_the_same(name):
         for key in range(packing.length):
             wanted = key <= query and run[key] == run[query] and segment[key] in (0, segment[query])
             assert bool(block.mask_mod(zero, zero, torch.tensor(query), torch.tensor(key))) == bool(wanted)
+
+
+@pytest.mark.slow  # the compiler takes half a minute
+def test_the_block_mask_is_compiled_for_all_lengths_at_once():
+    torch.compiler.reset()
+    counters.clear()
+    for prompt, completion in ((200, 60), (300, 60), (410, 33), (555, 70), (901, 31)):
+        packing = pack(torch.ones(4, prompt + completion, dtype=torch.long), completion, [4])
+        ours, theirs = (block_mask_of(packing, create) for create in (compiled_block_mask(), create_block_mask))
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+    assert counters["stats"]["unique_graphs"] == 2  # of the first length, and of any
 
 
 def test_other_calls_pass_through_untouched():

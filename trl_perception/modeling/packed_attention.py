@@ -1,6 +1,7 @@
 """Attention over a packed row with the kernels that are there: SDPA, flash attention, FlexAttention."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ BACKENDS = (*SPLIT, "flex_attention")
 def mask_of(packing: Packing, implementation: str) -> PackedMask | BlockMask:
     """What a model with this attention implementation takes as the `attention_mask` of the packed row."""
     if implementation == "flex_attention":
-        return _block_mask(packing)
+        return block_mask_of(packing, compiled_block_mask() if packing.source.is_cuda else create_block_mask)
     follow_packings(implementation)
     return PackedMask.of(packing)
 
@@ -58,7 +59,7 @@ def split_attention(
     masked: bool,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of a packed row in two calls a run: the prefix, causal; and its segments over prefix and own keys.
+    """The attention of a packed row, run by run: the prefix, causal; and its segments over prefix and own keys.
 
     SDPA counts causality from the top left, so segments behind a prefix are [`merged_attention`] of PyTorch's kernels; where
     there is none for the tensors, their keys are joined and their mask is written out. Flash attention counts from the bottom
@@ -119,7 +120,8 @@ def segments_of(tensor: Tensor, run: PrefixGroup) -> Tensor:
     return own.unflatten(1, (count, width)).transpose(0, 1)
 
 
-def _block_mask(packing: Packing) -> BlockMask:
+def block_mask_of(packing: Packing, create: Callable[..., BlockMask]) -> BlockMask:
+    """The rule for FlexAttention, by `create_block_mask` or its compiled form."""
     run_of, segment_of = run_and_segment(packing)
 
     def rule(batch, head, query, key):
@@ -127,6 +129,12 @@ def _block_mask(packing: Packing) -> BlockMask:
         return (query >= key) & (run_of[query] == run_of[key]) & own
 
     size = packing.length
-    mask = create_block_mask(rule, None, None, size, size, device=packing.source.device)
+    mask = create(rule, None, None, size, size, device=packing.source.device)
     mask.packing = packing
     return mask
+
+
+@cache
+def compiled_block_mask() -> Callable[..., BlockMask]:
+    """`create_block_mask` without its (L,L) tensors; compiled for the first length, and once more for all others."""
+    return torch.compile(create_block_mask)
