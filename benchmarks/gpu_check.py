@@ -38,7 +38,8 @@ from trl.trainer.utils import add_fused_lm_head
 from benchmarks.families import TOKENS_A_CELL, family_model
 from benchmarks.measure import machine, now, peak_memory
 from benchmarks.models import random_model
-from benchmarks.performance import Group, StepTimes
+from benchmarks.paths import Group
+from benchmarks.steps import StepTimes
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.modeling import group_forward, row_forward
 from trl_perception.planning import plan_run, world_of

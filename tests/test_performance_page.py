@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks import cluster
 from benchmarks.families import FAMILIES, family_model, video_prompt
-from benchmarks.performance import Group, update
+from benchmarks.paths import Group, update
 from benchmarks.performance_table import TARGETS, as_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
