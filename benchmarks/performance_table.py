@@ -4,7 +4,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-START, END = "<!-- table -->", "<!-- end of table -->"
 TARGETS = {"appo": 0.03, "pgpo": 0.04, "ktr": 0.20, "ral": 0.04}
 
 
@@ -78,11 +77,12 @@ def families_as_markdown(families: dict[str, dict]) -> list[str]:
     return lines
 
 
-def with_table(page: str, table: str) -> str:
-    """The page with its table replaced."""
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{table}{END}{after}"
+def with_table(page: str, table: str, name: str = "table") -> str:
+    """The page with the table between the comments `name` and `end of name` replaced."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = page.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n{table}{end}{after}"
 
 
 def plot(result: dict, path: Path) -> None:
