@@ -122,7 +122,7 @@ soak: install
 # All methods by eight seeds: many hours; the same command resumes. study-smoke is the same command in small.
 study study-smoke: export HF_HUB_OFFLINE = 1
 study: install
-	$(BIN)/python -m benchmarks.study --config study/full
+	$(BIN)/python -m benchmarks.study
 
 study-smoke: install
 	$(BIN)/python -m trl_perception.cli.study --config study/smoke
