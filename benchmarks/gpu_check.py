@@ -25,21 +25,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from datasets import Dataset
 from peft import LoraConfig
-from PIL import Image
-from transformers import PrinterCallback
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.families import TOKENS_A_CELL, family_model
 from benchmarks.measure import machine, now, peak_memory
 from benchmarks.models import random_model
 from benchmarks.paths import Group
-from benchmarks.steps import StepTimes
+from benchmarks.steps import peer, settings, timed_rollout, variety
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.modeling import group_forward, row_forward
 from trl_perception.planning import plan_run, world_of
@@ -53,6 +48,7 @@ SIZES = {
         "model": "3b",
         "families": {"qwen2_5_vl": ("3b", (32, 128)), "qwen3_vl": ("4b", (32,)), "qwen3_5": ("4b", (32,))},
         "device": "cuda",
+        "dtype": torch.bfloat16,
         "matrix": 8192,
         "generations": 8,
         "length": 256,
@@ -63,6 +59,7 @@ SIZES = {
         "model": "1m",
         "families": dict.fromkeys(("qwen2_5_vl", "qwen3_vl", "qwen3_5"), ("1m", (2,))),
         "device": "cpu",
+        "dtype": torch.bfloat16,
         "matrix": 256,
         "generations": 4,
         "length": 16,
@@ -237,41 +234,6 @@ def _agreement_of(model: torch.nn.Module, plan: dict, family: str, lengths: tupl
     return rows
 
 
-def variety(completions, **columns):
-    return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
-
-
-def settings(plan: dict, folder: str) -> dict:
-    """Settings of every run, TRL's own included."""
-    count = plan["generations"]
-    return {
-        "output_dir": folder,
-        "per_device_train_batch_size": count,
-        "num_generations": count,
-        "max_completion_length": plan["length"],
-        "generation_kwargs": {"min_new_tokens": plan["length"]},
-        "max_steps": 1,
-        "gradient_checkpointing": plan["device"] != "cpu",
-        "bf16": True,
-        "use_cpu": plan["device"] == "cpu",
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-    }
-
-
-def timed_rollout(trainer: GRPOTrainer, plan: dict) -> dict[str, float]:
-    """Train; return seconds of the rollout with its updates, tokens a second and peak MiB."""
-    device = plan["device"]
-    trainer.remove_callback(PrinterCallback)
-    times = StepTimes(device)
-    trainer.add_callback(times)
-    memory = peak_memory(trainer.train, device)
-    seconds = sum(times.times)
-    return {"seconds": seconds, "tokens_s": trainer.state.num_input_tokens_seen / seconds, "peak_mib": memory}
-
-
 def steps(plan: dict) -> list[dict]:
     """Time a rollout of each method with its updates, after one of GRPO that does not count."""
     device, rows = plan["device"], []
@@ -307,34 +269,12 @@ def steps(plan: dict) -> list[dict]:
     return rows[1:]
 
 
-def peer(plan: dict) -> list[dict]:
-    """A step of GRPO on an image of random pixels by TRL's trainer and by this package's, each after one that does not count."""
-    side, device = plan["resolution"] * 4, plan["device"]
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    row = {"prompt": [{"role": "user", "content": "What is shown?"}], "image": Image.fromarray(noise)}
-    rows = []
-    trainers = {"TRL": (GRPOTrainer, GRPOConfig), "trl_perception": (TRAINERS["grpo"], TRAINERS["grpo"].config_class)}
-    for name in (name for name in trainers for _ in range(2)):
-        trainer_class, config_class = trainers[name]
-        model, processor = random_model(plan["model"], device=device, dtype=torch.bfloat16)
-        processor.image_processor.size = {"shortest_edge": side**2, "longest_edge": side**2}
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_class(
-                model=model,
-                processing_class=processor,
-                reward_funcs=variety,
-                args=config_class(**settings(plan, folder)),
-                train_dataset=Dataset.from_list([row, row]),
-            )
-            rows.append(shown({"trainer": name, **timed_rollout(trainer, plan)}))
-        del trainer, model
-        gc.collect()
-    plain, ours = rows[1::2]
-    ours["speedup"] = plain["seconds"] / ours["seconds"]
-    return [plain, ours]
+def peer_rows(plan: dict) -> list[dict]:
+    """Time TRL's trainer and this package's."""
+    return [shown(row) for row in peer(plan)]
 
 
-PARTS = {"agreement": agreement, "steps": steps, "peer": peer}
+PARTS = {"agreement": agreement, "steps": steps, "peer": peer_rows}
 
 
 def table(rows: list[dict]) -> str:

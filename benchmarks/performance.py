@@ -9,6 +9,7 @@ family is named:
 - rollout: prefilling each distinct prompt once against prefilling every row;
 - attention rows of a layer against the eager map;
 - methods: a whole optimisation step of each method against GRPO's, and GRPO's against the plain paths;
+- peer: a step of GRPO on an image of 1,024 tokens by TRL's trainer, and by this package's;
 - short prompts: a whole step of the tiny recipe, packed against plain.
 
 On a GPU: `--device cuda --size 3b --dtype bfloat16`.
@@ -26,7 +27,7 @@ from benchmarks.measure import machine
 from benchmarks.models import SIZES, random_model
 from benchmarks.paths import Group, decoding, prepare, rollout, rows_of_one_layer, segments, update
 from benchmarks.performance_table import as_markdown, methods_as_markdown, plot, with_table
-from benchmarks.steps import METHODS, methods, short_prompts
+from benchmarks.steps import METHODS, methods, peer, short_prompts
 
 
 def millions(model) -> float:
@@ -75,7 +76,7 @@ def at_largest_group(part: Callable, options: argparse.Namespace, device: str, d
     ]
 
 
-PARTS = ("shared", "segments", "decoding", "families", "attention rows", "methods", "short prompts")
+PARTS = ("shared", "segments", "decoding", "families", "attention rows", "methods", "peer", "short prompts")
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -96,6 +97,9 @@ def measure(options: argparse.Namespace) -> dict:
         sizes = options.steps, options.length, options.repeats
         found = methods(options.size, device, dtype, *sizes, options.methods)
         result["methods"] = {**result.get("methods", {}), **found}
+    if "peer" in options.parts:
+        plan = {"model": options.size, "device": device, "dtype": dtype, "resolution": 224}
+        result["peer"] = peer({**plan, "generations": max(options.generations), "length": options.length})
     if "short prompts" in options.parts:
         result["short prompts"] = short_prompts(options.steps)
     return result
@@ -123,7 +127,7 @@ def main() -> None:
     result = measure(options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    whole = {"shared", "segments", "decoding", "attention rows", "methods", "short prompts"} <= result.keys()
+    whole = {"shared", "segments", "decoding", "attention rows", "methods", "peer", "short prompts"} <= result.keys()
     print(as_markdown(result) if whole else methods_as_markdown(result.get("methods", {})))
     if options.json:
         page = options.json.with_suffix(".md")

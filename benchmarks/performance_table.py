@@ -44,6 +44,11 @@ def as_markdown(result: dict) -> str:
         lines.append(f"| {name}: a whole step over GRPO's; of the step in its hooks | {measured} | {target} |")
     speedup = result["methods"]["grpo"]["speedup"]
     lines.append(f"| GRPO: a whole step on the fast paths against the plain ones | {speedup:.1f} x | |")
+    trl, ours = result["peer"]
+    lines.append(
+        f"| GRPO on an image: a whole step of TRL's trainer against one of this package; its peak memory | "
+        f"{ours['speedup']:.1f} x; {ours['peak_mib'] / trl['peak_mib']:.2f} | |"
+    )
     lines.append(f"| a step of the tiny recipe, chosen by auto, against plain | {short['speedup']:.1f} x | >= 1 x |")
     return "\n".join(lines) + "\n"
 

@@ -1,13 +1,18 @@
-"""Whole optimisation steps: of each method against GRPO's, and of the fast paths against the plain ones."""
+"""Whole optimisation steps: each method against GRPO, the fast paths against the plain ones, and TRL's trainer against ours."""
 
+import gc
 import statistics
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import TrainerCallback
+from datasets import Dataset
+from PIL import Image
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.measure import now
+from benchmarks.measure import now, peak_memory
 from benchmarks.models import random_model
 from trl_perception.data import make_synthetic_dataset
 from trl_perception.train import build, parse
@@ -73,13 +78,76 @@ class StepTimes(TrainerCallback):
         return sum(self.of_hooks[1:]) / sum(self.times[1:])
 
 
+def variety(completions, **columns):
+    return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
+
+
+def settings(plan: dict, folder: str) -> dict:
+    """Settings of every run, TRL's own included."""
+    count = plan["generations"]
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": count,
+        "num_generations": count,
+        "max_completion_length": plan["length"],
+        "generation_kwargs": {"min_new_tokens": plan["length"]},
+        "max_steps": 1,
+        "gradient_checkpointing": plan["device"] != "cpu",
+        "bf16": plan["dtype"] == torch.bfloat16,
+        "use_cpu": plan["device"] == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+
+
+def timed_rollout(trainer: GRPOTrainer, plan: dict) -> dict[str, float]:
+    """Train; return seconds of the rollout with its updates, tokens a second and peak MiB."""
+    device = plan["device"]
+    trainer.remove_callback(PrinterCallback)
+    times = StepTimes(device)
+    trainer.add_callback(times)
+    memory = peak_memory(trainer.train, device)
+    seconds = sum(times.times)
+    return {"seconds": seconds, "tokens_s": trainer.state.num_input_tokens_seen / seconds, "peak_mib": memory}
+
+
+def peer(plan: dict) -> list[dict]:
+    """A step of GRPO on an image of random pixels by TRL's trainer and by this package's, each after one that does not count.
+
+    Args: plan: `model`, a size of `random_model`; `device`, `dtype`, `generations` G and `length` R; the image has sides of
+        four times `resolution`, pixels.
+    """
+    side, device = plan["resolution"] * 4, plan["device"]
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    row = {"prompt": [{"role": "user", "content": "What is shown?"}], "image": Image.fromarray(noise)}
+    rows = []
+    trainers = {"TRL": (GRPOTrainer, GRPOConfig), "trl_perception": (TRAINERS["grpo"], TRAINERS["grpo"].config_class)}
+    for name in (name for name in trainers for _ in range(2)):
+        trainer_class, config_class = trainers[name]
+        model, processor = random_model(plan["model"], device=device, dtype=plan["dtype"])
+        processor.image_processor.size = {"shortest_edge": side**2, "longest_edge": side**2}
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_class(
+                model=model,
+                processing_class=processor,
+                reward_funcs=variety,
+                args=config_class(**settings(plan, folder)),
+                train_dataset=Dataset.from_list([row, row]),
+            )
+            rows.append({"trainer": name, **timed_rollout(trainer, plan)})
+        del trainer, model
+        gc.collect()
+    plain, ours = rows[1::2]
+    ours["speedup"] = plain["seconds"] / ours["seconds"]
+    return [plain, ours]
+
+
 def methods(
     size: str, device: str, dtype: torch.dtype, steps: int, length: int, rounds: int, names: list[str]
 ) -> dict[str, dict[str, float]]:
     """Whole steps: G 8, one video prompt of about 1040 tokens, frozen tower as in the papers' recipes."""
-
-    def variety(completions, **columns):
-        return [float(len(set(completion[0]["content"])) % 2) for completion in completions]
 
     def step_time(name, folder, **options):
         model, processor = random_model(size, device=device, dtype=dtype)
