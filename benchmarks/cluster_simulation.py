@@ -217,19 +217,21 @@ def main() -> None:
     count = options.nodes * options.per_node
     with tempfile.TemporaryDirectory() as folder:
         rows = questions(Path(folder), 4 * count, options.clips)  # two rollouts of two prompts a rank
-        for name, config in {
-            "no media_cache_dir": {"cache": False},
-            "media_cache_dir of each node": {},
-            "the same with media_prefetch 1": {"media_prefetch": 1},
-        }.items():
-            own = Path(folder) / name.replace(" ", "_")
-            sizes = {"nodes": options.nodes, "per_node": options.per_node, "epochs": options.epochs}
-            ranks = simulate(rows, own, **sizes, **config)
-            nodes = decoded_in_nodes(ranks, options.per_node)
+        prompts = len(rows) * options.epochs
+        print(f"{count} ranks on {options.nodes} nodes prepare {prompts:,} prompts on {options.clips} clips")
+        for name, nodes, config in [
+            ("without media_cache_dir", options.nodes, {"cache": False}),
+            ("with a folder on each node", options.nodes, {}),
+            ("the same with media_prefetch", options.nodes, {"media_prefetch": 1}),
+            ("with one folder of all nodes", 1, {}),
+        ]:
+            sizes = {"nodes": nodes, "per_node": count // nodes, "epochs": options.epochs}
+            ranks = simulate(rows, Path(folder) / name.replace(" ", "_"), **sizes, **config)
+            folders = decoded_in_nodes(ranks, count // nodes)
+            most = max(max(of_one.values()) for of_one in folders)
+            total = sum(of_one.total() for of_one in folders)
             print(
-                f"{name}: {count} ranks on {options.nodes} nodes read {len(rows) * options.epochs} prompts on {options.clips} clips; "
-                f"{sum(node.total() for node in nodes)} decoded, a clip at most {max(max(node.values()) for node in nodes)} times in "
-                f"a node ({sum(map(len, nodes))} pairs of a clip and a node)"
+                f"{name:>28}: {total:>5} clips decoded, each at most {most} times by ranks that share a folder or a node"
             )
 
 
