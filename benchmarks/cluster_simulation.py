@@ -206,33 +206,38 @@ def _no_reward(completions: list, **columns: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
+def figures(folder: Path, nodes: int, per_node: int, clips: int, epochs: int) -> dict[str, tuple[int, int]]:
+    """Clips that were decoded in all, and how often one was at most by ranks that share a folder or a node, by setting."""
+    count, found = nodes * per_node, {}
+    rows = questions(folder, 4 * count, clips)  # two rollouts of two prompts a rank
+    for name, folders, config in [
+        ("no media_cache_dir", nodes, {"cache": False}),
+        ("a folder on each node", nodes, {}),
+        ("the same, media_prefetch 1", nodes, {"media_prefetch": 1}),
+        ("one folder for all nodes", 1, {}),
+    ]:
+        ranks = simulate(
+            rows, folder / name.replace(" ", "_"), nodes=folders, per_node=count // folders, epochs=epochs, **config
+        )
+        decoded = decoded_in_nodes(ranks, count // folders)
+        found[name] = sum(of_one.total() for of_one in decoded), max(max(of_one.values()) for of_one in decoded)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=8)
-    parser.add_argument("--per_node", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=2)
+    for name, value in {"nodes": 8, "per_node": 8, "clips": 64, "epochs": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    count = options.nodes * options.per_node
     with tempfile.TemporaryDirectory() as folder:
-        rows = questions(Path(folder), 4 * count, options.clips)  # two rollouts of two prompts a rank
-        prompts = len(rows) * options.epochs
-        print(f"{count} ranks on {options.nodes} nodes prepare {prompts:,} prompts on {options.clips} clips")
-        for name, nodes, config in [
-            ("without media_cache_dir", options.nodes, {"cache": False}),
-            ("with a folder on each node", options.nodes, {}),
-            ("the same with media_prefetch", options.nodes, {"media_prefetch": 1}),
-            ("with one folder of all nodes", 1, {}),
-        ]:
-            sizes = {"nodes": nodes, "per_node": count // nodes, "epochs": options.epochs}
-            ranks = simulate(rows, Path(folder) / name.replace(" ", "_"), **sizes, **config)
-            folders = decoded_in_nodes(ranks, count // nodes)
-            most = max(max(of_one.values()) for of_one in folders)
-            total = sum(of_one.total() for of_one in folders)
-            print(
-                f"{name:>28}: {total:>5} clips decoded, each at most {most} times by ranks that share a folder or a node"
-            )
+        found = figures(Path(folder), **vars(options))
+    count = options.nodes * options.per_node
+    print(f"{count} ranks on {options.nodes} nodes, {4 * count * options.epochs:,} prompts on {options.clips} clips")
+    for name, (total, most) in found.items():
+        print(
+            f"{name:>28}: {total:>5} clips decoded, one at most {most} times in a {'run' if 'all' in name else 'node'}"
+        )
 
 
 if __name__ == "__main__":

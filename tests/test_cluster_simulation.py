@@ -5,12 +5,13 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import skip_first_batches
 
-from benchmarks.cluster_simulation import SETTINGS, decoded_in_nodes, processes, questions, simulate
+from benchmarks.cluster_simulation import SETTINGS, decoded_in_nodes, figures, processes, questions, simulate
 from trl_perception.callbacks.checkpoints.run_state import skip_epochs
 from trl_perception.media import MediaCache, MediaRequest
 
@@ -116,3 +117,15 @@ def test_each_rank_resumes_with_the_rows_that_follow(make_trainer, sizes):
             rest = [[row["id"] for row in batch] for batch in skip_first_batches(resumed, 3)]
             assert rest == whole[1][3:]
             assert len(rest) == 3  # of three rollouts with two micro-steps
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_page_are_those_of_the_simulation(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    found = figures(tmp_path, nodes=8, per_node=8, clips=64, epochs=2)
+    assert found["no media_cache_dir"] == (508, 4)
+    assert "| none | 508 | 4 times in a node |" in page
+    assert found["a folder on each node"] == found["the same, media_prefetch 1"] == (350, 1)
+    assert "| a folder on each node, with or without `media_prefetch` | 350 | once in a node |" in page
+    assert found["one folder for all nodes"] == (64, 1)
+    assert "| one folder for all nodes | 64 | once |" in page
