@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -191,7 +192,9 @@ def test_the_files_used_longest_ago_are_deleted(clips, tmp_path):
     cache = MediaCache(tmp_path, TWO_CLIPS)
     (tmp_path / "notes.txt").write_text("x" * 100_000)  # not of a cache
     (tmp_path / "left.draft").write_bytes(bytes(CLIP_BYTES))
-    os.utime(tmp_path / "left.draft", (1, 1))
+    (tmp_path / "left.lock").touch()
+    for left in ("left.draft", "left.lock"):
+        os.utime(tmp_path / left, (1, 1))
     requests = [video(clips[name]) for name in ("plain", "long", "webm")]
     for place in (0, 1, 0, 2):  # the first is newer than the second when the third comes, and only two fit
         cache.read(requests[place])
@@ -204,7 +207,7 @@ def test_the_files_used_longest_ago_are_deleted(clips, tmp_path):
     assert cache.read(requests[1])[1]
     assert len(kept_files(cache)) == 2
     assert (tmp_path / "notes.txt").exists()
-    assert not (tmp_path / "left.draft").exists()
+    assert not list(tmp_path.glob("left.*"))
 
 
 def test_what_is_larger_than_the_cache_is_not_kept(clips, tmp_path):
@@ -269,6 +272,70 @@ def test_a_loader_counts_what_came_from_disk(clips, cache, openings):
     assert openings == []
 
 
+def at_once(count, task):
+    """Run a task in as many threads; the results."""
+    with ThreadPoolExecutor(count) as pool:
+        return [running.result(timeout=60) for running in [pool.submit(task) for _ in range(count)]]
+
+
+@pytest.fixture
+def slow_reads(monkeypatch):
+    """The sources that were decoded; each of them takes a while."""
+    decoded, read = [], MediaRequest.read
+
+    def reading(request, threads=None):
+        decoded.append(str(request.source))
+        time.sleep(0.1)
+        return read(request, threads)
+
+    monkeypatch.setattr(MediaRequest, "read", reading)
+    return decoded
+
+
+def test_what_several_want_at_once_is_made_once(clips, tmp_path, monkeypatch, slow_reads):
+    reads, digest = [], hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, name: reads.append(file.name) or time.sleep(0.1) or digest(file, name)
+    )
+    found = at_once(8, lambda: MediaCache(tmp_path, 1 << 30).read(video(clips["plain"])))
+    assert reads == slow_reads == [str(clips["plain"])]
+    assert sorted(decoded for _, decoded in found) == [False] * 7 + [True]
+    for medium, _ in found:
+        assert_equal(medium, found[0][0])
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_nobody_waits_for_another_medium(clips, cache, monkeypatch):
+    together, read = threading.Barrier(3), MediaRequest.read
+    monkeypatch.setattr(MediaRequest, "read", lambda *args: together.wait(30) + 1 and read(*args))
+    waiting = iter([video(clips[name]) for name in ("plain", "long", "webm")])
+    assert all(decoded for _, decoded in at_once(3, lambda: cache.read(next(waiting))))
+
+
+def test_those_who_waited_in_vain_decode_side_by_side(clips, cache, monkeypatch):
+    begun, together, read = threading.Semaphore(1), threading.Barrier(3), MediaRequest.read
+
+    def reading(*args):
+        if begun.acquire(blocking=False):
+            time.sleep(0.1)  # the others come meanwhile
+        else:
+            together.wait(30)
+        return read(*args)
+
+    def error():
+        with pytest.raises(MediaError) as error:
+            cache.read(video(clips["cut_mp4"]))
+        return str(error.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MediaRequest, "read", reading)
+        (said,) = {*at_once(4, error)}
+    with pytest.raises(MediaError) as error_without:
+        video(clips["cut_mp4"]).read()
+    assert said == str(error_without.value)
+    assert not list(cache.folder.glob("*.lock"))
+
+
 READS = """
 import sys, torch
 torch.set_num_threads(1)
@@ -288,4 +355,26 @@ def test_processes_share_a_folder_that_is_too_small(clips, tmp_path):
     running = [subprocess.Popen([*command, *paths[turn:], *paths[:turn]]) for turn in range(2)]
     assert [process.wait(300) for process in running] == [0, 0]
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= bound
-    assert not list(tmp_path.glob("*.draft"))
+    assert not [*tmp_path.glob("*.draft"), *tmp_path.glob("*.lock")]
+
+
+STAYS = """
+import sys, time
+from trl_perception.media import MediaCache, MediaRequest, VideoSettings
+MediaRequest.read = lambda *_: (print("decodes", flush=True), time.sleep(600))
+MediaCache(sys.argv[1], 1 << 30).read(MediaRequest("video", sys.argv[2], VideoSettings(nframes=4, max_pixels=56 * 112)))
+"""
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_process_that_was_killed(clips, cache):
+    command = [sys.executable, "-c", STAYS, str(cache.folder), str(clips["plain"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "decodes\n"
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(cache.read, video(clips["plain"]))
+            time.sleep(0.5)
+            assert not waiting.done()
+            holder.kill()
+            assert waiting.result(timeout=60)[1]
+    assert not cache.read(video(clips["plain"]))[1]

@@ -65,6 +65,7 @@ from ..credit import (
 )
 from ..data.columns import undecoded_videos
 from ..data.start_checks import check_processor
+from ..data.streams import in_order
 from ..data.training_checks import (
     check_datasets,
     check_media_kept,
@@ -522,9 +523,11 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Repeats the prompts of a stream once for each completion, as in evaluations; transformers does not."""
-        if isinstance(test_dataset, IterableDataset):
-            return self.get_eval_dataloader(test_dataset)
-        return super().get_test_dataloader(undecoded_videos(test_dataset))
+        load = self.get_eval_dataloader if isinstance(test_dataset, IterableDataset) else super().get_test_dataloader
+        return load(undecoded_videos(test_dataset))
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        return super()._get_dataloader(in_order(dataset, self.args), *args, **kwargs)
 
     # Rollout: TRL's, on prompts prepared here
 
@@ -962,11 +965,9 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Creates a new loader for each evaluation: a persistent one would continue its order, which a resumed run cannot."""
-        if isinstance(eval_dataset, Dataset | IterableDataset):
-            eval_dataset = undecoded_videos(eval_dataset)
         kept, self.args.dataloader_persistent_workers = self.args.dataloader_persistent_workers, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(undecoded_videos(eval_dataset))
         finally:
             self.args.dataloader_persistent_workers = kept
 
