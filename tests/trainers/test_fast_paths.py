@@ -154,7 +154,7 @@ def test_an_update_that_follows_its_rollout_serves_the_credit(rows, make_trainer
     assert "token_weights" in theirs.inputs
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-7)
     for key, gradient in theirs.gradients.items():
-        torch.testing.assert_close(ours.gradients[key], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.gradients[key], gradient, rtol=1e-4, atol=5e-6)
     for key in [key for key in apart.state.log_history[0] if "/" in key]:
         assert served.state.log_history[0][key] == pytest.approx(apart.state.log_history[0][key], rel=1e-4, abs=1e-6)
     assert forwards  # the pass is saved: counted below
