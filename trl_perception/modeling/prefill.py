@@ -99,18 +99,6 @@ def _joined(parts: Sequence[Tensor], pad_token_id: int) -> Tensor:
     return torch.cat([pad(part, (0, width - part.size(1)), value=pad_token_id) for part in parts])
 
 
-def _joined(parts: Sequence[Tensor], pad_token_id: int) -> Tensor:
-    """(b,S_i) of each part -> (B,max S), padded on the right."""
-    width = max(part.size(1) for part in parts)
-    return torch.cat([pad(part, (0, width - part.size(1)), value=pad_token_id) for part in parts])
-
-
-def _attends_by_interface(model: nn.Module) -> bool:
-    """Whether the decoder calls attention functions that can take shared keys."""
-    by_interface = base_model(model)._supports_attention_backend or packing_unsupported_reason(model) is None
-    return attention_implementation(model) in SPLIT and by_interface
-
-
 def _prefill(generate: Callable, inputs: dict[str, Any], generation_config: GenerationConfig) -> Any:
     """The cache of prompts; the token that is sampled after them is not in it."""
     one_token = GenerationConfig(
