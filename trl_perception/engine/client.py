@@ -126,9 +126,9 @@ class MediaClient(VLLMClient):
         self.device = device
         if self.folder is not None:
             return
-        if torch.device(device).type != "cuda":
+        if (kind := torch.device(device).type) != "cuda":
             raise ValueError(
-                f"Weights go to a server by NCCL, between GPUs, and this run trains on {device}. Set engine_weight_folder, for the "
+                f"Weights go to a server by NCCL, between GPUs, and this run trains on {kind}. Set engine_weight_folder, for the "
                 "server and the run, to a folder that both see."
             )
         super().init_communicator(device)
