@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -314,10 +315,19 @@ def test_nobody_waits_for_another_medium(clips, cache, monkeypatch):
 
 def test_those_who_waited_in_vain_decode_side_by_side(clips, cache, monkeypatch):
     begun, together, read = threading.Semaphore(1), threading.Barrier(3), MediaRequest.read
+    came, own, lock = Counter(), threading.local(), cache_module._lock
+
+    def locking(file):
+        own.name = file.name
+        came[file.name] += 1
+        return lock(file)
 
     def reading(*args):
         if begun.acquire(blocking=False):
-            time.sleep(0.1)  # the others come meanwhile
+            until = time.monotonic() + 30
+            while came[own.name] < 4 and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.1)  # from there to the lock it is one call
         else:
             together.wait(30)
         return read(*args)
@@ -329,6 +339,7 @@ def test_those_who_waited_in_vain_decode_side_by_side(clips, cache, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(MediaRequest, "read", reading)
+        patch.setattr(cache_module, "_lock", locking)
         (said,) = {*at_once(4, error)}
     with pytest.raises(MediaError) as error_without:
         video(clips["cut_mp4"]).read()
