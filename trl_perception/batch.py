@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .data.training_checks import refuse_media_lost
 from .media import MEDIA_COLUMNS, PreparedPrompt, VisualInputs
 from .media.visual_inputs import UNKNOWN_MEDIA
+from .transfer import to_device
 
 REPEATED = "repeated"  # left out of an evaluation whose last batch it fills
 
@@ -152,7 +153,7 @@ def complete_groups(
             prompt = replace(prompt, visual=None)
         group = Group(
             prompt=prompt,
-            prompt_ids=output["prompt_ids"][start][output["prompt_mask"][start].bool()],
+            prompt_ids=output["prompt_ids"][start, -len(rollout.prompt_ids[start]) :],
             completion_ids=output["completion_ids"][rows],
             attention_mask=output["completion_mask"][rows],
             completion_mask=output.loss_mask[rows],
@@ -172,12 +173,12 @@ def sampled_group(
     counterfactuals: Mapping[str, Group] = MappingProxyType({}),
 ) -> Group:
     """A group before its advantages are formed: the completions of one prompt and their rewards (G,K)."""
-    ids = [torch.tensor(of_one, device=rewards.device) for of_one in completions]
-    mask = pad_sequence([torch.ones_like(of_one) for of_one in ids], batch_first=True)
+    ids, device = [torch.tensor(of_one) for of_one in completions], rewards.device
+    mask = to_device(pad_sequence([torch.ones_like(of_one) for of_one in ids], batch_first=True), device)
     return Group(
         prompt=prompt,
-        prompt_ids=torch.tensor(prompt_ids, device=rewards.device),
-        completion_ids=pad_sequence(ids, batch_first=True),
+        prompt_ids=to_device(torch.tensor(prompt_ids), device),
+        completion_ids=to_device(pad_sequence(ids, batch_first=True), device),
         attention_mask=mask,
         completion_mask=mask.bool(),
         rewards=dict(zip(reward_names, rewards.unbind(1), strict=True)),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .batch import Group, MicroBatch
 from .objectives import Penalty, TokenWeights
+from .objectives.checks import refuse
 
 Groups = Sequence[tuple[slice, Group]]  # with their rows
 
@@ -31,11 +32,13 @@ def validate_token_weights(group: Group, credit: TokenWeights | None) -> TokenWe
             f"token_weights returned weights of shape {tuple(credit.weights.shape)}; {wanted} is wanted, one for each "
             "completion and token."
         )
-    if (credit.weights < 0).any():
-        raise ValueError(
+    refuse(
+        credit.weights < 0,
+        lambda: ValueError(
             f"token_weights returned {credit.weights.min().item():g}; weights of at least 0 are wanted. A term that "
             "penalises belongs into penalty()."
-        )
+        ),
+    )
     return credit
 
 
@@ -44,12 +47,16 @@ def shaped_rewards(group: Group, shaped: Tensor | None) -> Tensor:
     rewards = torch.stack([*group.rewards.values()], dim=1)
     if shaped is None:
         return rewards
-    if shaped.shape != rewards.shape or shaped.isinf().any():
-        found = f"shape {tuple(shaped.shape)}" if shaped.shape != rewards.shape else "an infinite reward"
-        raise ValueError(
+
+    def error(found: str) -> ValueError:
+        return ValueError(
             f"shape_rewards returned {found}; finite rewards {tuple(rewards.shape)} are wanted, one for each completion and "
             "reward function, NaN where one does not apply."
         )
+
+    if shaped.shape != rewards.shape:
+        raise error(f"shape {tuple(shaped.shape)}")
+    refuse(shaped.isinf(), lambda: error("an infinite reward"))
     return shaped.to(rewards)
 
 
@@ -60,12 +67,16 @@ def weigh_sequences(group: Group, credit: TokenWeights | None, factors: Tensor |
     """
     if factors is None:
         return credit
-    if factors.shape != group.advantages.shape or (factors < 0).any():
-        found = tuple(factors.shape) if factors.shape != group.advantages.shape else f"{factors.min().item():g}"
-        raise ValueError(
+
+    def error(found: object) -> ValueError:
+        return ValueError(
             f"sequence_weights returned {found}; weights {tuple(group.advantages.shape)} of at least 0 are wanted, one for each "
             "completion."
         )
+
+    if factors.shape != group.advantages.shape:
+        raise error(tuple(factors.shape))
+    refuse(factors < 0, lambda: error(f"{factors.min().item():g}"))
     if credit is None:
         credit = TokenWeights(group.completion_mask.float())
     return replace(credit, weights=credit.weights * factors.to(credit.weights)[:, None])
@@ -107,6 +118,16 @@ def attach_signals(output: MicroBatch, groups: Groups, signals: Callable[[Group]
     for rows, group in groups:
         for name, values in signals(group).items():
             output.setdefault(name, [None] * len(output["row"]))[rows] = list(values)
+
+
+def host_values(metrics: Sequence[dict[str, float | Tensor]]) -> list[dict[str, float]]:
+    """Metrics as numbers: the host waits once for all of them."""
+    tensors = [value for of_one in metrics for value in of_one.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack([value.detach().double().reshape(()) for value in tensors]).tolist() if tensors else ())
+    return [
+        {key: next(numbers) if isinstance(value, Tensor) else float(value) for key, value in of_one.items()}
+        for of_one in metrics
+    ]
 
 
 def averaged_credit(trainer: str, loss_type: str, importance_sampling_level: str) -> str | None:

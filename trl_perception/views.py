@@ -155,7 +155,7 @@ def _visual(prompt: PreparedPrompt) -> VisualInputs:
 
 
 def _ids(prompt: PreparedPrompt) -> Tensor:
-    return torch.tensor(prompt.input_ids, device=prompt.visual.token_types.device)
+    return torch.tensor(prompt.input_ids)
 
 
 def _view(prompt: PreparedPrompt, visual: VisualInputs) -> View:

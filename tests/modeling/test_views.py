@@ -1,5 +1,7 @@
 """Media-masked and shuffled views against explicit references."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -10,12 +12,14 @@ from tests.trainers.reference import zeroed_tower
 from trl_perception.assets import model_path
 from trl_perception.media import PromptPreparer
 from trl_perception.modeling import encode, forward_kwargs, group_forward
+from trl_perception.modeling.positions import apply_position_rule
 from trl_perception.modeling.row_forward import row_forward
 from trl_perception.modeling.views import (
     View,
     frames_shuffled,
     media_masked,
     media_masked_recomputed,
+    original_positions,
     seeded,
     shuffled,
     with_media,
@@ -81,6 +85,28 @@ def test_media_masked_equals_masking_every_visual_key(model, prompts, kind):
     masked = logits(model, full, attention_mask=mask[None, None].expand(2, -1, -1, -1))
     torch.testing.assert_close(text_alone, masked, atol=1e-5, rtol=1e-5)
     assert (text_alone - logits(model, full)).abs().max() > 1e-4  # the media do matter
+
+
+def test_positions_of_a_prompt_are_found_once(model, prompts, monkeypatch):
+    prompt = replace(prompts["several"], visual=replace(prompts["several"].visual))  # of which nothing is known yet
+    found, body = [], type(model.model).get_rope_index
+
+    def counted(self, input_ids, **inputs):
+        found.append(input_ids.size(1))
+        return body(self, input_ids, **inputs)
+
+    monkeypatch.setattr(type(model.model), "get_rope_index", counted)
+    ids = ids_of(prompt)
+    short, long = (original_positions(model, ids, prompt.visual, width) for width in (1, 7))
+    assert found == [len(ids) + 1]
+    assert torch.equal(long[:, : len(ids) + 1], short)
+    assert torch.equal(long[:, len(ids) :] - long[:, len(ids), None], torch.arange(7).expand(3, -1))
+    apply_position_rule(model, "released")  # another rule, other positions
+    try:
+        original_positions(model, ids, prompt.visual, 1)
+        assert len(found) == 2
+    finally:
+        del model.model.get_rope_index
 
 
 @pytest.mark.parametrize("known", ["pixels", "features", "features before a merger that trains"])

@@ -10,6 +10,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ..media.requests import ProcessorSizes, SizeRule
 from ..media.visual_inputs import FORWARD_KEYS, PIXELS, VisualInputs
+from ..transfer import to_device
 from .family import ALONE, EngineItem, Family, Processed
 
 
@@ -59,12 +60,12 @@ class GridFamily(Family):
     def positions(self, model: nn.Module, prompt_ids: Tensor, visual: VisualInputs | None, total: int) -> Tensor:
         if visual is None or not visual.visual_tokens:
             return super().positions(model, prompt_ids, visual, total).expand(3, -1)
-        ids = torch.cat([prompt_ids, prompt_ids.new_zeros(total - len(prompt_ids))])[None]
-        types = torch.zeros_like(ids)
+        types = torch.zeros(1, total, dtype=torch.long)
         types[0, : len(prompt_ids)] = visual.token_types
         media = {**self.type_kwargs(types), **self.forward_kwargs([visual], pixels=False)}
+        ids = torch.zeros_like(types)  # positions depend on the types alone, and are computed on the host
         positions, _ = model.model.get_rope_index(ids, **media, attention_mask=torch.ones_like(ids))
-        return positions[:, 0]
+        return to_device(positions[:, 0], prompt_ids.device)
 
     def tower(self, backbone: nn.Module) -> nn.Module:
         return backbone.visual
@@ -76,8 +77,11 @@ class GridFamily(Family):
         return config.vision_config.spatial_merge_size**2
 
     def run_tower(self, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:
-        run = backbone.get_image_features if kind == "image" else backbone.get_video_features
-        return self.side_by_side(run(getattr(visual, PIXELS[kind]), visual.grid(kind), return_dict=True))
+        run, pixels = (
+            backbone.get_image_features if kind == "image" else backbone.get_video_features,
+            visual.pixels(kind),
+        )
+        return self.side_by_side(run(pixels, to_device(visual.grid(kind), pixels.device), return_dict=True))
 
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         """Return the tower's output as features (tokens, depths * D)."""
@@ -130,4 +134,4 @@ class QwenVL(GridFamily):
             window_size=tower.window_size,
             patch_size=tower.patch_size,
         )
-        return states[torch.argsort(order.to(states.device))]
+        return states[to_device(torch.argsort(order), states.device)]

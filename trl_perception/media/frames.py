@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
 from .visual_inputs import PIXELS, TOKEN_TYPE, VisualInputs
 
 
@@ -51,9 +52,8 @@ def keep_cells(visual: VisualInputs, kept: Tensor) -> VisualInputs:
     Args:
         kept: (frames,) bool, numbered as by [`token_frames`].
     """
-    device = visual.token_types.device
-    numbers = token_frames(visual)
-    tokens = (numbers < 0) | kept.to(device)[numbers.clamp(min=0)]
+    numbers, kept = token_frames(visual), kept.cpu()
+    tokens = (numbers < 0) | kept[numbers.clamp(min=0)]
     changed: dict[str, Tensor | None] = {"token_types": visual.token_types[tokens]}
     of_kind = {kind: [] for kind in TOKEN_TYPE}
     for (kind, medium), keep in zip(cells_in_prompt_order(visual), kept.tolist(), strict=True):
@@ -63,16 +63,16 @@ def keep_cells(visual: VisualInputs, kept: Tensor) -> VisualInputs:
             continue
         media = [[keep for medium, keep in cells if medium == number] for number in range(len(grid))]
         orders = [[cell for cell, keep in enumerate(of_medium) if keep] for of_medium in media]
-        some = torch.tensor([bool(order) for order in orders], device=grid.device)
+        some = torch.tensor([bool(order) for order in orders])
         rows = {name: getattr(visual, name) for name in (PIXELS[kind], f"{kind}_features", f"{kind}_position_ids")}
         rows = {name: values for name, values in rows.items() if values is not None}
         changed |= {name: _reordered(values, grid, orders) if some.any() else None for name, values in rows.items()}
-        times = torch.tensor([len(order) for order in orders], dtype=grid.dtype, device=grid.device)
+        times = torch.tensor([len(order) for order in orders], dtype=grid.dtype)
         left = torch.cat([times[:, None], grid[:, 1:]], dim=1)[some]
         changed[f"{kind}_grid_thw"] = left if some.any() else None
         changed[f"{kind}_features_of"] = None
         if kind == "video" and visual.second_per_grid_ts is not None:
-            changed["second_per_grid_ts"] = visual.second_per_grid_ts[some.to(visual.second_per_grid_ts.device)]
+            changed["second_per_grid_ts"] = visual.second_per_grid_ts[some]
     return replace(visual, **changed)
 
 
@@ -97,7 +97,7 @@ def _reordered(values: Tensor, grid: Tensor, orders: list[list[int]]) -> Tensor:
     sizes = cells if pictures else (patches // (int(patches.sum()) // len(values))).tolist()
     return torch.cat(
         [
-            part.unflatten(0, (count, -1))[torch.tensor(order, dtype=torch.long, device=part.device)].flatten(0, 1)
+            part.unflatten(0, (count, -1))[to_device(torch.tensor(order, dtype=torch.long), part.device)].flatten(0, 1)
             for part, count, order in zip(values.split(sizes), cells, orders, strict=True)
         ]
     )

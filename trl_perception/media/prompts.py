@@ -240,8 +240,7 @@ class PromptPreparer:
             pixels["pixel_values"] = torch.cat([fields["pixel_values"] for fields in processed])
         if frames:
             pixels["pixel_values_videos"] = self.pixels(frames)
-        device = prompt.visual.token_types.device
-        return replace(prompt.visual, **{name: values.to(device) for name, values in pixels.items()})
+        return replace(prompt.visual, **pixels)
 
     def _left_out(self, row: Mapping[str, Any], reason: UnusableSampleError) -> PreparedPrompt:
         text = f"Left out: {reason}"

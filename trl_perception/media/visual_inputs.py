@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
 from .messages import MEDIA_KINDS
 
 TOKEN_TYPE = {"image": 1, "video": 2}  # transformers' `mm_token_type_ids`; 0 is text
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+ON_HOST = ("token_types", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 UNKNOWN_MEDIA = (
     "TRL prepared the images of these prompts (a processor of another family, tools, an environment or a rollout_func), and "
     "signals that read them are not available. Use a family of docs/models.md without those."
@@ -19,6 +21,8 @@ UNKNOWN_MEDIA = (
 @dataclass(frozen=True, eq=False)
 class VisualInputs:
     """The visual inputs of one prompt, as its processor returns them. The G completions of the prompt share one object.
+
+    Token types, grids and seconds are read by the host and stay there; pixels and features are where the model is.
 
     Args:
         sample: name of the sample for errors.
@@ -62,9 +66,9 @@ class VisualInputs:
             object.__setattr__(self, f"{kind}_features_of", None if stale or features is None else pixels)
 
     def to(self, device: torch.device | str) -> "VisualInputs":
-        """Return the inputs with every tensor on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {id(v): v if v.is_meta else v.to(device) for v in values.values() if isinstance(v, Tensor)}
+        """Return the inputs with pixels, places of patches and features on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ON_HOST}
+        tensors = {id(v): v if v.is_meta else to_device(v, device) for v in values.values() if isinstance(v, Tensor)}
         return replace(self, **{key: tensors.get(id(value), value) for key, value in values.items()})
 
     def tokens_of_media(self, kind: str) -> list[int]:
@@ -111,7 +115,7 @@ def padded_token_types(visual_inputs: Sequence[VisualInputs], prompt_width: int,
     """Return token types (B,total_width) int of a batch of left-padded prompts with right-padded completions."""
     token_types = torch.zeros(len(visual_inputs), total_width, dtype=torch.long)
     for row, visual in enumerate(visual_inputs):
-        token_types[row, prompt_width - len(visual.token_types) : prompt_width] = visual.token_types.cpu()
+        token_types[row, prompt_width - len(visual.token_types) : prompt_width] = visual.token_types
     return token_types
 
 

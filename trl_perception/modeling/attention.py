@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..transfer import to_device
 from .head import base_model
 from .packed_attention import SPLIT, follow_packings
 from .packing import Packing, packing_of
@@ -270,12 +271,12 @@ def pooled_rows(layers: Sequence[LayerAttention], rows: slice, allowed: Tensor |
 
     Args:
         layers, rows, allowed: as in [`attention_rows`].
-        frames: (S,) frame of each key, -1 where it belongs to none; at least one frame.
+        frames: (S,) frame of each key, on the host, -1 where it belongs to none; at least one frame.
     Returns: (B,R,F) float32.
     """
     count = int(frames.max()) + 1
     member = torch.nn.functional.one_hot(frames.clamp(min=0), count).float() * (frames >= 0)[:, None]
-    share = member / member.sum(0).clamp(min=1)  # (S,F)
+    share = to_device(member / member.sum(0).clamp(min=1), layers[0].keys().device)  # (S,F)
     return sum(attention_rows(layer, rows, allowed, share) for layer in layers) / len(layers)
 
 

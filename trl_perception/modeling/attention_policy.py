@@ -11,6 +11,7 @@ from ..media import VisualInputs
 from ..media.frames import token_frames
 from ..media.visual_inputs import UNKNOWN_MEDIA
 from ..objectives import attention_policy
+from ..transfer import to_device
 from . import LayerAttention, attention_rows
 
 
@@ -49,11 +50,11 @@ def group_policy(
     visual: VisualInputs, completion_width: int, *, query: str, keys: str
 ) -> Callable[[Sequence[LayerAttention], Tensor], Tensor]:
     """What a tap reduces the forward of a whole group to: its attention policy (rows,T,P+T), P without padding."""
-    seen = torch.cat([visual.token_types.cpu() > 0, torch.zeros(completion_width, dtype=torch.bool)])
+    seen = torch.cat([visual.token_types > 0, torch.zeros(completion_width, dtype=torch.bool)])
 
     def reduce(layers: Sequence[LayerAttention], mask: Tensor) -> Tensor:
         return policy_of(
-            layers, mask, completion_width, seen.to(mask.device).expand(len(mask), -1), query=query, keys=keys
+            layers, mask, completion_width, to_device(seen, mask.device).expand(len(mask), -1), query=query, keys=keys
         )
 
     return reduce
@@ -77,8 +78,8 @@ def visual_keys(inputs: Mapping[str, Any]) -> Tensor:
     batch, width = inputs["prompt_ids"].shape
     keys = torch.zeros(batch, width + inputs["completion_ids"].size(1), dtype=torch.bool)
     for row, visual in enumerate(visuals_of(inputs)):
-        keys[row, width - len(visual.token_types) : width] = visual.token_types.cpu() > 0
-    return keys.to(inputs["prompt_ids"].device)
+        keys[row, width - len(visual.token_types) : width] = visual.token_types > 0
+    return to_device(keys, inputs["prompt_ids"].device)
 
 
 def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ def frame_mass(policy: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
     if not visuals_of(inputs):  # prompts that TRL prepared, of a text model for one
         return [row[:, :0] for row in policy]
     for row, visual in zip(policy, visuals_of(inputs), strict=True):
-        frames = token_frames(visual).to(row.device)
-        member = torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype)
+        frames = token_frames(visual)
+        member = to_device(torch.nn.functional.one_hot(frames + 1)[:, 1:].to(row.dtype), row.device)
         masses.append(row[:, width - len(frames) : width] @ member)
     return masses
 

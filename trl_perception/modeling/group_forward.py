@@ -54,8 +54,8 @@ def group_forward(
     at = packing.index[:, predictors]  # (B,T)
     wanted = labels[:, -completion_width:]
     counted = wanted != -100
-    shift_labels = input_ids.new_full((packing.length,), -100)
-    shift_labels[at[counted]] = wanted[counted]
+    shift_labels = input_ids.new_full((packing.length + 1,), -100)  # one more, for places that are not counted
+    shift_labels[torch.where(counted, at, packing.length)] = wanted
     of_runs = [
         original_positions(model, prompt, visual, completion_width) if positions is None else positions
         for prompt, visual in zip(_prompts(packing, input_ids), visuals, strict=True)
@@ -65,7 +65,7 @@ def group_forward(
         input_ids=input_ids.flatten()[packing.source][None],
         attention_mask=mask,
         position_ids=position_ids if position_ids.size(0) > 1 else position_ids[0],
-        shift_labels=shift_labels[None],
+        shift_labels=shift_labels[None, :-1],
         **media_kwargs(model, [visual for visual in visuals if visual is not None]),
         **inputs,
     )

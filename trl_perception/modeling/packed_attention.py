@@ -90,7 +90,7 @@ def split_attention(
             )
             mask = run.visible[None, None] if masked else None
             out = running(module, queries, *joined, mask, **kwargs)[0]
-        pieces.append((out.flatten(0, 1) if run.full else out[run.filled])[None])
+        pieces.append((out.flatten(0, 1) if run.full else out.flatten(0, 1)[run.filled])[None])
     return torch.cat(pieces, dim=1), None
 
 
@@ -103,9 +103,8 @@ def run_and_segment(packing: Packing) -> tuple[Tensor, Tensor]:
     segment_of = torch.zeros_like(run_of)
     for number, run in enumerate(packing.runs):
         run_of[run.start :] = number
-        count, width = run.segments.shape
-        numbers = torch.arange(1, count + 1, device=run_of.device)[:, None].expand(count, width)
-        segment_of[run.segments[run.filled]] = numbers[run.filled]
+        width = run.segments.size(1)
+        segment_of[run.segments.flatten()[run.filled]] = 1 + run.filled // width
     return run_of, segment_of
 
 

@@ -59,7 +59,7 @@ def split_linear_attention(running: Callable, hidden_states: Tensor, packing: Pa
         if width == 1:  # one token behind a state is a decoding step, whose kernels have no backward
             segments = nn.functional.pad(segments, (0, 0, 0, 1))
         out = running(segments, state)[:, :width]
-        pieces.append((out.flatten(0, 1) if run.full else out[run.filled])[None])
+        pieces.append((out.flatten(0, 1) if run.full else out.flatten(0, 1)[run.filled])[None])
     return torch.cat(pieces, dim=1)
 
 

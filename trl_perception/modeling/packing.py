@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
+
 
 @dataclass(eq=False)
 class PrefixGroup:
@@ -24,8 +26,8 @@ class PrefixGroup:
 
     Args:
         start, prefix: first position, and number of prompt tokens but the last: the prefix is [start, start+prefix).
-        segments: (G,W) int, position of each segment's tokens, W the longest; anything where `filled` is False.
-        filled: (G,W) bool.
+        segments: (G,W) int, position of each segment's tokens, W the longest; anything behind a shorter one.
+        filled: (N,) int, which of the G*W places hold a token.
         full: whether every segment has W tokens.
     """
 
@@ -87,8 +89,8 @@ def pack(attention_mask: Tensor, completion_width: int, runs: Sequence[int]) -> 
     device = attention_mask.device
     rows, total = attention_mask.shape
     width = total - completion_width
-    prompt_sizes = attention_mask[:, :width].sum(1).tolist()
-    completion_sizes = attention_mask[:, width:].sum(1).tolist()
+    parts = attention_mask[:, :width], attention_mask[:, width:]
+    prompt_sizes, completion_sizes = torch.stack([part.sum(1) for part in parts]).tolist()  # waits for the device
     index = torch.zeros(rows, total, dtype=torch.long)
     source, laid, packed = [], [], 0
     row = 0
@@ -110,9 +112,17 @@ def pack(attention_mask: Tensor, completion_width: int, runs: Sequence[int]) -> 
             source.append(torch.arange(size) + member * total + width - 1)
             packed += size
         full = min(sizes) == max(sizes)
-        laid.append(PrefixGroup(start, prefix, segments.to(device), filled.to(device), full))
+        laid.append(PrefixGroup(start, prefix, segments, filled.flatten().nonzero()[:, 0], full))
         row += count
-    return Packing(laid, torch.cat(source).to(device), index.to(device), attention_mask)
+    tensors = [torch.cat(source), index, *(tensor for run in laid for tensor in (run.segments, run.filled))]
+    together = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    of_tokens, of_rows, *of_runs = (
+        part.view(tensor.shape)
+        for part, tensor in zip(together.split([tensor.numel() for tensor in tensors]), tensors, strict=True)
+    )
+    pairs = zip(laid, of_runs[::2], of_runs[1::2], strict=True)
+    laid = [replace(run, segments=segments, filled=filled) for run, segments, filled in pairs]
+    return Packing(laid, of_tokens, of_rows, attention_mask)
 
 
 def packed_positions(packing: Packing, positions: Sequence[Tensor], completion_width: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..transfer import to_device
 from .head import base_model
 from .vision import family_of_model
 
@@ -67,7 +68,10 @@ class RopeIndex:
         attention_mask: Tensor | None = None,
         **media: Any,
     ) -> tuple[Tensor, Tensor]:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        device = input_ids.device  # computed on the host, which reads types and grids token by token
+        input_ids, mm_token_type_ids = input_ids.cpu(), mm_token_type_ids.cpu()
+        media = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in media.items()}
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.cpu()
         # One more token of text: the first one of a completion.
         ids, types, mask = (
             torch.cat([values, values.new_full((len(values), 1), last)], dim=1)
@@ -78,7 +82,8 @@ class RopeIndex:
         if self.rule == "released":
             for row, kept in enumerate(mask.bool()):
                 positions[:, row, kept] = behind_each_other(positions[:, row, kept], types[row, kept])
-        return positions[:, :, :-1], positions[0, :, -1:] - (mask.sum(1, keepdim=True) - 1)
+        deltas = positions[0, :, -1:] - (mask.sum(1, keepdim=True) - 1)
+        return to_device(positions[:, :, :-1].contiguous(), device), to_device(deltas, device)
 
 
 def behind_each_other(positions: Tensor, types: Tensor) -> Tensor:

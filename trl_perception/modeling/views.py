@@ -1,14 +1,18 @@
 """What a group may be shown: its prompt as it is, without its media, or with its videos out of order."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..media import MEDIA_KINDS, PreparedPrompt, PromptPreparer, VisualInputs
 from ..media.frames import not_identity, shuffle_cells
+from ..transfer import to_device
 from .head import base_model
+from .positions import position_rule_of
 from .vision import family_of_model
 
 
@@ -27,12 +31,24 @@ class View:
     visual: VisualInputs
     positions: Tensor | None = None
 
+    def to(self, device: torch.device) -> "View":
+        """Return the view with tokens and positions on `device`; a forward moves the media that it reads."""
+        positions = None if self.positions is None else to_device(self.positions, device)
+        return replace(self, prompt_ids=to_device(self.prompt_ids, device), positions=positions)
+
     def positions_until(self, total: int) -> Tensor | None:
         """Positions of the prompt and a completion, `total` tokens together: (A,total), or None."""
-        if self.positions is None or self.positions.size(1) >= total:
-            return self.positions
-        further = torch.arange(1, total - self.positions.size(1) + 1, device=self.positions.device)
-        return torch.cat([self.positions, self.positions[:, -1:] + further], dim=1)
+        return None if self.positions is None else continued(self.positions, total)
+
+
+# (A,P+1) of prompts with media, by their visual inputs: what it depends on -> positions.
+_positions: WeakKeyDictionary[VisualInputs, dict[tuple, Tensor]] = WeakKeyDictionary()
+
+
+def continued(positions: Tensor, total: int) -> Tensor:
+    """Positions (A,n) that go on by one until there are `total`, (A,total); unchanged where there are as many."""
+    further = torch.arange(1, total - positions.size(1) + 1, device=positions.device)
+    return torch.cat([positions, positions[:, -1:] + further], dim=1) if len(further) else positions
 
 
 def with_media(prompt_ids: Tensor, visual: VisualInputs) -> View:
@@ -54,9 +70,10 @@ def media_masked(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs, com
     if not visual.visual_tokens:
         return View(prompt_ids, visual)
     positions = original_positions(model, prompt_ids, visual, completion_width)
-    text = visual.token_types.to(prompt_ids.device) == 0
-    keep = torch.cat([text, text.new_ones(completion_width)])
-    return View(prompt_ids[text], without_media(visual), positions[:, keep])
+    size = len(prompt_ids)
+    kept = text_tokens(visual)
+    keep = to_device(torch.cat([kept, torch.arange(size, size + completion_width)]), prompt_ids.device)
+    return View(prompt_ids[keep[: len(kept)]], without_media(visual), positions[:, keep])
 
 
 def media_masked_recomputed(prompt_ids: Tensor, visual: VisualInputs) -> View:
@@ -64,8 +81,12 @@ def media_masked_recomputed(prompt_ids: Tensor, visual: VisualInputs) -> View:
 
     Source: zywang0104/Video-KTR, which recomputes positions for its no-video pass.
     """
-    text = visual.token_types.to(prompt_ids.device) == 0
-    return View(prompt_ids[text], without_media(visual))
+    return View(prompt_ids[to_device(text_tokens(visual), prompt_ids.device)], without_media(visual))
+
+
+def text_tokens(visual: VisualInputs) -> Tensor:
+    """Places of the prompt's tokens that are text, on the host."""
+    return (visual.token_types == 0).nonzero()[:, 0]
 
 
 def zeroed(model: nn.Module, prompt_ids: Tensor, visual: VisualInputs) -> View:
@@ -118,16 +139,24 @@ def frames_shuffled(
         return None
     orders = [not_identity(len(frames), generator) for frames in prompt.frames]
     pixels = preparer.pixels([frames[order] for frames, order in zip(prompt.frames, orders, strict=True)])
-    shown = replace(prompt.visual, pixel_values_videos=pixels.to(prompt_ids.device))
+    shown = replace(prompt.visual, pixel_values_videos=to_device(pixels, prompt_ids.device))
     return View(prompt_ids, shown)
 
 
 def original_positions(
     model: nn.Module, prompt_ids: Tensor, visual: VisualInputs | None, completion_width: int
 ) -> Tensor:
-    """Positions of prompt and completion as the model takes them itself: (A,P+T) int, A axes (3 for mRoPE)."""
-    total = len(prompt_ids) + completion_width
-    return family_of_model(model).positions(base_model(model), prompt_ids, visual, total)
+    """Positions of prompt and completion as the model takes them itself: (A,P+T) int, A axes (3 for mRoPE).
+
+    Those of a prompt with media and the token after it are kept with its visual inputs; text continues by one.
+    """
+    total, base, family = len(prompt_ids) + completion_width, base_model(model), family_of_model(model)
+    if visual is None or not visual.visual_tokens:
+        return family.positions(base, prompt_ids, visual, total)
+    of_prompt, key = _positions.setdefault(visual, {}), (id(base.config), position_rule_of(base), prompt_ids.device)
+    if key not in of_prompt:
+        of_prompt[key] = family.positions(base, prompt_ids, visual, len(prompt_ids) + 1)
+    return continued(of_prompt[key], total)
 
 
 def without_media(visual: VisualInputs) -> VisualInputs:
@@ -136,7 +165,11 @@ def without_media(visual: VisualInputs) -> VisualInputs:
     return VisualInputs(sample=visual.sample, token_types=text_types)
 
 
-def seeded(seed: int, step: int, prompt_ids: Tensor) -> torch.Generator:
-    """A generator that gives each prompt of each rollout its own numbers, the same ones on every process and rerun."""
-    digest = hashlib.sha256(repr((seed, step, prompt_ids.tolist())).encode()).digest()
+def seeded(seed: int, step: int, prompt_ids: Tensor | Sequence[int]) -> torch.Generator:
+    """A generator that gives each prompt of each rollout its own numbers, the same ones on every process and rerun.
+
+    A list (`prompt.input_ids`) spares the wait for a tensor of the device.
+    """
+    ids = prompt_ids.tolist() if isinstance(prompt_ids, Tensor) else list(prompt_ids)
+    digest = hashlib.sha256(repr((seed, step, ids)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

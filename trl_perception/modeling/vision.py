@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..families import TEXT_ONLY, Family, family_of, supported
 from ..media import MEDIA_KINDS, VisualInputs, padded_token_types
 from ..media.visual_inputs import PIXELS
+from ..transfer import to_device
 from .head import base_model
 
 
@@ -29,16 +30,17 @@ def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str,
     """
     for visual in visuals:
         _require_media(visual)
-    family = family_of_model(model)
+    family, base = family_of_model(model), base_model(model)
+    visuals = [visual.to(base.device) for visual in visuals]
     if not any(visual.knows_features for visual in visuals):
-        return family.forward_kwargs(visuals)
-    backbone = base_model(model).model
+        return _on_device(family.forward_kwargs(visuals), base)
+    backbone = base.model
     features = [
         {kind: _features(family, backbone, visual, kind) for kind in MEDIA_KINDS if visual.features(kind)}
         for visual in visuals
     ]
     outputs = family.encoder_outputs(backbone, visuals, features)
-    return {**family.forward_kwargs(visuals, pixels=False), "mm_encoder_outputs": outputs}
+    return {**_on_device(family.forward_kwargs(visuals, pixels=False), base), "mm_encoder_outputs": outputs}
 
 
 def forward_kwargs(
@@ -56,7 +58,7 @@ def forward_kwargs(
     kwargs = media_kwargs(model, visuals)
     if kwargs:
         types = padded_token_types(visuals, prompt_width, total_width)
-        kwargs.update(family_of_model(model).type_kwargs(types.to(base_model(model).device)))
+        kwargs.update(_on_device(family_of_model(model).type_kwargs(types), base_model(model)))
     return kwargs
 
 
@@ -107,7 +109,7 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
     if not visual.visual_tokens:
         return visual
     family, backbone = family_of_model(model), base_model(model).model
-    mergers = family.mergers(backbone)
+    visual, mergers = visual.to(base_model(model).device), family.mergers(backbone)
     trained = any(value.requires_grad for merger in mergers for value in merger.parameters())
     read = family.before_mergers if trained or any(map(adapted_modules, mergers)) else family.run_tower
     known = {}
@@ -140,6 +142,10 @@ def _require_media(visual: VisualInputs) -> None:
                 f"{visual.sample}: a view or another model reads this prompt's pixels, and only the policy's features of them "
                 "were kept. Set `keeps_pixels = True` on the trainer, or reuse_vision_features=False."
             )
+
+
+def _on_device(kwargs: dict[str, Any], base: nn.Module) -> dict[str, Any]:
+    return {key: to_device(value, base.device) for key, value in kwargs.items()}
 
 
 def _features(family: Family, backbone: nn.Module, visual: VisualInputs, kind: str) -> Tensor:

@@ -84,7 +84,7 @@ def select_frames(
     looked = masked_mean(attention, masked_top(attention, on_frames, top_tokens), dim=-1)  # (G,F)
     chosen = masked_top(looked, valid.any(-1, keepdim=True).expand_as(looked), top_frames)
     high = rewards >= reward_threshold
-    by_high, by_low = chosen[high].any(0), chosen[~high].any(0)
+    by_high, by_low = ((chosen & of_set[:, None]).any(0) for of_set in (high, ~high))
     if strategy == "soft_or_all":
         return torch.where(by_high.any(), by_high, by_low)
     return {"hard": by_high & ~by_low, "soft": by_high, "all": by_high | by_low}[strategy]
@@ -167,8 +167,11 @@ def appo_token_weights(
     if 0 < longest <= tokens_per_frame:
         _warn_frames_irrelevant(tokens_per_frame)
 
-    attention = frame_attention[:, :, frames].to(working_dtype(frame_attention)).permute(2, 0, 1)  # (K,G,T)
-    perception = masked_top(attention, valid.expand_as(attention), tokens_per_frame)
+    attention = frame_attention.to(working_dtype(frame_attention)).permute(2, 0, 1)  # (F,G,T)
+    on_chosen = (
+        valid & frames[:, None, None]
+    )  # no token of another frame: the number of tensors does not depend on values
+    perception = masked_top(attention, on_chosen, tokens_per_frame)
     rank = perception.cumsum(-1) - 1  # n of each perception token
     disagreement, compared = rank_divergences(perception, rank, log_probs_at, divergence, missing_ranks)  # (K,R)
     credit = _rescale(disagreement, compared)  # d

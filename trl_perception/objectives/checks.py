@@ -1,7 +1,8 @@
 """What an objective refuses, and in which words: the value found, the value wanted, the setting to change."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,17 +40,50 @@ def check_mask(name: str, mask: Tensor, axes: str, like: tuple[int, ...] | None 
     return mask.bool()
 
 
+_waiting: list[tuple[Tensor, Callable[[], Exception]]] | None = None  # what `checks_together` looks at in its end
+
+
+@contextmanager
+def checks_together() -> Iterator[None]:
+    """Context manager at whose end values are checked, so that the host waits once for all of them.
+
+    What is computed in between from values that are refused is not used.
+    """
+    global _waiting
+    outer, _waiting = _waiting, []
+    try:
+        yield
+    finally:
+        found, _waiting = _waiting, outer
+        for device in {wrong.device for wrong, _ in found}:
+            here = [(wrong, error) for wrong, error in found if wrong.device == device]
+            for is_wrong, (_, error) in zip(torch.stack([wrong for wrong, _ in here]).tolist(), here, strict=True):
+                if is_wrong:
+                    raise error()
+
+
+def refuse(wrong: Tensor, error: Callable[[], Exception]) -> None:
+    """Raise the error where any entry is True; within [`checks_together`], at its end."""
+    if _waiting is not None:
+        _waiting.append((wrong.any(), error))
+    elif wrong.any():
+        raise error()
+
+
 def check_finite(name: str, tensor: Tensor, mask: Tensor | None = None) -> None:
     """Refuse NaN and infinity where `mask` is True (everywhere without one); padding may hold anything."""
     wrong = ~torch.isfinite(tensor)
     if mask is not None:
         wrong = wrong & mask
-    if wrong.any():
+
+    def error() -> ValueError:
         index = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
+        return ValueError(
             f"{name}{list(index)} is {tensor[index].item()}, and that entry is not padding; wanted a finite number. "
             "The forward that made it overflowed, or the mask does not belong to it."
         )
+
+    refuse(wrong, error)
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -54,11 +54,9 @@ def masked_quantile(values: Tensor, mask: Tensor, quantile: float) -> Tensor:
     if values.shape[-1] == 0:
         return values.new_zeros((values.shape[0], 1))
     ordered = torch.where(mask, values, math.inf).sort(dim=-1).values
-    # Positions in Python floats, rounded: 0.07 * 100 is 7.000000000000001, and a cut there by `>=` would lose entry 7.
-    positions = [round(quantile * max(count - 1, 0), 6) for count in mask.sum(-1).tolist()]
-    below = mask.sum(-1, keepdim=True).new_tensor([math.floor(position) for position in positions]).view(-1, 1)
-    above = below.new_tensor([math.ceil(position) for position in positions]).view(-1, 1)
-    share = values.new_tensor([position % 1 for position in positions]).view(-1, 1)
-    low, high = ordered.gather(-1, below), ordered.gather(-1, above)
+    # Rounded: 0.07 * 100 is 7.000000000000001 in floating point, and a cut there by `>=` would lose entry 7.
+    positions = (quantile * (mask.sum(-1, keepdim=True).double() - 1).clamp(min=0)).round(decimals=6)
+    low, high = ordered.gather(-1, positions.floor().long()), ordered.gather(-1, positions.ceil().long())
+    share = (positions % 1).to(values.dtype)
     between = torch.lerp(low, high, share).clamp(min=low, max=high)
     return torch.where(mask.any(-1, keepdim=True), between, 0.0)

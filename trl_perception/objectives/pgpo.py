@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_finite, check_float, check_mask, check_range, working_dtype
+from .checks import check_choice, check_finite, check_float, check_mask, check_range, refuse, working_dtype
 from .divergences import k3
 from .masked import masked_mean, masked_min_max, masked_quantile, masked_sum
 from .results import TokenWeights
@@ -96,11 +96,13 @@ def pgpo_token_weights(
         raise ValueError(f"max_weight is {max_weight}; wanted a number > 0, or None for no cap.")
     check_finite("dependency", dependency, valid)
     dependency = torch.where(valid, dependency.to(working_dtype(dependency)), 0.0)
-    if (dependency < -NEGATIVE_TOLERANCE).any():
-        raise ValueError(
+    refuse(
+        dependency < -NEGATIVE_TOLERANCE,
+        lambda: ValueError(
             f"dependency goes down to {dependency.min().item():.3g}; wanted a divergence, >= 0. "
             "Pass visual_dependency(sighted_logps, blind_logps), not the difference of log-probabilities."
-        )
+        ),
+    )
 
     count = valid.sum(-1, keepdim=True)
     damped = torch.log1p(dependency.clamp(min=0))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import check_float, working_dtype
+from ..transfer import to_device
+from .checks import check_float, refuse, working_dtype
 from .divergences import mean_kl_to_mixture
 from .masked import masked_mean
 
@@ -35,47 +36,59 @@ def rank_divergences(
     Returns: D (K,R), nats, and compared (K,R) bool, at least two completions there ("uniform": one); R is the largest rank + 1.
     Errors: ValueError where log_probs_at returns another shape, or rows whose divergence is not finite.
     """
-    frames, group_size, length = perception.shape
-    k, i, j = perception.nonzero(as_tuple=True)
-    ranks = int(rank[k, i, j].max()) + 1 if len(k) else 1
-    tokens = torch.full((ranks, frames, group_size), -1, device=perception.device)  # i * T + j, -1: no such rank
-    tokens[rank[k, i, j], k, i] = i * length + j
+    (frames, group_size, length), device = perception.shape, perception.device
+    held = torch.where(perception, rank, -1).cpu()  # which tokens meet is found on the host: one wait a group
+    k, i, j = (held >= 0).nonzero(as_tuple=True)
+    ranks = int(held.max()) + 1 if len(k) else 1
+    tokens = torch.full((ranks, frames, group_size), -1)  # i * T + j, -1: no such rank
+    tokens[held[k, i, j], k, i] = i * length + j
     compared = (tokens >= 0).sum(-1) >= (2 if missing_ranks == "skip" else 1)
-    disagreement = torch.zeros(compared.shape, device=perception.device)
+    disagreement = torch.zeros(compared.shape, device=device)
     if compared.any():  # frames that hold the same tokens are compared once
         sets, place = tokens[compared].unique(dim=0, return_inverse=True)
-        values = _divergences(sets, length, log_probs_at, divergence, missing_ranks)
-        disagreement = disagreement.to(values.dtype)
-        disagreement[compared] = values[place]
-    return disagreement.T, compared.T
+        values = _divergences(sets, length, log_probs_at, divergence, missing_ranks, device)
+        where = [to_device(index, device) for index in compared.nonzero(as_tuple=True)]
+        disagreement = disagreement.to(values.dtype).index_put(where, values[to_device(place, device)])
+    return disagreement.T, to_device(compared.T, device)
 
 
 def _divergences(
-    sets: Tensor, length: int, log_probs_at: Callable[[Tensor, Tensor], Tensor], divergence: str, missing_ranks: str
+    sets: Tensor,
+    length: int,
+    log_probs_at: Callable[[Tensor, Tensor], Tensor],
+    divergence: str,
+    missing_ranks: str,
+    device: torch.device,
 ) -> Tensor:
-    """D (M,) of M sets (M,G) of tokens i * length + j, -1 where a completion has no such rank.
+    """D (M,) on the device of M sets (M,G) on the host of tokens i * length + j, -1 where a completion has no such rank.
 
     The distributions of a few sets are asked for at a time, and again where later sets hold the same token.
     """
     compare, uniform = mean_kl_to_mixture if divergence == "kl" else _release_divergence, missing_ranks == "uniform"
+    at_once = max(1, ROWS_AT_ONCE // sets.size(1))
+    there = [part >= 0 for part in sets.split(at_once)]
+    counts = [int(part.sum()) for part in there]
+    asked_for = to_device(sets[sets >= 0], device).split(counts)
+    places = to_device(torch.cat([part.flatten().nonzero()[:, 0] for part in there]), device).split(counts)
     values = []
-    for tokens in sets.split(max(1, ROWS_AT_ONCE // sets.size(1))):
-        present = tokens >= 0
+    for tokens, place, present in zip(asked_for, places, to_device(sets >= 0, device).split(at_once), strict=True):
         blocks = []
-        for chunk in tokens[present].split(ROWS_AT_ONCE):
+        for chunk in tokens.split(ROWS_AT_ONCE):
             block = log_probs_at(chunk // length, chunk % length)
             check_float("what log_probs_at returned", block, "MN", like=(len(chunk), block.shape[-1]))
             blocks.append(block.to(working_dtype(block)))
         asked = torch.cat(blocks)
-        rows = asked.new_full((*tokens.shape, asked.size(-1)), -math.log(asked.size(-1)))
-        rows[present] = asked
-        values.append(compare(rows, torch.ones_like(present) if uniform else present))
+        rows = asked.new_full((present.numel(), asked.size(-1)), -math.log(asked.size(-1)))
+        rows[place] = asked
+        values.append(compare(rows.unflatten(0, present.shape), torch.ones_like(present) if uniform else present))
     result = torch.cat(values)
-    if not torch.isfinite(result).all():
-        raise ValueError(
+    refuse(
+        ~torch.isfinite(result),
+        lambda: ValueError(
             "log_probs_at returned rows whose divergence is not finite; wanted log-probabilities (-inf allowed, "
             "NaN and +inf not). Apply log_softmax in float32 to finite logits."
-        )
+        ),
+    )
     return result
 
 

@@ -23,9 +23,8 @@ def key_token_mask(scores: Tensor, valid: Tensor, keep_ratio: float) -> Tensor:
     Source: arXiv:2601.19686, section 3.2. Differs: the release pools a group and keeps ties.
     """
     # 0.07 * 100 is 7.000000000000001 in floating point; ceil must still say 7, and any ratio above 0 keep a token.
-    least = int(keep_ratio > 0)
-    counts = [max(least, math.ceil(round(keep_ratio * count, 6))) for count in valid.sum(-1).tolist()]
-    return masked_top(scores, valid, torch.tensor(counts, device=scores.device).view(-1, 1))
+    counts = (keep_ratio * valid.sum(-1, keepdim=True).double()).round(decimals=6).ceil()
+    return masked_top(scores, valid, counts.clamp(min=int(keep_ratio > 0)))
 
 
 @torch.no_grad()

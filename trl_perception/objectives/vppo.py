@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_divisor, check_finite, check_float, check_mask, check_range, working_dtype
-from .masked import masked_mean, masked_sum
+from .masked import masked_mean, masked_min_max, masked_sum
 from .results import Penalty, TokenWeights
 from .video_ktr import key_token_mask
 
@@ -66,12 +66,11 @@ def vppo_sequence_weights(scores: Tensor, *, floor: float = 0.9) -> Tensor:
     check_range("floor", floor, 0.0, 1.0)
     valid = ~scores.isnan()
     check_finite("scores", scores, valid)
-    known = scores.to(working_dtype(scores))[valid]
-    factors = torch.ones_like(scores, dtype=torch.float32)
-    if len(known) and known.max() > known.min():
-        share = (known - known.min()) / (known.max() - known.min())
-        factors[valid] = (floor + share * (1 - floor) / share.mean()).float()
-    return factors
+    known = scores.to(working_dtype(scores))
+    low, high = masked_min_max(known, valid)
+    share = (known - low) / torch.where(high > low, high - low, 1.0)
+    factors = floor + share * (1 - floor) / torch.where(high > low, masked_mean(share, valid), 1.0)
+    return torch.where(valid & (high > low), factors, 1.0).float()
 
 
 def entropy_penalty(

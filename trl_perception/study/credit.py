@@ -66,7 +66,7 @@ class RandomFramesTrainer(APPOTrainer):
 
     def choose(self, group: Group, selected: Tensor) -> Tensor:
         """Return (F,) bool, the frames that get credit in place of those that APPO selects, (F,) bool."""
-        generator = seeded(self.args.seed, self.state.global_step, group.prompt_ids)
+        generator = seeded(self.args.seed, self.state.global_step, group.prompt.input_ids)
         drawn = torch.randperm(len(selected), generator=generator)[: int(selected.sum())]
         return torch.zeros(len(selected), dtype=torch.bool).index_fill(0, drawn, True).to(selected.device)
 
@@ -74,7 +74,7 @@ class RandomFramesTrainer(APPOTrainer):
         if not group.visual.visual_tokens:
             return None
         width, options = group.completion_ids.size(1), self.args
-        frames = token_frames(group.visual).to(group.completion_ids.device)
+        frames = token_frames(group.visual)
         frames = torch.cat([frames, frames.new_full((width,), -1)])
 
         def to_frames(layers, mask):

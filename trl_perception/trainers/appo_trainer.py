@@ -9,6 +9,7 @@ from ..batch import Group
 from ..media.frames import token_frames
 from ..modeling import log_probs, pooled_rows
 from ..objectives import TokenWeights, appo_token_weights, select_frames
+from ..objectives.checks import refuse
 from .appo_config import APPOConfig
 from .grpo_video_trainer import GRPOVideoTrainer
 from .policy_reader import PolicyReads
@@ -60,7 +61,7 @@ class APPOTrainer(GRPOVideoTrainer):
             return None
         accuracy = self._accuracy_of(group)
         width = group.completion_ids.size(1)
-        frames = token_frames(group.visual).to(group.completion_ids.device)
+        frames = token_frames(group.visual)
         frames = torch.cat([frames, frames.new_full((width,), -1)])
         predictors = slice(-width - 1, -1)  # the positions that predict the completion's tokens
 
@@ -95,10 +96,9 @@ class APPOTrainer(GRPOVideoTrainer):
         )
 
     def _accuracy_of(self, group: Group) -> Tensor:
-        accuracy = group.rewards[self.accuracy_name]
-        if accuracy.isnan().any():
-            raise ValueError(
-                f"{group.visual.sample}: the reward {self.accuracy_name!r} returned None, and APPO needs it to tell successes "
-                "from failures. Let it score every row with media, or set accuracy_reward to a reward that does."
-            )
-        return accuracy
+        error = ValueError(
+            f"{group.visual.sample}: the reward {self.accuracy_name!r} returned None, and APPO needs it to tell successes "
+            "from failures. Let it score every row with media, or set accuracy_reward to a reward that does."
+        )
+        refuse(group.rewards[self.accuracy_name].isnan(), lambda: error)
+        return group.rewards[self.accuracy_name]

@@ -57,6 +57,7 @@ from ..credit import (
     Groups,
     attach_signals,
     averaged_credit,
+    host_values,
     shaped_rewards,
     validate_penalty,
     validate_token_weights,
@@ -109,6 +110,7 @@ from ..modeling.forward_selector import ForwardSelector
 from ..modeling.freezing import freeze_vision, require_trainable
 from ..modeling.quantization import require_quantised_training
 from ..objectives import Penalty, TokenWeights
+from ..objectives.checks import checks_together
 from ..reports.card import CardFacts, complete_card, require_card_template
 from ..reports.card_facts import Origin
 from ..rewards.checked import distinct
@@ -665,8 +667,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         rollout.rewards_per_func = rollout.local(rewards, process)
         if not self.model.training or type(self).shape_rewards is GRPOVideoTrainer.shape_rewards:
             return rewards
-        for rows, group in scored_groups(rollout, self.num_generations, self.reward_func_names):
-            rollout.rewards_per_func[rows] = shaped_rewards(group, self.shape_rewards(group))
+        with checks_together():
+            for rows, group in scored_groups(rollout, self.num_generations, self.reward_func_names):
+                rollout.rewards_per_func[rows] = shaped_rewards(group, self.shape_rewards(group))
         return self.accelerator.gather(rollout.rewards_per_func)
 
     # Credit
@@ -706,15 +709,13 @@ class GRPOVideoTrainer(GRPOTrainer):
 
     def _give_credit(self, groups: Groups, output: MicroBatch, forward: CachedForward) -> None:
         """Multiplies the advantages of the groups by their token weights. `forward` serves what it holds to `read`."""
-        with torch.no_grad(), self._reader.reusing(forward):
+        with torch.no_grad(), self._reader.reusing(forward), checks_together():
             with self._collectives.section():
                 credits = [validate_token_weights(group, self.token_weights(group)) for _, group in groups]
             self.gather_statistics([group for _, group in groups])
             with self._collectives.section():
-                credits = [
-                    weigh_sequences(group, credit, self.sequence_weights(group))
-                    for (_, group), credit in zip(groups, credits, strict=True)
-                ]
+                for index, (_, group) in enumerate(groups):
+                    credits[index] = weigh_sequences(group, credits[index], self.sequence_weights(group))
         weigh_tokens(output, groups, credits, drops_unweighted=self.loss_counts_weighted_tokens_only)
         credited = [(group, credit) for (_, group), credit in zip(groups, credits, strict=True)]
         self._tracker.show(credited)
@@ -1078,7 +1079,6 @@ class GRPOVideoTrainer(GRPOTrainer):
 
         Every process calls it equally often. Each dictionary counts once, in whichever process and call it came.
         """
-        local = [{key: float(value) for key, value in of_one.items()} for of_one in metrics]
-        for of_one in gather_object(local):
+        for of_one in gather_object(host_values(metrics)):
             for key, value in of_one.items():
                 self._metrics[self._mode][key].append(value)

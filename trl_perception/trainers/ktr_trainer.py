@@ -102,7 +102,7 @@ class KTRTrainer(GRPOVideoTrainer):
         return media_masked(self.model, group.prompt_ids, group.visual, group.completion_ids.size(1))
 
     def _shuffled(self, group: Group) -> View | None:
-        generator: torch.Generator = seeded(self.args.seed, self.state.global_step, group.prompt_ids)
+        generator: torch.Generator = seeded(self.args.seed, self.state.global_step, group.prompt.input_ids)
         if self.args.shuffle == "frames":
             return frames_shuffled(group.prompt, group.prompt_ids, self._prompt_preparer, generator)
         return shuffled(group.prompt_ids, group.visual, generator)

@@ -90,5 +90,5 @@ def masked_view(trainer: GRPOVideoTrainer, group: Group) -> View | None:
     """The masked media of a group, one draw for a prompt and rollout; None for a prompt without media."""
     if not group.visual.visual_tokens:
         return None
-    generator = seeded(trainer.args.seed, trainer.state.global_step, group.prompt_ids)
+    generator = seeded(trainer.args.seed, trainer.state.global_step, group.prompt.input_ids)
     return patches_masked(group.prompt, trainer.args.mask_probability, generator, mask=trainer.args.mask)

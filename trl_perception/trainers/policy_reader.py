@@ -173,7 +173,7 @@ class PolicyReader:
         states: bool,
     ) -> ForwardOutput:
         """One forward of a group under a view, packed or in micro-batches (see [`GRPOVideoTrainer.read`])."""
-        count, width = group.completion_ids.shape
+        (count, width), view = group.completion_ids.shape, view.to(group.completion_ids.device)
         prompt_ids = view.prompt_ids.expand(count, -1)
         input_ids = torch.cat([prompt_ids, group.completion_ids], dim=1)
         attention_mask = torch.cat([torch.ones_like(prompt_ids), group.attention_mask], dim=1)

@@ -65,11 +65,12 @@ class TGRPOTrainer(GRPOVideoTrainer):
         settings = {"margin": options.temporal_margin, "correct_above": options.correct_above}
         bonus = t_grpo_bonus(ordered, shuffled, bonus=options.temporal_bonus, **settings)
         shares = {"ordered_accuracy": ordered, "shuffled_accuracy": shuffled, "bonus_frac": (bonus > 0).float()}
-        for metric, values in shares.items():
-            self.log_metric(f"t_grpo/{metric}", values.nanmean().item())
+        means = torch.stack([values.nanmean() for values in shares.values()]).tolist()  # one wait a group
+        for metric, value in zip(shares, means, strict=True):
+            self.log_metric(f"t_grpo/{metric}", value)
         rewards = {**group.rewards, name: ordered + bonus}
         return torch.stack([*rewards.values()], dim=1)
 
     def _shuffled(self, prompt: PreparedPrompt) -> View | None:
-        generator = seeded(self.args.seed, self.state.global_step, torch.tensor(prompt.input_ids))
+        generator = seeded(self.args.seed, self.state.global_step, prompt.input_ids)
         return frames_shuffled(prompt, generator)

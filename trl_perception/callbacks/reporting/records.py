@@ -185,7 +185,7 @@ class RolloutRecords(TrainerCallback):
         device, width = group.completion_ids.device, group.completion_ids.size(1)
         attention = None
         if self._layers and group.visual.visual_tokens:
-            frames = token_frames(group.visual).to(device)
+            frames = token_frames(group.visual)
             frames = torch.cat([frames, frames.new_full((width,), -1)])
 
             def attention(layers, mask):
