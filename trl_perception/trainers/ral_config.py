@@ -21,8 +21,8 @@ class AttentionPolicyConfig(GRPOVideoConfig):
             Over which keys a row is renormalised: `"all"` earlier ones, or the prompt's `"visual"` ones.
         attn_rows_dtype (`str`, *optional*, defaults to `"float32"`):
             How the rows that the term compares with are kept from the rollout to their updates, (G,T,P+T) a prompt.
-            `"float32"` is exact; docs/performance.md has what `"float16"` and `"bfloat16"` change in the gradient. Rows of a
-            prompt that are larger than 64 MiB wait in host memory.
+            `"float32"` is exact; docs/performance.md has what `"float16"` changes in the gradient. Rows of a prompt that are
+            larger than 64 MiB wait in host memory.
     """
 
     attn_layers: int = 1
@@ -35,7 +35,7 @@ class AttentionPolicyConfig(GRPOVideoConfig):
         require_positive(self, "attn_layers")
         require_choice(self, "attn_query", ("token", "predictor"))
         require_choice(self, "attn_keys", ("all", "visual"))
-        require_choice(self, "attn_rows_dtype", ("float32", "float16", "bfloat16"))
+        require_choice(self, "attn_rows_dtype", ("float32", "float16"))
 
 
 @documented
