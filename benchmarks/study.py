@@ -1,4 +1,6 @@
-"""Run the study of this package and put its tables into docs/study.md: `python -m benchmarks.study [--config FILE]`.
+"""Run a study of this package and put its tables into docs/study.md: `python -m benchmarks.study [--config FILE]`.
+
+The studies are benchmarks/study.yaml and benchmarks/ablations.yaml; the figures go to docs/NAME.json.
 
 The model and the held-out rows are made first, where they are missing: `recipes/sft/study.yaml` trains the model, and
 `held_out` writes rows with a column `clips`: "as trained", or how their clips differ from those that are trained on.
@@ -48,9 +50,9 @@ def main() -> None:
         held_out(ROWS)
     study(["--config", options.config])
     results = json.loads((read_study(options.config).output / "study.json").read_text())
-    (ROOT / "docs" / "study.json").write_text(json.dumps(results, indent=1) + "\n")
-    page = ROOT / "docs" / "study.md"
-    page.write_text(with_table(page.read_text(), as_markdown(results)))
+    name, page = Path(options.config).stem, ROOT / "docs" / "study.md"
+    (ROOT / "docs" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    page.write_text(with_table(page.read_text(), as_markdown(results), name))
 
 
 if __name__ == "__main__":

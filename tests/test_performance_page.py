@@ -8,6 +8,8 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks import cluster
+from benchmarks.attention_rows import as_markdown as rows_as_markdown
+from benchmarks.attention_rows import largest
 from benchmarks.families import FAMILIES, family_model, video_prompt
 from benchmarks.paths import Group, update
 from benchmarks.performance_table import TARGETS, as_markdown
@@ -17,6 +19,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_the_table_is_the_files():
     assert as_markdown(json.loads((DOCS / "performance.json").read_text())) in (DOCS / "performance.md").read_text()
+
+    rows = json.loads((DOCS / "attention_rows.json").read_text())
+    assert rows_as_markdown(rows) in (DOCS / "performance.md").read_text()
+
+
+def test_the_rest_of_a_row_is_spread_as_the_present_policy():
+    # Largest of the old row: 0.5 and 0.3 at 0 and 2. The other 0.2 goes to keys 1 and 3 as 0.1 : 0.3, so 0.05 and 0.15.
+    old, now = torch.tensor([[0.5, 0.12, 0.3, 0.08]]), torch.tensor([[0.4, 0.1, 0.2, 0.3]])
+    torch.testing.assert_close(largest(2)(old, now), torch.tensor([[0.5, 0.05, 0.3, 0.15]]))
 
 
 def test_the_plan_of_a_cluster_is_computed():

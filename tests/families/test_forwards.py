@@ -1,5 +1,6 @@
 """Every family, every kind of row: the forwards of this package against the processor and the model by themselves."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ from tests.families.reference import logits
 from tests.families.rows import KINDS, prepared, preparer
 from tests.families.tiny import FAMILIES, tiny
 from trl_perception.media import check_placeholders
-from trl_perception.modeling import encode
+from trl_perception.modeling import encode, on_device
 from trl_perception.modeling.row_forward import row_forward
+from trl_perception.modeling.vision import family_of_model
 
 OURS = tuple(name for name in FAMILIES if name not in ("llava_onevision", "minicpmv4_6"))
 COMPLETION = torch.tensor([21, 34, 55, 89, 144])
@@ -25,6 +27,20 @@ def ours(model, prompt, visual=None, positions=None):
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     width = len(COMPLETION)
     return row_forward(model, visuals=visuals, completion_width=width, positions=positions, **inputs).logits[0]
+
+
+@each_family
+def test_pixels_in_the_towers_format_give_the_same_numbers(name):
+    family = tiny(name)
+    visual = prepared(family, "video").visual
+    half = copy.deepcopy(family.model).to(torch.bfloat16)
+    copied = on_device(half, visual)
+    casts = not name.startswith("gemma4")  # whose tower scales pixels before it casts them
+    assert copied.pixel_values_videos.dtype == (torch.bfloat16 if casts else torch.float32)
+    assert on_device(family.model, visual).pixel_values_videos.dtype == visual.pixel_values_videos.dtype
+    tower = family_of_model(half).run_tower
+    with torch.no_grad():
+        assert torch.equal(tower(half.model, copied, "video"), tower(half.model, visual, "video"))
 
 
 def log_probs(values):

@@ -17,7 +17,8 @@ NOT_RUN = "Not run yet for this version.\n"
 def test_the_page_shows_the_tables_of_the_files():
     page = (DOCS / "study.md").read_text()
     for name, file, shown in (
-        ("table", "study.json", as_markdown),
+        ("study", "study.json", as_markdown),
+        ("ablations", "ablations.json", as_markdown),
         ("gradients", "gradients.json", gradients_as_markdown),
     ):
         figures = DOCS / file
@@ -32,6 +33,14 @@ def test_every_method_is_studied_on_the_same_rows_and_seeds():
     assert config.train["synthetic"]["seed"] != study.SEED
     assert Path(config.evaluation["data"]) == study.ROWS
     assert config.models == (study.read_recipe(study.MODEL).output,)
+
+
+def test_every_ablation_changes_a_setting_of_its_method():
+    config = read_study(str(study.STUDY.with_name("ablations.yaml")))
+    assert len(config.seeds) == 4
+    seen = [dict(method.recipe) for method in config.methods]
+    assert all(one not in seen[:number] for number, one in enumerate(seen))
+    assert {method["trainer"] for method in seen} == {"grpo", "appo", "ktr", "pgpo", "ral"}
 
 
 def test_held_out_rows_say_how_their_clips_differ(tmp_path, monkeypatch):

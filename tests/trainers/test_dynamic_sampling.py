@@ -21,7 +21,8 @@ def rollout(rewards, left_out=()):
     prompts = [
         PreparedPrompt({}, [], [], [], visual=None, left_out="cut" if i in left_out else None) for i in range(count)
     ]
-    return Rollout([{"n": i} for i in range(count)], prompts, torch.zeros(count), torch.tensor(rewards))
+    ids = {"prompt_ids": [[9, i] for i in range(count)], "completion_ids": [[i] for i in range(count)]}
+    return Rollout([{"n": i} for i in range(count)], prompts, torch.zeros(count), torch.tensor(rewards), **ids)
 
 
 def test_equal_sums_are_without_spread():
@@ -67,6 +68,8 @@ def test_a_group_takes_the_place_of_another():
     assert mixed.prompts == [*new.prompts[2:], *old.prompts[2:]]
     assert mixed.rewards_per_func[:, 0].tolist() == [0, 2, 0, 1]
     assert mixed.rows == [{"n": 2}, {"n": 3}, {"n": 2}, {"n": 3}]
+    assert mixed.prompt_ids == [[9, 2], [9, 3], [9, 2], [9, 3]]
+    assert mixed.completion_ids == [[2], [3], [2], [3]]
 
 
 def flat_on_red(prompts, completions, **columns):

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from tests.helpers import COMPARED, every_method
-from tests.trainers.reference import build, trained
+from tests.trainers.reference import build, outcome, trained
 from trl_perception.modeling import View
 from trl_perception.trainers import (
     TRAINERS,
@@ -325,3 +325,24 @@ def test_a_prefill_that_cannot_be_shared_is_reported(rows, make_trainer, caplog)
     with caplog.at_level(logging.WARNING):
         make_trainer(rows["video"], generation_kwargs={"use_cache": False}, shared_prefill=False)  # as requested
     assert "prefills" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "appo", "ral"])
+def test_a_compiled_model_takes_the_same_steps(rows, make_trainer, method):
+    """Traced by `torch.compile`, taps included; the backend that generates code is left out, which takes minutes."""
+    config = {
+        "max_steps": 2,
+        "num_generations": 2,
+        "num_iterations": 2,
+        "learning_rate": 1e-3,
+        **OPTIONS[method],
+        **PLAIN,
+    }
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    plain, traced = (
+        outcome(make_trainer, rows["video"], TRAINERS[method], **config, **more) for more in ({}, compiled)
+    )
+    for mine, theirs in zip(traced, plain, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    torch.compiler.reset()

@@ -113,6 +113,17 @@ def test_each_option_reads_the_rows_that_it_says(rows, make_trainer, name):
     assert any(abs(a - b) > 1e-5 for pair in zip(plain, changed, strict=True) for a, b in zip(*pair, strict=True))
 
 
+def test_rows_of_half_the_bytes_round_the_second_update_alone(rows, make_trainer):
+    settings = {"num_iterations": 2, "learning_rate": 1e-3, "max_steps": 2, "attn_weight": WEIGHT}
+    exact, half = (
+        trained(build(make_trainer, rows["video"], RALTrainer, **settings, attn_rows_dtype=dtype)).penalties
+        for dtype in ("float32", "float16")
+    )
+    assert exact[0] == half[0] == 0.0  # the policy is compared with itself, not with its rounding
+    assert exact[1] != half[1]
+    assert half[1] == pytest.approx(exact[1], rel=1e-2)
+
+
 def test_against_the_reference_model_it_acts_from_the_first_step(rows, make_trainer):
     settings = {**OBJECTIVES["mixed"], **TWO_UPDATES, "num_iterations": 1, "max_steps": 1}
     trainer = build(make_trainer, rows["mixed"], RALTrainer, **settings, attn_reference="ref", beta=0.1)
@@ -269,6 +280,7 @@ def test_reentrant_checkpointing_is_refused(rows, make_trainer):
         {"attn_layers": 0},
         {"attn_query": "key"},
         {"attn_keys": "text"},
+        {"attn_rows_dtype": "int8"},
         {"attn_weight": -1.0},
         {"attn_reference": "new"},
     ],

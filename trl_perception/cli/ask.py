@@ -64,13 +64,12 @@ def ask(
     )
     (prompt,) = preparer([row])
     width = len(prompt.input_ids)
-    visual = prompt.visual.to(model.device)
     input_ids = torch.tensor([prompt.input_ids], device=model.device)
     with torch.no_grad():
         generated = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            **forward_kwargs(model, [visual], width, width),
+            **forward_kwargs(model, [prompt.visual], width, width),
             do_sample=False,
             max_new_tokens=max_new_tokens,
         )

@@ -66,7 +66,7 @@ def complete(
     device, config = model.device, model.generation_config
     input_ids, attention_mask = _left_padded([prompt.input_ids for prompt in prompts], config.pad_token_id)
     width = input_ids.shape[1]
-    visual = forward_kwargs(model, [prompt.visual.to(device) for prompt in prompts], width, width)
+    visual = forward_kwargs(model, [prompt.visual for prompt in prompts], width, width)
     inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device), **visual}
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id)
     completions: list[list[Completion]] = [[] for _ in prompts]

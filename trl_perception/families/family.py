@@ -141,6 +141,10 @@ class Family:
         """Return the vision tower."""
         raise NotImplementedError
 
+    def pixels_dtype(self, backbone: nn.Module) -> torch.dtype | None:
+        """Return the number format to which the tower casts pixels first of all; None if it computes on them before."""
+        return next(value.dtype for value in self.tower(backbone).parameters() if value.is_floating_point())
+
     def mergers(self, backbone: nn.Module) -> list[nn.Module]:
         """Return the modules that turn the tower's states into features of the language model, one for each depth."""
         raise NotImplementedError

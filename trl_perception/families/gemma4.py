@@ -70,6 +70,9 @@ class Gemma4(Windowed):
     def tower(self, backbone: nn.Module) -> nn.Module:
         return backbone.vision_tower
 
+    def pixels_dtype(self, backbone: nn.Module) -> torch.dtype | None:
+        return None  # scaled to [-1, 1] first
+
     def mergers(self, backbone: nn.Module) -> list[nn.Module]:
         return [backbone.embed_vision]
 

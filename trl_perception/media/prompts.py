@@ -51,10 +51,6 @@ class PreparedPrompt:
     preparer: "PromptPreparer | None" = None
     left_out: str = ""
 
-    def to(self, device: torch.device | str) -> "PreparedPrompt":
-        """Return the prompt with its visual inputs on `device`."""
-        return replace(self, visual=self.visual and self.visual.to(device))
-
 
 class UnusableSampleError(ValueError):
     """A sample whose media cannot be decoded or whose prompt is too long; `on_unusable` selects an error or a skip."""

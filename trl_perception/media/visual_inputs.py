@@ -65,10 +65,18 @@ class VisualInputs:
             object.__setattr__(self, f"{kind}_features", None if stale else features)
             object.__setattr__(self, f"{kind}_features_of", None if stale or features is None else pixels)
 
-    def to(self, device: torch.device | str) -> "VisualInputs":
-        """Return the inputs with pixels, places of patches and features on `device`."""
+    def to(self, device: torch.device | str, pixels: torch.dtype | None = None) -> "VisualInputs":
+        """Return the inputs with pixels, places of patches and features on `device`.
+
+        Args: pixels: to which the pixels are cast before they are copied, None for as they are.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ON_HOST}
-        tensors = {id(v): v if v.is_meta else to_device(v, device) for v in values.values() if isinstance(v, Tensor)}
+        casts = dict.fromkeys(PIXELS.values(), pixels)
+        tensors = {
+            id(value): value if value.is_meta else to_device(value.to(casts.get(name) or value.dtype), device)
+            for name, value in reversed(values.items())  # a pixel tensor is known as its features' source as well
+            if isinstance(value, Tensor)
+        }
         return replace(self, **{key: tensors.get(id(value), value) for key, value in values.items()})
 
     def tokens_of_media(self, kind: str) -> list[int]:

@@ -16,6 +16,7 @@ from .vision import (
     feature_reuse_unsupported_reason,
     forward_kwargs,
     media_kwargs,
+    on_device,
     pixels_of,
     same_frozen_tower,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "media_kwargs",
     "media_masked",
     "media_masked_recomputed",
+    "on_device",
     "packing_unsupported_reason",
     "pixels_of",
     "pooled_rows",

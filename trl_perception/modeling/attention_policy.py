@@ -14,6 +14,9 @@ from ..objectives import attention_policy
 from ..transfer import to_device
 from . import LayerAttention, attention_rows
 
+LARGEST_ON_DEVICE = 64 * 2**20
+"""Bytes of a group's kept rows from which on they wait in host memory."""
+
 
 def policy_of(
     layers: Sequence[LayerAttention],
@@ -82,10 +85,17 @@ def visual_keys(inputs: Mapping[str, Any]) -> Tensor:
     return to_device(keys, inputs["prompt_ids"].device)
 
 
+def kept(policy: Tensor, dtype: str) -> Tensor:
+    """A group's attention policy (G,T,P+T) as it waits for its updates: in this number format, on the host if it is large."""
+    policy = policy.to(getattr(torch, dtype))
+    return policy.cpu() if policy.nbytes > LARGEST_ON_DEVICE else policy
+
+
 def padded(policies: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Policies (T,S_b) of prompts without padding as a left-padded batch like `like` (B,T,S); None gives zeros."""
+    """Kept policies (T,S_b) of prompts without padding as a left-padded batch like `like` (B,T,S); None gives zeros."""
     empty, width = torch.zeros_like(like[0]), like.size(-1)
-    return torch.stack([empty if rows is None else pad(rows, (width - rows.size(-1), 0)) for rows in policies])
+    there = [empty if rows is None else to_device(rows, like.device).to(like.dtype) for rows in policies]
+    return torch.stack([pad(rows, (width - rows.size(-1), 0)) for rows in there])
 
 
 def frame_mass(policy: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:

@@ -21,6 +21,12 @@ def family_of_model(model: nn.Module) -> Family:
     return family_of(base_model(model))
 
 
+def on_device(model: nn.Module, visual: VisualInputs) -> VisualInputs:
+    """The visual inputs where the model is. Pixels travel in the number format to which the tower casts them at its start."""
+    base, family = base_model(model), family_of_model(model)
+    return visual.to(base.device, family.pixels_dtype(base.model) if visual.visual_tokens else None)
+
+
 def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str, Any]:
     """The media of several prompts as keyword arguments of `model(...)`: features if they are computed, else pixels.
 
@@ -31,7 +37,7 @@ def media_kwargs(model: nn.Module, visuals: Sequence[VisualInputs]) -> dict[str,
     for visual in visuals:
         _require_media(visual)
     family, base = family_of_model(model), base_model(model)
-    visuals = [visual.to(base.device) for visual in visuals]
+    visuals = [on_device(model, visual) for visual in visuals]
     if not any(visual.knows_features for visual in visuals):
         return _on_device(family.forward_kwargs(visuals), base)
     backbone = base.model
@@ -104,22 +110,23 @@ def encode(model: nn.Module, visual: VisualInputs, *, keep_pixels: bool = False)
     those before it, (tokens, patches a token, depths * C) in the order of tokens.
 
     Args:
-        keep_pixels: whether another model's tower is to see the media as well; else pixels are released.
+        keep_pixels: whether another model's tower is to see the media as well, whose pixels then stay as they are and where
+            they are; else pixels are released.
     """
     if not visual.visual_tokens:
         return visual
     family, backbone = family_of_model(model), base_model(model).model
-    visual, mergers = visual.to(base_model(model).device), family.mergers(backbone)
+    shown, mergers = on_device(model, visual), family.mergers(backbone)
     trained = any(value.requires_grad for merger in mergers for value in merger.parameters())
     read = family.before_mergers if trained or any(map(adapted_modules, mergers)) else family.run_tower
     known = {}
     for kind in MEDIA_KINDS:
-        if (pixels := visual.pixels(kind)) is None or getattr(visual, f"{kind}_features") is not None:
+        if (pixels := shown.pixels(kind)) is None or getattr(shown, f"{kind}_features") is not None:
             continue
-        known[f"{kind}_features"] = read(backbone, visual, kind)
+        known[f"{kind}_features"] = read(backbone, shown, kind)
         if not keep_pixels:
             known[PIXELS[kind]] = pixels.to("meta")
-    return replace(visual, **known)
+    return replace(visual if keep_pixels else shown, **known)
 
 
 def pixels_of(visual: VisualInputs) -> VisualInputs:

@@ -28,7 +28,15 @@ from ..modeling import (
     head_of,
 )
 from ..modeling.adapters import require_untouched_base
-from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
+from ..modeling.attention_policy import (
+    attention_metrics,
+    frame_mass,
+    group_policy,
+    kept,
+    padded,
+    policy_of,
+    visual_keys,
+)
 from ..modeling.teacher import check_teacher, freeze_teacher, load_teacher
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from .attn_distill_config import AttnDistillConfig
@@ -132,7 +140,8 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             reading = self.read(
                 group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=self.teacher
             )
-        signals = {"teacher_policy": reading.attention, "teacher_states": reading.states}
+        policy = None if reading.attention is None else kept(reading.attention, options.attn_rows_dtype)
+        signals = {"teacher_policy": policy, "teacher_states": reading.states}
         return {name: values for name, values in signals.items() if values is not None}
 
     def penalty(self, inputs: MicroBatch) -> Penalty | None:

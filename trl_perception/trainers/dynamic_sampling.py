@@ -159,6 +159,8 @@ def replaced(
         of_rows(old.prompts, new.prompts),
         old.left_out,
         rewards,
+        prompt_ids=of_rows(old.prompt_ids, new.prompt_ids),
+        completion_ids=of_rows(old.completion_ids, new.completion_ids),
         counterfactuals={name: [both[group] for group in groups] for name, both in of_views.items()},
     )
     return rollout, output

@@ -89,6 +89,7 @@ from ..modeling import (
     feature_reuse_unsupported_reason,
     gather_parameters,
     keep_lm_head_unsharded,
+    on_device,
     pixels_of,
     prefill_once,
     same_frozen_tower,
@@ -511,9 +512,9 @@ class GRPOVideoTrainer(GRPOTrainer):
         self._setup_reporting()
 
     def with_features(self, visual: VisualInputs) -> VisualInputs:
-        """Returns visual inputs with the features of a frozen tower, where these are reused."""
+        """Returns visual inputs where the model is, with the features of a frozen tower, where these are reused."""
         if not self._reuses_features:
-            return visual
+            return visual if self.keeps_pixels else on_device(self.model, visual)
         with self.accelerator.autocast():
             return encode(self.model, visual, keep_pixels=self.keeps_pixels)
 

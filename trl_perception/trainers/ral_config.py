@@ -19,17 +19,23 @@ class AttentionPolicyConfig(GRPOVideoConfig):
             Whose row: the completion `"token"`'s own, or its `"predictor"`'s, the position before it.
         attn_keys (`str`, *optional*, defaults to `"all"`):
             Over which keys a row is renormalised: `"all"` earlier ones, or the prompt's `"visual"` ones.
+        attn_rows_dtype (`str`, *optional*, defaults to `"float32"`):
+            How the rows that the term compares with are kept from the rollout to their updates, (G,T,P+T) a prompt.
+            `"float32"` is exact; docs/performance.md has what `"float16"` changes in the gradient. Rows of a prompt that are
+            larger than 64 MiB wait in host memory.
     """
 
     attn_layers: int = 1
     attn_query: str = "token"
     attn_keys: str = "all"
+    attn_rows_dtype: str = "float32"
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "attn_layers")
         require_choice(self, "attn_query", ("token", "predictor"))
         require_choice(self, "attn_keys", ("all", "visual"))
+        require_choice(self, "attn_rows_dtype", ("float32", "float16"))
 
 
 @documented

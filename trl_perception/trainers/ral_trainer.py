@@ -10,7 +10,15 @@ from trl.trainer.utils import use_adapter
 from ..batch import Group, MicroBatch
 from ..modeling import AttentionTap
 from ..modeling.adapters import require_untouched_base
-from ..modeling.attention_policy import attention_metrics, frame_mass, group_policy, padded, policy_of, visual_keys
+from ..modeling.attention_policy import (
+    attention_metrics,
+    frame_mass,
+    group_policy,
+    kept,
+    padded,
+    policy_of,
+    visual_keys,
+)
 from ..objectives import Penalty, jensen_shannon, ral_penalty
 from .grpo_video_trainer import GRPOVideoTrainer
 from .ral_config import RALConfig
@@ -93,8 +101,10 @@ class RALTrainer(GRPOVideoTrainer):
         visual = visual_keys(inputs)
         policy = policy_of(layers, mask, width, visual, query=self.args.attn_query, keys=self.args.attn_keys)
         if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
-            inputs["reference_policy"] = list(policy.detach())
-        reference = padded(inputs.signal("reference_policy"), policy)
+            reference = policy.detach()
+            inputs["reference_policy"] = list(kept(reference, self.args.attn_rows_dtype))
+        else:
+            reference = padded(inputs.signal("reference_policy"), policy)
         counted, tokens = inputs.loss_mask, inputs["tokens_per_micro_batch"]
         self.log_signal(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
         self.log_signal(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
@@ -104,11 +114,12 @@ class RALTrainer(GRPOVideoTrainer):
         return replace(result, metrics={**result.metrics, **metrics})
 
     def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
-        """(G,T,P+T) attention policy of a model on a group, P without padding."""
+        """(G,T,P+T) attention policy of a model on a group, P without padding, as it is kept."""
         reduce = group_policy(
             group.visual, group.completion_ids.size(1), query=self.args.attn_query, keys=self.args.attn_keys
         )
-        return self.read(group, attention=reduce, layers=self.args.attn_layers, model=model).attention
+        policy = self.read(group, attention=reduce, layers=self.args.attn_layers, model=model).attention
+        return kept(policy, self.args.attn_rows_dtype)
 
 
 def refuse_reentrant(trainer: GRPOVideoTrainer) -> None:

@@ -18,7 +18,7 @@ class RolloutBuilder:
 
     Args:
         preparer: makes prompts of rows.
-        encode: visual inputs -> the same with what is known of them, such as a frozen tower's features.
+        encode: visual inputs -> the same where the model is, with what is known of them, such as a frozen tower's features.
         ahead: knows the rows of the next rollouts, whose media are read while the policy is trained on this one.
         on_unusable: "error", or "skip" to leave rows out whose media cannot be used.
     """
@@ -52,8 +52,7 @@ class RolloutBuilder:
         prompts = self.preparer(rows[::step], on_unusable=self.on_unusable)
         if (following := self.ahead.after(rows)) is not None:
             self.preparer.read_ahead([row for batch in following for row in batch[::step]])
-        prompts = [prompt.to(self.accelerator.device) for prompt in prompts]
-        prompts = [replace(prompt, visual=self.encode(prompt.visual)) for prompt in prompts]
+        prompts = [replace(prompt, visual=prompt.visual and self.encode(prompt.visual)) for prompt in prompts]
         for prompt in prompts:
             if prompt.left_out:
                 warnings.warn(f"Left out (on_bad_media='skip'): {prompt.left_out}", stacklevel=2)
