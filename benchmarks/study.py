@@ -1,8 +1,8 @@
 """Run a study of this package and put its tables into docs/study.md: `python -m benchmarks.study [--config FILE]`.
 
-The studies are benchmarks/study.yaml and benchmarks/ablations.yaml; the figures go to docs/NAME.json.
+The studies are benchmarks/study.yaml, tuning.yaml and ablations.yaml; the figures go to docs/NAME.json.
 
-The model and the held-out rows are made first, where they are missing: `recipes/sft/study.yaml` trains the model, and
+The models and the held-out rows are made first, where they are missing: `recipes/sft` trains a model and its teacher, and
 `held_out` writes rows with a column `clips`: "as trained", or how their clips differ from those that are trained on.
 """
 
@@ -19,7 +19,8 @@ from trl_perception.study.configuration import read_study
 from trl_perception.study.table import as_markdown
 
 ROOT = Path(__file__).parents[1]
-STUDY, MODEL = ROOT / "benchmarks" / "study.yaml", ROOT / "recipes" / "sft" / "study.yaml"
+STUDY = ROOT / "benchmarks" / "study.yaml"
+MODELS = [ROOT / "recipes" / "sft" / name for name in ("study.yaml", "study_teacher.yaml")]
 ROWS = Path("runs/study-rows/held_out.jsonl")
 SEED = 23
 CLIPS = {  # rows of each kind, and the settings of its clips
@@ -44,8 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(STUDY))
     options = parser.parse_args()
-    if not Path(read_recipe(MODEL).output).is_dir():
-        train_model(["--config", str(MODEL)])
+    for recipe in MODELS:
+        if not Path(read_recipe(recipe).output).is_dir():
+            train_model(["--config", str(recipe)])
     if not ROWS.is_file():
         held_out(ROWS)
     study(["--config", options.config])

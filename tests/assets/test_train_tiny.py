@@ -1,14 +1,24 @@
 """Training a very small embedded model from scratch."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from trl_perception.assets.batches import length_batches
+from trl_perception.assets import from_pretrained
+from trl_perception.assets.batches import length_batches, load_medium
 from trl_perception.assets.evaluate_tiny import swap_media
-from trl_perception.assets.train_tiny import TinyRecipe, learning_rate_factor, main, read_recipe, train
+from trl_perception.assets.train_tiny import (
+    TinyRecipe,
+    fresh_batches,
+    learning_rate_factor,
+    main,
+    read_recipe,
+    train,
+)
+from trl_perception.data import make_synthetic_dataset
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "sft"
 
@@ -20,12 +30,21 @@ def small(tmp_path, **changes):
     return values | {"warmup_steps": 1, "eval_every": 3, "stop_accuracy": 1.0} | changes
 
 
+def with_text_keys(row):
+    """A row as a data set returns it: every block of a prompt has a text."""
+    prompt = [{**turn, "content": [{"text": None, **block} for block in turn["content"]]} for turn in row["prompt"]]
+    return {**row, "prompt": prompt}
+
+
 def test_recipes_are_read():
     tiny, teacher = (read_recipe(RECIPES / name) for name in ("tiny.yaml", "tiny_teacher.yaml"))
     assert Path(tiny.output).name == "tiny"
     assert Path(teacher.output).name == "tiny_teacher"
     assert teacher.processor == "tiny"
     assert teacher.stop_accuracy == 1.0 > tiny.stop_accuracy
+    study, longer = (read_recipe(RECIPES / name) for name in ("study.yaml", "study_teacher.yaml"))
+    assert (study.seed, study.train_rows) == (longer.seed, longer.train_rows) == (study.seed, None)  # one tokenizer
+    assert longer.max_steps > study.max_steps
 
 
 @pytest.mark.parametrize(
@@ -48,6 +67,38 @@ def test_the_command_writes_a_model_that_loads(tmp_path):
     model, processor = from_pretrained(str(tmp_path / "elsewhere"))
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
     assert "| all | 7 |" in (tmp_path / "elsewhere" / "README.md").read_text()
+
+
+def test_rows_that_are_drawn_are_those_of_a_written_data_set(tmp_path):
+    """Drawn rows are the training split as it would be on disk, each of them once; clips differ by their codec alone."""
+    recipe = TinyRecipe(**small(tmp_path, train_rows=None, medium="video", batch_size=2))
+    written = make_synthetic_dataset(tmp_path / "written", size=32, seed=recipe.seed, split="train")
+    processor = from_pretrained("tiny")[1]
+    drawn = {}
+    for rows, media in itertools.islice(fresh_batches(recipe, processor), 16):
+        drawn |= {row["id"]: (row, medium) for row, medium in zip(rows, media, strict=True)}
+    assert list(written["id"]) == sorted(drawn)
+    for row in written:
+        other, medium = drawn[row["id"]]
+        assert (row["prompt"], row["solution"], row["reasoning"]) == tuple(
+            with_text_keys(other)[key] for key in ("prompt", "solution", "reasoning")
+        )
+        decoded = load_medium(row)
+        assert type(decoded) is type(medium)
+        if decoded is not None:
+            assert (decoded.fps, decoded.indices, decoded.total_frames) == (
+                medium.fps,
+                medium.indices,
+                medium.total_frames,
+            )
+            assert torch.equal(decoded.times, medium.times)
+            assert (decoded.frames.float() - medium.frames.float()).abs().mean() < 8
+
+
+def test_a_recipe_of_drawn_rows_trains(tmp_path):
+    model, processor, steps = train(TinyRecipe(**small(tmp_path, train_rows=None, medium="video")))
+    assert steps == 3
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
 
 
 @pytest.mark.slow

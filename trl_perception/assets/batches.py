@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,6 +29,15 @@ def load_medium(row: Mapping) -> Medium:
     if row["videos"]:
         return read_video(row["videos"][0], VIDEO_SETTINGS, factor=28)
     return read_image(row["images"][0]) if row["images"] else None
+
+
+def as_medium(pixels: np.ndarray | None) -> Medium:
+    """What `load_medium` returns, of a clip (F,H,W,3) or an image (H,W,3) in memory."""
+    if pixels is None or pixels.ndim == 3:
+        return None if pixels is None else Image.fromarray(pixels)
+    frames, fps = torch.from_numpy(pixels).permute(0, 3, 1, 2), VIDEO_SETTINGS.fps
+    count = len(frames)
+    return VideoClip(frames, torch.arange(count, dtype=torch.float64) / fps, fps, list(range(count)), count)
 
 
 def encode_prompts(processor: ProcessorMixin, rows: Sequence[Mapping], media: Sequence[Medium]) -> dict[str, Tensor]:

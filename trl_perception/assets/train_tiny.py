@@ -1,9 +1,10 @@
 """Train an embedded model from nothing: `python -m trl_perception.assets.train_tiny --config recipes/sft/tiny.yaml`."""
 
 import argparse
+import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from tqdm import tqdm
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from ..data import make_synthetic_dataset
+from ..data.synthetic import draw_row, families_of
+from ..data.synthetic_spec import SceneSettings
 from ..modeling import apply_position_rule
 from . import model_path
-from .batches import Medium, encode_examples, length_batches, load_medium, question
+from .batches import Medium, as_medium, encode_examples, length_batches, load_medium, question
 from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
 from .model_card import write_model_card
 from .tiny_model import build_model, build_processor, build_tokenizer
+
+Batches = Iterator[tuple[list[Mapping], list[Medium]]]
 
 TOKENIZER_ROWS = 2000  # fixed, so that a recipe with more rows learns the same tokenizer
 
@@ -33,7 +38,8 @@ class TinyRecipe:
         data_dir: folder of the clips and images, made on first use.
         seed: of the rows, the initial weights and the order of the batches.
         medium: "video", "image" or "mixed".
-        train_rows, validation_rows, test_rows: rows to learn from, to stop by, and to report on.
+        train_rows: rows to learn from, again and again; None for rows that are drawn for each step and used once.
+        validation_rows, test_rows: rows to stop by, and to report on.
         processor: None learns a tokenizer from the training rows; a name or folder reuses that model's processor.
         max_steps: steps of the cosine schedule; training may stop earlier.
         batch_size: rows a step.
@@ -49,7 +55,7 @@ class TinyRecipe:
     data_dir: str
     seed: int
     medium: str
-    train_rows: int
+    train_rows: int | None
     validation_rows: int
     test_rows: int
     max_steps: int
@@ -77,23 +83,22 @@ def read_recipe(path: str | Path) -> TinyRecipe:
 
 def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
     """Make the rows, learn the tokenizer, train; returns the model, its processor and the steps taken."""
-    train_rows, train_media = load_split(recipe, "train", recipe.train_rows)
+    if recipe.train_rows is None:
+        rows = [row for row, _ in drawn_rows(recipe, 0, TOKENIZER_ROWS)]
+    else:
+        rows, media = load_split(recipe, "train", recipe.train_rows)
     validation = load_split(recipe, "validation", recipe.validation_rows)
-    processor = make_processor(recipe, train_rows)
+    processor = make_processor(recipe, rows)
     model = build_model(processor.tokenizer, recipe.seed)
     apply_position_rule(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 
-    lengths = [prompt_length(processor, row) for row in train_rows]
-    batches = length_batches(lengths, recipe.batch_size, torch.Generator().manual_seed(recipe.seed))
+    batches = fresh_batches(recipe, processor) if recipe.train_rows is None else epochs(recipe, processor, rows, media)
     accuracy = 0.0
     progress = tqdm(range(1, recipe.max_steps + 1), desc="training")
     for step in progress:
-        chosen = next(batches)
-        loss = train_step(
-            model, processor, [train_rows[i] for i in chosen], [train_media[i] for i in chosen], optimizer, recipe
-        )
+        loss = train_step(model, processor, *next(batches), optimizer, recipe)
         schedule.step()
         if step % recipe.eval_every == 0:
             accuracy = greedy_accuracy(model, processor, *validation)
@@ -139,6 +144,28 @@ def load_split(recipe: TinyRecipe, split: str, size: int) -> tuple[list[dict], l
     dataset = make_synthetic_dataset(folder, size=size, seed=recipe.seed, split=split, medium=recipe.medium)
     rows = list(dataset)
     return rows, [load_medium(row) for row in tqdm(rows, desc=f"decoding {split}")]
+
+
+def epochs(recipe: TinyRecipe, processor: ProcessorMixin, rows: Sequence[Mapping], media: Sequence[Medium]) -> Batches:
+    """Endless batches of the given rows."""
+    lengths = [prompt_length(processor, row) for row in rows]
+    for chosen in length_batches(lengths, recipe.batch_size, torch.Generator().manual_seed(recipe.seed)):
+        yield [rows[i] for i in chosen], [media[i] for i in chosen]
+
+
+def fresh_batches(recipe: TinyRecipe, processor: ProcessorMixin) -> Batches:
+    """Endless batches of rows that are drawn, eight batches at a time, and used once; their clips have met no codec."""
+    size = 8 * recipe.batch_size
+    for start in itertools.count(step=size):
+        rows, media = zip(*drawn_rows(recipe, start, size), strict=True)
+        yield from itertools.islice(epochs(recipe, processor, rows, media), 8)
+
+
+def drawn_rows(recipe: TinyRecipe, start: int, size: int) -> list[tuple[dict, Medium]]:
+    """Rows of the training split from `start` on, with their clips and images, written nowhere."""
+    spec = {"seed": recipe.seed, "split": "train", "families": families_of(recipe.medium), "medium": recipe.medium}
+    drawn = (draw_row(spec, SceneSettings(), start + number) for number in range(size))
+    return [(row, as_medium(pixels)) for row, pixels in drawn]
 
 
 def make_processor(recipe: TinyRecipe, rows: Sequence[Mapping]) -> ProcessorMixin:

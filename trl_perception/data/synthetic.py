@@ -86,7 +86,7 @@ def make_synthetic_dataset(
         raise ValueError(f"size is {size!r}; a number of rows, 1 or more, is wanted")
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     settings = SceneSettings(tuple(scenes), float(seconds), fps, (height, width), distractors, float(noise))
-    chosen = _check_families(families, medium)
+    chosen = families_of(medium, families)
     spec = {"version": VERSION, "size": size, "seed": seed, "split": split, "families": chosen, "medium": medium}
     spec = json.loads(json.dumps(spec | asdict(settings)))
 
@@ -104,7 +104,8 @@ def reference_completion(row: Mapping) -> str:
     return f"<think>{row['reasoning']}</think><answer>{row['solution']}</answer>"
 
 
-def _check_families(families: Sequence[str] | None, medium: str) -> list[str]:
+def families_of(medium: str, families: Sequence[str] | None = None) -> list[str]:
+    """The families of a medium, or those of them that are named; an unknown name is refused."""
     if medium not in MEDIA:
         raise ValueError(f"medium is {medium!r}; give one of {', '.join(MEDIA)}")
     possible = [name for name in FAMILIES if medium != "image" or name in IMAGE_FAMILIES or name == "text_only"]
@@ -115,15 +116,11 @@ def _check_families(families: Sequence[str] | None, medium: str) -> list[str]:
     return chosen
 
 
-def _write(folder: Path, spec: dict, settings: SceneSettings, num_workers: int) -> None:
-    (folder / "media").mkdir()
-    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
-        rows = list(pool.map(lambda index: _make_row(folder, spec, settings, index), range(spec["size"])))
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "spec.json").write_text(json.dumps(spec, indent=2) + "\n")
+def draw_row(spec: Mapping, settings: SceneSettings, index: int) -> tuple[dict, np.ndarray | None]:
+    """Row `index` of a dataset, and its clip (F,H,W,3) or image (H,W,3) uint8, noise included; None without media.
 
-
-def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> dict:
+    Args: spec: `seed`, `split`, `families` and `medium` of [`make_synthetic_dataset`].
+    """
     rng = np.random.default_rng([spec["seed"], zlib.crc32(spec["split"].encode()), index])
     families = spec["families"]
     family = families[index % len(families)]
@@ -137,10 +134,12 @@ def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> 
         drawers = IMAGE_FAMILIES if as_image and family in IMAGE_FAMILIES else VIDEO_FAMILIES
         sample = drawers[family](rng, settings)
     name = f"{spec['split']}-{spec['seed']}-{index:06d}"
-    videos, images = _write_media(folder, name, sample, settings, rng)
+    videos = [f"media/{name}.mp4"] if sample.frames is not None else []
+    images = [f"media/{name}.png"] if sample.image is not None else []
     kinds = ["video"] * len(videos) + ["image"] * len(images)
     content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": sample.question.text}]
-    return {
+    pixels = sample.frames if videos else sample.image
+    row = {
         "id": name,
         "prompt": [{"role": "user", "content": content}],
         "videos": videos,
@@ -154,23 +153,30 @@ def _make_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> 
         "duration": settings.seconds if videos else 0.0,
         "reasoning": _resolved(sample),
     }
+    return row, None if pixels is None else add_noise(pixels, settings.noise, rng)
+
+
+def _write(folder: Path, spec: dict, settings: SceneSettings, num_workers: int) -> None:
+    (folder / "media").mkdir()
+    with ThreadPoolExecutor(max_workers=max(1, num_workers)) as pool:
+        rows = list(pool.map(lambda index: _write_row(folder, spec, settings, index), range(spec["size"])))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "spec.json").write_text(json.dumps(spec, indent=2) + "\n")
+
+
+def _write_row(folder: Path, spec: dict, settings: SceneSettings, index: int) -> dict:
+    row, pixels = draw_row(spec, settings, index)
+    for path in row["videos"]:
+        write_mp4(folder / path, pixels, settings.fps)
+    for path in row["images"]:
+        write_png(folder / path, pixels)
+    return row
 
 
 def _resolved(sample: Sample) -> str:
     """Return the trace; for multiple choice it ends with the option, "scene 1 red scene 2 blue, blue B"."""
     chosen = [option for option in sample.question.options if option.startswith(sample.question.solution)]
     return sample.reasoning + "".join(f", {text} {letter}" for letter, text in (c.split(". ") for c in chosen))
-
-
-def _write_media(folder: Path, name: str, sample: Sample, settings: SceneSettings, rng) -> tuple[list[str], list[str]]:
-    """Write the sample's clip or image; returns (videos, images), paths relative to the folder."""
-    if sample.frames is not None:
-        write_mp4(folder / f"media/{name}.mp4", add_noise(sample.frames, settings.noise, rng), settings.fps)
-        return [f"media/{name}.mp4"], []
-    if sample.image is not None:
-        write_png(folder / f"media/{name}.png", add_noise(sample.image, settings.noise, rng))
-        return [], [f"media/{name}.png"]
-    return [], []
 
 
 def _holds(folder: Path, spec: dict) -> bool:
