@@ -20,6 +20,7 @@ from tests.engine.rollouts import (
     wide,
 )
 from tests.engine.served import START, Server, serving
+from tests.engine.test_equality import FAMILIES
 from tests.engine.test_weights import LORA
 from tests.families.training import mixed
 from tests.helpers import history
@@ -65,6 +66,14 @@ def test_log_probs_of_sampling_are_the_policys_before_and_after_an_update(name, 
     assert ("video_embeds" in fields, "pixel_values_videos" in fields) == (frozen, not frozen)
     assert largest_difference(trainer, after_update(trainer)) < EXACT
     assert list((server.folder / "weights").iterdir()) == []
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != FAMILY])
+def test_every_family_is_sampled_by_a_server(family, tmp_path, clips, pictures):
+    with serving(family, tmp_path) as server:
+        trainer = engine_trainer(family, server.folder, mixed(clips, pictures), **server.run)
+        assert largest_difference(trainer, rollout(trainer)) < EXACT
+        assert largest_difference(trainer, after_update(trainer)) < EXACT
 
 
 def test_greedy_tokens_are_those_of_generate(server, trainer_on):
