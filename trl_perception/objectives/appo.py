@@ -168,9 +168,8 @@ def appo_token_weights(
         _warn_frames_irrelevant(tokens_per_frame)
 
     attention = frame_attention.to(working_dtype(frame_attention)).permute(2, 0, 1)  # (F,G,T)
-    on_chosen = (
-        valid & frames[:, None, None]
-    )  # no token of another frame: the number of tensors does not depend on values
+    # The other frames stay, without a token, so that no shape depends on values.
+    on_chosen = valid & frames[:, None, None]
     perception = masked_top(attention, on_chosen, tokens_per_frame)
     rank = perception.cumsum(-1) - 1  # n of each perception token
     disagreement, compared = rank_divergences(perception, rank, log_probs_at, divergence, missing_ranks)  # (K,R)
