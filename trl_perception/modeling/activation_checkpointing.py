@@ -1,4 +1,4 @@
-"""Activation checkpointing: its two names in transformers, and forwards without it."""
+"""Activation checkpointing: its two names in transformers, forwards without it, and where it loses a gradient."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,3 +32,13 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in checkpointed:
             module.gradient_checkpointing = True
+
+
+def refuse_reentrant(config: Any, trainer: str) -> None:
+    """Errors: ValueError for reentrant checkpointing, under which tapped queries and keys silently lose their gradient."""
+    if config.gradient_checkpointing and (config.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            f"{trainer} reads attention with gradient, which reentrant gradient checkpointing drops. Set "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, or gradient_checkpointing=False (TRL forces the "
+            "reentrant kind for adapters under DeepSpeed ZeRO-3; use ZeRO-2 or FSDP2 there)."
+        )

@@ -21,27 +21,20 @@ from ..modeling import (
     AttentionTap,
     HiddenTap,
     TokenStates,
+    attention_policy,
     base_model,
     divergence,
     gather_lm_head,
     head_is_sharded,
     head_of,
 )
+from ..modeling.activation_checkpointing import refuse_reentrant
 from ..modeling.adapters import require_untouched_base
-from ..modeling.attention_policy import (
-    attention_metrics,
-    frame_mass,
-    group_policy,
-    kept,
-    padded,
-    policy_of,
-    visual_keys,
-)
 from ..modeling.teacher import check_teacher, freeze_teacher, load_teacher
 from ..objectives import Penalty, attn_distill_penalty, jensen_shannon
 from .attn_distill_config import AttnDistillConfig
 from .grpo_video_trainer import GRPOVideoTrainer
-from .ral_trainer import RALTrainer, refuse_reentrant
+from .ral_trainer import RALTrainer
 
 
 class AttnDistillTrainer(GRPOVideoTrainer):
@@ -103,7 +96,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
         )
 
     def setup_method(self) -> None:
-        refuse_reentrant(self)
+        refuse_reentrant(self.args, type(self).__name__)
         options, policy = self.args, self.accelerator.unwrap_model(self.model)
         self.policy_loss_weight = options.grpo_weight
         self._base_teaches = self._teacher_model is None and not options.teacher_model_name_or_path
@@ -133,16 +126,15 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             return {}
         width, options = group.completion_ids.size(1), self.args
         reads = options.attn_distill_weight > 0, options.gkd_weight > 0
-        to_policy = (
-            group_policy(group.visual, width, query=options.attn_query, keys=options.attn_keys) if reads[0] else None
-        )
+        to_policy = attention_policy.group_policy(group.visual, width, **options.attn_rows) if reads[0] else None
         with self._teaching():
             reading = self.read(
                 group, attention=to_policy, layers=options.attn_layers, states=reads[1], model=self.teacher
             )
-        policy = None if reading.attention is None else kept(reading.attention, options.attn_rows_dtype)
-        signals = {"teacher_policy": policy, "teacher_states": reading.states}
-        return {name: values for name, values in signals.items() if values is not None}
+        signals = {"teacher_states": reading.states} if reads[1] else {}
+        if reads[0]:
+            signals["teacher_policy"] = attention_policy.kept(reading.attention, options.attn_rows_dtype)
+        return signals
 
     def penalty(self, inputs: MicroBatch) -> Penalty | None:
         if not self.taps or not self.model.training:
@@ -163,13 +155,13 @@ class AttnDistillTrainer(GRPOVideoTrainer):
 
     def _attention(self, caught: tuple, inputs: MicroBatch, counted: Tensor) -> Penalty:
         layers, mask = caught
-        options, visual = self.args, visual_keys(inputs)
-        policy = policy_of(layers, mask, counted.size(1), visual, query=options.attn_query, keys=options.attn_keys)
-        teacher_policy = padded(inputs.signal("teacher_policy"), policy)
+        options, visual = self.args, attention_policy.visual_keys(inputs)
+        policy = attention_policy.policy_of(layers, mask, counted.size(1), visual, **options.attn_rows)
+        teacher_policy = attention_policy.padded(inputs.signal("teacher_policy"), policy)
         student = policy.detach()
         self.log_signal(inputs, "distance_to_teacher", lambda: jensen_shannon(student, teacher_policy))
-        self.log_signal(inputs, "frame_attention", lambda: frame_mass(student, inputs), "GTF")
-        self.log_signal(inputs, "teacher_attention", lambda: frame_mass(teacher_policy, inputs), "GTF")
+        self.log_signal(inputs, "frame_attention", lambda: attention_policy.frame_mass(student, inputs), "GTF")
+        self.log_signal(inputs, "teacher_attention", lambda: attention_policy.frame_mass(teacher_policy, inputs), "GTF")
         tokens = inputs["tokens_per_micro_batch"]
         term = attn_distill_penalty(
             policy,
@@ -180,7 +172,7 @@ class AttnDistillTrainer(GRPOVideoTrainer):
             num_tokens=tokens,
             num_completions=inputs["completions_per_micro_batch"],
         )
-        seen = attention_metrics("attn_distill", policy, visual, counted, mask, tokens)
+        seen = attention_policy.attention_metrics("attn_distill", policy, visual, counted, mask, tokens)
         return Penalty(term.loss, {**term.metrics, **seen})
 
     def _gkd(self, states: TokenStates, inputs: MicroBatch, counted: Tensor) -> Penalty:

@@ -20,9 +20,8 @@ class AttentionPolicyConfig(GRPOVideoConfig):
         attn_keys (`str`, *optional*, defaults to `"all"`):
             Over which keys a row is renormalised: `"all"` earlier ones, or the prompt's `"visual"` ones.
         attn_rows_dtype (`str`, *optional*, defaults to `"float32"`):
-            How the rows that the term compares with are kept from the rollout to their updates, (G,T,P+T) a prompt.
-            `"float32"` is exact; docs/performance.md has what `"float16"` changes in the gradient. Rows of a prompt that are
-            larger than 64 MiB wait in host memory.
+            Number format in which the rows that the term compares with, (G,T,P+T), wait for their updates: `"float32"` is
+            exact, `"float16"` half as large (see docs/performance.md). Above 64 MiB a prompt they wait in host memory.
     """
 
     attn_layers: int = 1
@@ -36,6 +35,11 @@ class AttentionPolicyConfig(GRPOVideoConfig):
         require_choice(self, "attn_query", ("token", "predictor"))
         require_choice(self, "attn_keys", ("all", "visual"))
         require_choice(self, "attn_rows_dtype", ("float32", "float16"))
+
+    @property
+    def attn_rows(self) -> dict[str, str]:
+        """Which rows over which keys, as keyword arguments."""
+        return {"query": self.attn_query, "keys": self.attn_keys}
 
 
 @documented

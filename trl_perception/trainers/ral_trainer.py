@@ -3,22 +3,13 @@
 import textwrap
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
 
 from ..batch import Group, MicroBatch
-from ..modeling import AttentionTap
+from ..modeling import AttentionTap, attention_policy
+from ..modeling.activation_checkpointing import refuse_reentrant
 from ..modeling.adapters import require_untouched_base
-from ..modeling.attention_policy import (
-    attention_metrics,
-    frame_mass,
-    group_policy,
-    kept,
-    padded,
-    policy_of,
-    visual_keys,
-)
 from ..objectives import Penalty, jensen_shannon, ral_penalty
 from .grpo_video_trainer import GRPOVideoTrainer
 from .ral_config import RALConfig
@@ -62,7 +53,7 @@ class RALTrainer(GRPOVideoTrainer):
     )
 
     def setup_method(self) -> None:
-        refuse_reentrant(self)
+        refuse_reentrant(self.args, type(self).__name__)
         if self.args.attn_weight > 0 and self._drops_out:
             raise ValueError(
                 "RAL compares the attention of two forwards, and this model drops out in training, so that the term would "
@@ -96,38 +87,23 @@ class RALTrainer(GRPOVideoTrainer):
     def penalty(self, inputs: MicroBatch) -> Penalty | None:
         if not self.taps or not self.model.training:
             return None
-        (layers, mask) = self.taps[0].take()[-1]
-        width = inputs["completion_ids"].size(1)
-        visual = visual_keys(inputs)
-        policy = policy_of(layers, mask, width, visual, query=self.args.attn_query, keys=self.args.attn_keys)
-        if self.args.attn_reference == "old" and self.policy_is_the_one_that_sampled():
+        options, width = self.args, inputs["completion_ids"].size(1)
+        (layers, mask), visual = self.taps[0].take()[-1], attention_policy.visual_keys(inputs)
+        policy = attention_policy.policy_of(layers, mask, width, visual, **options.attn_rows)
+        if options.attn_reference == "old" and self.policy_is_the_one_that_sampled():
             reference = policy.detach()
-            inputs["reference_policy"] = list(kept(reference, self.args.attn_rows_dtype))
+            inputs["reference_policy"] = list(attention_policy.kept(reference, options.attn_rows_dtype))
         else:
-            reference = padded(inputs.signal("reference_policy"), policy)
-        counted, tokens = inputs.loss_mask, inputs["tokens_per_micro_batch"]
+            reference = attention_policy.padded(inputs.signal("reference_policy"), policy)
+        counted, tokens, weight = inputs.loss_mask, inputs["tokens_per_micro_batch"], options.attn_weight
         self.log_signal(inputs, "attention_shift", lambda: jensen_shannon(policy.detach(), reference))
-        self.log_signal(inputs, "frame_attention", lambda: frame_mass(policy.detach(), inputs), "GTF")
-        weight = self.args.attn_weight
+        self.log_signal(inputs, "frame_attention", lambda: attention_policy.frame_mass(policy.detach(), inputs), "GTF")
         result = ral_penalty(policy, reference, inputs["advantages"], counted, weight=weight, num_tokens=tokens)
-        metrics = attention_metrics("ral", policy, visual, counted, mask, tokens)
+        metrics = attention_policy.attention_metrics("ral", policy, visual, counted, mask, tokens)
         return replace(result, metrics={**result.metrics, **metrics})
 
-    def _policy_on(self, group: Group, model: torch.nn.Module) -> Tensor:
+    def _policy_on(self, group: Group, model: nn.Module) -> Tensor:
         """(G,T,P+T) attention policy of a model on a group, P without padding, as it is kept."""
-        reduce = group_policy(
-            group.visual, group.completion_ids.size(1), query=self.args.attn_query, keys=self.args.attn_keys
-        )
+        reduce = attention_policy.group_policy(group.visual, group.completion_ids.size(1), **self.args.attn_rows)
         policy = self.read(group, attention=reduce, layers=self.args.attn_layers, model=model).attention
-        return kept(policy, self.args.attn_rows_dtype)
-
-
-def refuse_reentrant(trainer: GRPOVideoTrainer) -> None:
-    """Refuses reentrant checkpointing, under which tapped queries and keys silently lose their gradient."""
-    options = trainer.args
-    if options.gradient_checkpointing and (options.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-        raise ValueError(
-            f"{type(trainer).__name__} reads attention with gradient, which reentrant gradient checkpointing drops. Set "
-            "gradient_checkpointing_kwargs={'use_reentrant': False}, or gradient_checkpointing=False (TRL forces the "
-            "reentrant kind for adapters under DeepSpeed ZeRO-3; use ZeRO-2 or FSDP2 there)."
-        )
+        return attention_policy.kept(policy, self.args.attn_rows_dtype)
