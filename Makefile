@@ -122,7 +122,12 @@ soak: install
 # All methods by eight seeds: many hours; the same command resumes. study-smoke is the same command in small.
 study study-smoke: export HF_HUB_OFFLINE = 1
 study: install
+	$(BIN)/python -m benchmarks.study --config benchmarks/tuning.yaml
 	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.study_signals --json docs/signals.json
+	$(BIN)/python -m benchmarks.study --config benchmarks/ablations.yaml
+	$(BIN)/python -m benchmarks.gradient_variance --model runs/study-model --json docs/gradients.json
+	$(BIN)/python -m benchmarks.study_page
 
 study-smoke: install
 	$(BIN)/python -m trl_perception.cli.study --config study/smoke

@@ -17,6 +17,7 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -35,10 +36,13 @@ TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 class Probe(GRPOVideoTrainer):
-    """Samples and reads every signal of each group without learning (learning rate 0)."""
+    """Samples and reads every signal of each group without learning (learning rate 0).
+
+    `found` has the values of each signal by the id of the row.
+    """
 
     def __init__(self, *args, **kwargs):
-        self.found = defaultdict(list)
+        self.found = defaultdict(lambda: defaultdict(list))
         super().__init__(*args, **kwargs)
 
     def token_weights(self, group):
@@ -62,7 +66,7 @@ class Probe(GRPOVideoTrainer):
             kinds = token_kinds(self.processing_class.tokenizer, ids[mask].tolist())
             for kind, value in zip(kinds, values[mask].tolist(), strict=True):
                 question = "text-only question" if row["family"] == "text_only" else "visual question"
-                self.found[f"pgpo/{question}/{kind} tokens"].append(value)
+                self.found[f"pgpo/{question}/{kind} tokens"][row["id"]].append(value)
 
     def _ktr(self, group, row, logps):
         view = shuffled(group.prompt_ids, group.visual, seeded(0, self.state.global_step, group.prompt_ids))
@@ -70,7 +74,7 @@ class Probe(GRPOVideoTrainer):
             return
         delta = (logps - self.score(group, view)[0]).abs()
         kind = "temporal" if row["family"] in TEMPORAL else "static" if row["family"] in STATIC else row["family"]
-        self.found[f"ktr/{kind} question"] += delta[group.completion_mask].tolist()
+        self.found[f"ktr/{kind} question"][row["id"]] += delta[group.completion_mask].tolist()
 
     def _attention(self, group, row, rewards, evidence, cells, width):
         frames = torch.cat([token_frames(group.visual), torch.full((width,), -1)])
@@ -95,20 +99,20 @@ class Probe(GRPOVideoTrainer):
             strategy="soft",
         ).nonzero()[:, 0]
         count = len(selected)
-        self.found["appo/groups without a success, no frame"].append(float(count == 0))
+        self.found["appo/groups without a success, no frame"][row["id"]].append(float(count == 0))
         if 0 < count < cells:
             hits = sum(frame in evidence for frame in selected.tolist())
-            self.found["appo/selection holds an evidence frame"].append(float(hits > 0))
+            self.found["appo/selection holds an evidence frame"][row["id"]].append(float(hits > 0))
             chance = 1 - math.comb(cells - len(evidence), count) / math.comb(cells, count)
-            self.found["appo/... by chance"].append(chance)
-            self.found["appo/share of evidence frames selected"].append(hits / len(evidence))
-            self.found["appo/... by chance (share)"].append(count / cells)
+            self.found["appo/... by chance"][row["id"]].append(chance)
+            self.found["appo/share of evidence frames selected"][row["id"]].append(hits / len(evidence))
+            self.found["appo/... by chance (share)"][row["id"]].append(count / cells)
         on_video = share.sum(-1)
         on_evidence = share[..., sorted(evidence)].sum(-1) / on_video.clamp(min=1e-9)
         for value, mask, reward in zip(on_evidence, group.completion_mask, rewards.tolist(), strict=True):
             outcome = "right" if reward >= 0.5 else "wrong"
-            self.found[f"ral/attention on evidence, {outcome} completions"].append(value[mask].mean().item())
-        self.found["ral/... if attention were even"].append(len(evidence) / cells)
+            self.found[f"ral/attention on evidence, {outcome} completions"][row["id"]].append(value[mask].mean().item())
+        self.found["ral/... if attention were even"][row["id"]].append(len(evidence) / cells)
 
 
 def evidence_cells(prompt, spans) -> set[int]:
@@ -141,21 +145,19 @@ def token_kinds(tokenizer, ids) -> list[str]:
     return kinds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--prompts", type=int, default=280)
-    parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the numbers here as well")
-    options = parser.parse_args()
+def video_rows(folder: str, size: int, seed: int) -> Dataset:
+    """The rows with a clip among `size` synthetic ones."""
+    rows = make_synthetic_dataset(folder, size=size, split="evidence", seed=seed)
+    return Dataset.from_list([row for row in rows.to_list() if row["videos"]], features=rows.features)
+
+
+def signals(model: str, rows: Dataset, generations: int, seed: int) -> dict[str, dict[str, list[float]]]:
+    """The values of each signal by the id of a row, on rollouts of a model."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = make_synthetic_dataset(folder + "/clips", size=options.prompts, split="evidence", seed=options.seed)
-        rows = Dataset.from_list([row for row in rows.to_list() if row["videos"]], features=rows.features)
         config = GRPOVideoConfig(
-            folder + "/run",
-            per_device_train_batch_size=8 * options.generations,
-            num_generations=options.generations,
+            folder,
+            per_device_train_batch_size=8 * generations,
+            num_generations=generations,
             max_completion_length=48,
             video_fps=4.0,
             video_max_frames=16,
@@ -167,13 +169,26 @@ def main() -> None:
             save_strategy="no",
             logging_strategy="no",
             use_cpu=True,
-            seed=options.seed,
+            seed=seed,
         )
-        probe = Probe(model=options.model, reward_funcs=accuracy_reward, args=config, train_dataset=rows)
+        probe = Probe(model=model, reward_funcs=accuracy_reward, args=config, train_dataset=rows)
         probe.train()
-    table = {
-        name: {"mean": statistics.fmean(values), "count": len(values)} for name, values in sorted(probe.found.items())
-    }
+    return probe.found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--prompts", type=int, default=280)
+    parser.add_argument("--generations", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = video_rows(folder, options.prompts, options.seed)
+        found = signals(options.model, rows, options.generations, options.seed)
+    values = {name: list(chain.from_iterable(of_rows.values())) for name, of_rows in sorted(found.items())}
+    table = {name: {"mean": statistics.fmean(one), "count": len(one)} for name, one in values.items()}
     width = max(map(len, table))
     for name, entry in table.items():
         print(f"{name:<{width}}  {entry['mean']:8.4f}  (n = {entry['count']:,})")

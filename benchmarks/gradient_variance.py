@@ -23,7 +23,6 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.measure import machine
-from benchmarks.performance_table import with_table
 from trl_perception.study.credit import OracleTrainer
 from trl_perception.train import build, parse
 
@@ -39,7 +38,6 @@ OPTIONS = {
     "log_level": "error",
     "logging_strategy": "no",
 }
-PAGE = Path(__file__).parents[1] / "docs" / "study.md"
 
 
 class Gradients(TrainerCallback):
@@ -121,7 +119,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--json", type=Path, help="where the figures go, and from there into docs/study.md")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
     options = parser.parse_args()
     result = {"machine": machine("cpu"), "model": options.model, "batches": options.batches, "methods": {}}
     base = gradients(BASELINE, options.model, options.batches)
@@ -132,7 +130,6 @@ def main() -> None:
     print(as_markdown(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-        PAGE.write_text(with_table(PAGE.read_text(), as_markdown(result), "gradients"))
 
 
 if __name__ == "__main__":

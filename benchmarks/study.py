@@ -1,6 +1,7 @@
-"""Run a study of this package and put its tables into docs/study.md: `python -m benchmarks.study [--config FILE]`.
+"""Run a study of this package: `python -m benchmarks.study [--config FILE]`.
 
-The studies are benchmarks/study.yaml, tuning.yaml and ablations.yaml; the figures go to docs/NAME.json.
+The studies are benchmarks/study.yaml, tuning.yaml and ablations.yaml; the figures go to docs/NAME.json, and from there into
+docs/study.md by `benchmarks.study_page`.
 
 The models and the held-out rows are made first, where they are missing: `recipes/sft` trains a model and its teacher, and
 `held_out` writes rows with a column `clips`: "as trained", or how their clips differ from those that are trained on.
@@ -8,15 +9,17 @@ The models and the held-out rows are made first, where they are missing: `recipe
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks.performance_table import with_table
 from trl_perception.assets.train_tiny import main as train_model
 from trl_perception.assets.train_tiny import read_recipe
 from trl_perception.cli.study import main as study
 from trl_perception.data import make_synthetic_dataset
-from trl_perception.study.configuration import read_study
-from trl_perception.study.table import as_markdown
+from trl_perception.study.cells import cells_of
+from trl_perception.study.configuration import StudyConfig, read_study
+from trl_perception.study.results import collect
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study.yaml"
@@ -29,6 +32,11 @@ CLIPS = {  # rows of each kind, and the settings of its clips
     "busier": (350, {"distractors": 4, "noise": 16.0}),
     "more scenes": (350, {"scenes": (4, 5), "families": ["scene_color"]}),
 }
+CONTRASTS = [  # a method, and the one other than GRPO that its question compares it with
+    ("appo", "appo_random"),
+    ("appo_evidence", "appo_random"),
+    ("attn_distill", "distill_words"),
+]
 
 
 def held_out(file: Path) -> None:
@@ -41,6 +49,18 @@ def held_out(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def contrasts(config: StudyConfig) -> list[dict[str, Any]]:
+    """The difference of each pair of [`CONTRASTS`], with its interval, after equal updates; of those that have run."""
+    found = []
+    for method, other in CONTRASTS:
+        results = collect(replace(config, baseline=other), cells_of(config))
+        for of_model in results["models"].values():
+            difference = of_model["methods"].get(method, {}).get("equal", {}).get("step", {}).get("difference")
+            if difference is not None:
+                found.append({"method": method, "other": other, "difference": difference})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(STUDY))
@@ -51,10 +71,11 @@ def main() -> None:
     if not ROWS.is_file():
         held_out(ROWS)
     study(["--config", options.config])
-    results = json.loads((read_study(options.config).output / "study.json").read_text())
-    name, page = Path(options.config).stem, ROOT / "docs" / "study.md"
+    config, name = read_study(options.config), Path(options.config).stem
+    results = json.loads((config.output / "study.json").read_text())
+    if name == STUDY.stem:
+        results["contrasts"] = contrasts(config)
     (ROOT / "docs" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    page.write_text(with_table(page.read_text(), as_markdown(results), name))
 
 
 if __name__ == "__main__":

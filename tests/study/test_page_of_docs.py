@@ -3,27 +3,61 @@
 import json
 from pathlib import Path
 
-from benchmarks import study
-from benchmarks.gradient_variance import as_markdown as gradients_as_markdown
+from benchmarks import study, study_page
 from benchmarks.performance_table import with_table
 from trl_perception.study.configuration import read_study
-from trl_perception.study.table import as_markdown
 from trl_perception.trainers import TRAINERS
 
-DOCS = Path(__file__).parents[2] / "docs"
-NOT_RUN = "Not run yet for this version.\n"
+
+def test_the_page_shows_the_figures_of_the_files():
+    page = (study_page.DOCS / "study.md").read_text()
+    for name, block in study_page.blocks().items():
+        assert with_table(page, block, name) == page, name
 
 
-def test_the_page_shows_the_tables_of_the_files():
-    page = (DOCS / "study.md").read_text()
-    for name, file, shown in (
-        ("study", "study.json", as_markdown),
-        ("ablations", "ablations.json", as_markdown),
-        ("gradients", "gradients.json", gradients_as_markdown),
-    ):
-        figures = DOCS / file
-        table = shown(json.loads(figures.read_text())) if figures.is_file() else NOT_RUN
-        assert with_table(page, table, name) == page
+def differing(mean, low, high):
+    return {"difference": {"mean": mean, "low": low, "high": high}}
+
+
+def test_answers_name_the_methods_whose_interval_leaves_out_zero(tmp_path):
+    def method(overall, order):
+        groups = {"family": {"event_order": differing(*order)}}
+        curve = [[0.0, 0.5, 0.5, 0.5], [80.0, 0.6, 0.55, 0.65]]
+        return {
+            "equal": {"step": differing(*overall) | {"groups": groups}},
+            "curves": {"accuracy": curve, "reward": curve},
+        }
+
+    of_model = {
+        "detectable": 0.021,
+        "before": {"groups": {"family": {"event_order": {}}}},
+        "methods": {
+            "grpo": method((0, 0, 0), (0, 0, 0)),
+            "ktr": method((0.01, -0.01, 0.03), (0.05, 0.02, 0.08)),
+            "oracle": method((0.04, 0.01, 0.07), (0, -0.01, 0.01)),
+        },
+    }
+    contrast = {"method": "appo", "other": "appo_random"} | differing(0.002, -0.01, 0.014)
+    figures = {"settings": {"baseline": "grpo"}, "models": {"m": of_model}, "contrasts": [contrast]}
+    order = study_page.ORDER
+    seen = {
+        name: {order: {"mean": mean, "difference": mean - 0.2, "low": -0.1, "high": 0.3}}
+        for name, mean in (("base", 0.1), ("grpo", 0.2), ("ktr", 0.4))
+    }
+    noise = {"methods": {"pgpo": {"over_baseline": 0.9, "low": 0.8, "high": 1.01}}}
+    text = "".join(study_page.answers(figures, {"methods": seen}, noise))
+    assert text.splitlines() == [
+        "- The smallest true difference from grpo that the study finds with a probability of 80 %: 2.1 points.",
+        "- Methods that differ from grpo on all rows: oracle +4.0 [+1.0, +7.0].",
+        "- On family event_order: ktr +5.0 [+2.0, +8.0].",
+        "- ktr on event_order, for which it is made: +5.0 [+2.0, +8.0].",
+        "- appo minus appo_random: +0.2 [-1.0, +1.4].",
+        "- Credit that knows the evidence (oracle): +4.0 [+1.0, +7.0].",
+        f"- Signal, {order}: 0.100 base, 0.200 grpo, 0.400 ktr (minus grpo +0.200 [-0.100, +0.300]).",
+        "- Noise of PGPO's gradient over grpo's: 0.90 [0.80, 1.01].",
+    ]
+    study_page.plot(figures, tmp_path / "study.svg")
+    assert "difference from grpo" in (tmp_path / "study.svg").read_text()
 
 
 def test_every_method_is_studied_on_the_same_rows_and_seeds():
