@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import study as benchmark
 from tests.reports.conftest import make_completion, make_group
 from tests.reports.test_page import Page
 from tests.study.test_configuration import written
@@ -118,6 +119,14 @@ def test_results_of_a_small_study_by_hand(study):
         [4, pytest.approx(8.5 / 13), pytest.approx(8 / 13), pytest.approx(9 / 13)],
     ]
     assert json.loads(json.dumps(results)) == results
+
+
+def test_methods_are_contrasted_with_each_other(study, monkeypatch):
+    config, cells = study
+    monkeypatch.setattr(benchmark, "CONTRASTS", [("grpo", "hard"), ("grpo", "another")])
+    (found,) = benchmark.contrasts(config)  # the one whose methods are there
+    assert (found["method"], found["other"]) == ("grpo", "hard")
+    assert found["difference"]["mean"] == pytest.approx((8.5 - 11) / 13)
 
 
 def test_cells_that_are_missing_are_named_and_other_rows_refused(study):
