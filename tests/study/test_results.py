@@ -122,7 +122,7 @@ def test_results_of_a_small_study_by_hand(study):
 
 
 def test_methods_are_contrasted_with_each_other(study, monkeypatch):
-    config, cells = study
+    config, _ = study
     monkeypatch.setattr(benchmark, "CONTRASTS", [("grpo", "hard"), ("grpo", "another")])
     (found,) = benchmark.contrasts(config)  # the one whose methods are there
     assert (found["method"], found["other"]) == ("grpo", "hard")
