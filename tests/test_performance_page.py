@@ -24,6 +24,19 @@ def test_the_table_is_the_files():
     assert rows_as_markdown(rows) in (DOCS / "performance.md").read_text()
 
 
+def test_the_readme_has_the_figures_of_the_file():
+    result, readme = json.loads((DOCS / "performance.json").read_text()), (DOCS.parent / "README.md").read_text()
+    (case,) = [case for case in result["shared"] if (case["P"], case["G"]) == (1039, 8)]
+    trl, ours = result["peer"]
+    for figure in (
+        f"| 1 | {case['update']['speedup']:.1f} times as fast, {case['update']['memory']:.2f} of the peak memory |",
+        f"| 1 | {case['rollout']['speedup']:.1f} times as fast |",
+        f"| 1 | {result['methods']['grpo']['speedup']:.1f} times as fast |",
+        f"takes {ours['speedup']:.1f} times as long as one of this package, and {trl['peak_mib'] / ours['peak_mib']:.1f} times the memory",
+    ):
+        assert figure in readme
+
+
 def test_the_rest_of_a_row_is_spread_as_the_present_policy():
     # Largest of the old row: 0.5 and 0.3 at 0 and 2. The other 0.2 goes to keys 1 and 3 as 0.1 : 0.3, so 0.05 and 0.15.
     old, now = torch.tensor([[0.5, 0.12, 0.3, 0.08]]), torch.tensor([[0.4, 0.1, 0.2, 0.3]])
