@@ -9,11 +9,11 @@ from torch import Tensor
 from ..batch import Group
 from ..media import PreparedPrompt
 from ..media.frames import token_frames
-from ..modeling import log_probs, pooled_rows, seeded
-from ..objectives import TokenWeights, appo_token_weights, pgpo_token_weights, select_frames, visual_dependency
+from ..modeling import View, log_probs, pooled_rows, seeded
+from ..objectives import TokenWeights, appo_token_weights, select_frames
 from ..reports.summary import shown_at
 from ..trainers import APPOTrainer, PGPOTrainer
-from ..views import frames_kept, media_masked
+from ..views import frames_kept
 
 
 def evidence_frames(prompt: PreparedPrompt) -> Tensor | None:
@@ -29,34 +29,20 @@ def evidence_frames(prompt: PreparedPrompt) -> Tensor | None:
 
 
 class OracleTrainer(PGPOTrainer):
-    """PGPO whose dependency is that on the evidence: S of log p with the clip and log p without the frames that show evidence.
+    """PGPO whose dependency is that on the evidence: between the policy with the clip and without the frames that show evidence.
 
     What token weights by visual dependency could gain if they knew where to look. Where the whole clip is evidence, it is
-    PGPO; a row without evidence keeps weight 1. `dependency` is `k3`.
+    PGPO; a row without evidence keeps weight 1.
     """
 
     _name = "Oracle"
 
     def token_weights(self, group: Group) -> TokenWeights | None:
-        shown = evidence_frames(group.prompt) if group.visual.visual_tokens else None
-        if shown is None:
-            return None
-        others = (~shown).nonzero()[:, 0].tolist()
-        hidden = frames_kept(group.prompt, others, self.model) if others else media_masked(group.prompt, self.model)
-        options, bound = self.args, self.args.dependency_clamp
-        logps, without = self.score(group)[0], self.score(group, hidden)[0]
-        dependency = visual_dependency(logps, without, clamp=None if bound is None else (0.0, bound))
-        self.log_signal(group, "evidence_dependency", dependency)
-        return pgpo_token_weights(
-            dependency,
-            group.completion_mask,
-            threshold=options.dependency_threshold,
-            visual_boost=options.visual_boost,
-            threshold_mode=options.threshold_mode,
-            weight_floor=options.weight_floor,
-            conserve_mass=options.conserve_mass,
-            max_weight=options.max_weight,
-        )
+        return None if evidence_frames(group.prompt) is None else super().token_weights(group)
+
+    def _media_masked(self, group: Group) -> View:
+        others = (~evidence_frames(group.prompt)).nonzero()[:, 0].tolist()
+        return frames_kept(group.prompt, others, self.model) if others else super()._media_masked(group)
 
 
 class RandomFramesTrainer(APPOTrainer):
