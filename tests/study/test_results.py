@@ -97,6 +97,7 @@ def test_results_of_a_small_study_by_hand(study):
     assert results["cells"] == {"complete": 5, "missing": []}
     assert of_model["rows"] == 13  # one row has no answer that counts
     assert of_model["budgets"] == {"step": 4, "rollouts": 40, "processor_seconds": 20}
+    assert of_model["processor_seconds"] == 2 * 20 + 2 * 40
     hard, grpo = of_model["methods"]["hard"]["equal"], of_model["methods"]["grpo"]["equal"]
     assert grpo["step"]["accuracy"]["mean"] == pytest.approx(8.5 / 13)
     assert grpo["step"]["difference"] is None

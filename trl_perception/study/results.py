@@ -147,6 +147,7 @@ def _of_model(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         "rows": int((~np.isnan(base)).sum()),
         "before": _figures(before),
         "budgets": budgets,
+        "processor_seconds": sum(float(one.used["processor_seconds"][-1]) for one in found),
         "detectable": max(detectable, default=None),
         "methods": {
             name: {

@@ -39,7 +39,8 @@ def of_model_stated(results: Mapping[str, Any], of_model: Mapping[str, Any]) -> 
     budgets, before = of_model["budgets"], of_model["before"]["accuracy"]["mean"]
     text = (
         f"{of_model['rows']:,} rows, {percent(before)} before training. Equal budgets: {budgets['step']:g} updates, "
-        f"{budgets['rollouts']:,.0f} completions, {budgets['processor_seconds'] / 60:.1f} minutes of processor time."
+        f"{budgets['rollouts']:,.0f} completions, {budgets['processor_seconds'] / 60:.1f} minutes of processor time. All "
+        f"training together took {of_model['processor_seconds'] / 3600:.1f} hours of processor time."
     )
     if (least := of_model["detectable"]) is not None:
         text += f" A true difference of {100 * least:.1f} points would be found with a probability of 80 %, or more."
