@@ -126,7 +126,7 @@ study: install
 	$(BIN)/python -m benchmarks.study
 	$(BIN)/python -m benchmarks.study_signals --json docs/signals.json
 	$(BIN)/python -m benchmarks.study --config benchmarks/ablations.yaml
-	$(BIN)/python -m benchmarks.gradient_variance --model runs/study-model --json docs/gradients.json
+	$(BIN)/python -m benchmarks.gradient_variance --model benchmarks/study_models/student --json docs/gradients.json
 	$(BIN)/python -m benchmarks.study_page
 
 study-smoke: install

@@ -3,8 +3,8 @@
 The studies are benchmarks/study.yaml, tuning.yaml and ablations.yaml; the figures go to docs/NAME.json, and from there into
 docs/study.md by `benchmarks.study_page`.
 
-The models and the held-out rows are made first, where they are missing: `recipes/sft` trains a model and its teacher, and
-`held_out` writes rows with a column `clips`: "as trained", or how their clips differ from those that are trained on.
+The models and the held-out rows are made where they are missing: `recipes/sft` trains a model and its teacher, and `held_out`
+writes rows with a column `clips`: "as trained", or how their clips differ from those that are trained on.
 """
 
 import argparse

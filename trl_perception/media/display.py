@@ -4,6 +4,7 @@ import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import SideDataContainer
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from .errors import MediaError
@@ -11,17 +12,18 @@ from .errors import MediaError
 DEINTERLACER = "estdif"  # needs no other frame: it keeps the first field's lines and draws the others from them
 
 
-def upright(frame: av.VideoFrame, name: str) -> Tensor:
+def upright(frame: av.VideoFrame, name: str, to_rgb: VideoReformatter) -> Tensor:
     """Return (3,h,w) uint8 RGB, rotated and mirrored by the frame's display matrix, without the later of two fields.
 
     (x, y) -> (a x + c y, b x + d y); a, b, c, d each -1, 0 or 1 up to the scale of a row, which is not applied
 
+    Args: to_rgb: one for all frames of a clip, as its tables and threads cost more than a small frame.
     Raises: MediaError for a matrix that is not a quarter turn or mirroring.
     """
     # Not frame.side_data: it forms a reference cycle with the frame, which keeps threads and pixels until the gc runs.
     matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     shown = _one_field(frame) if frame.interlaced_frame else frame
-    pixels = shown.to_ndarray(format="rgb24")
+    pixels = to_rgb.reformat(shown, format="rgb24", threads=1).to_ndarray()
     if matrix is not None:
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / (1 << 16)
         straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))

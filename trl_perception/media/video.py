@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional
 from transformers.video_utils import VideoMetadata
@@ -210,7 +211,7 @@ def _timelines(medium: Path | bytes, budget: Budget) -> Iterator[Timeline]:
 
 def _decode_chosen(medium, timeline: Timeline, numbers: set[int], fit: Fit, budget: Budget) -> dict[int, Tensor]:
     """Return resized frames by number, as many as were found undamaged."""
-    found = {}
+    found, to_rgb = {}, VideoReformatter()
     with opened(medium, budget) as (container, stream):
         if timeline.packets is None:
             pairs = enumerate(container.decode(stream, timeline.from_keyframe))
@@ -220,7 +221,7 @@ def _decode_chosen(medium, timeline: Timeline, numbers: set[int], fit: Fit, budg
             if position in numbers:
                 if container.damaged:
                     break
-                found[position] = fit(upright(frame, budget.name))
+                found[position] = fit(upright(frame, budget.name, to_rgb))
                 if len(found) == len(numbers):
                     break
     return found
