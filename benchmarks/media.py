@@ -1,4 +1,4 @@
-"""Savings in preparing media: `python -m benchmarks.media [--parts group waiting]`.
+"""Savings in preparing media: `python -m benchmarks.media [--parts group waiting] [--json FILE]`.
 
 Prints ratios of paths in one run, never a time to be compared with another machine's:
 
@@ -9,7 +9,7 @@ Prints ratios of paths in one run, never a time to be compared with another mach
 """
 
 import argparse
-import os
+import json
 import statistics
 import struct
 import tempfile
@@ -22,13 +22,17 @@ import torch
 from datasets import Dataset
 from transformers import AutoProcessor, TrainerCallback
 
+from benchmarks.measure import machine
 from benchmarks.models import SIZES, random_model
+from benchmarks.performance_table import with_table
 from trl_perception.assets import model_path
 from trl_perception.data import make_synthetic_dataset
+from trl_perception.evaluation.tables import aligned
 from trl_perception.media import MediaLoader, PromptPreparer, VideoSettings
 from trl_perception.trainers import GRPOVideoConfig, GRPOVideoTrainer
 
 SECONDS, RATE, HEIGHT, WIDTH = 120, 30, 240, 320  # of a clip
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 QUESTION = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
 
 
@@ -106,7 +110,7 @@ class Waiting(TrainerCallback):
         return statistics.median(self.steps[steps]), statistics.median(self.waits[steps])
 
 
-def waiting(options: argparse.Namespace) -> None:
+def waiting(options: argparse.Namespace) -> dict:
     """Steps on clips in memory, on cold clips with and without reading ahead, and on clips in a disk cache."""
     torch.set_num_threads(1)
 
@@ -146,24 +150,33 @@ def waiting(options: argparse.Namespace) -> None:
             return times
 
         full, second = slice(1, options.steps), slice(options.steps, None)  # the pipeline is full; the second epoch
-        memory, wait = run(2).of(second)
-        print(
-            f"{options.prompts} clips of {SECONDS} s a step, {options.frames} frames each, {options.workers} process(es) or "
-            f"thread(s) that decode, {torch.get_num_threads()} that train, {os.cpu_count()} processors; medians of steps\n"
-            f"clips in memory: {wait / memory:.1%} of a step is waiting"
-        )
         disk = {"media_cache_dir": str(folder / "kept"), "media_cache_mb": 1}
+        cases = {}
         for what, epochs, steps, media in (
-            ("cold clips, media_prefetch 0", 1, full, {"media_cache_mb": 1}),
-            ("cold clips, media_prefetch 1", 1, full, {"media_cache_mb": 1, "media_prefetch": 1}),
-            ("second epoch, media_cache_dir", 2, second, disk),
-            ("the same, media_prefetch 1", 1, full, {**disk, "media_prefetch": 1}),
+            ("clips in memory", 2, second, {}),
+            ("cold clips, `media_prefetch: 0`", 1, full, {"media_cache_mb": 1}),
+            ("cold clips, `media_prefetch: 1`", 1, full, {"media_cache_mb": 1, "media_prefetch": 1}),
+            ("second epoch, `media_cache_dir`", 2, second, disk),
+            ("second epoch, `media_cache_dir`, `media_prefetch: 1`", 1, full, {**disk, "media_prefetch": 1}),
         ):
             step, wait = run(epochs, **media).of(steps)
-            print(
-                f"{what}: {wait / step:.1%} of a step is waiting; the step takes {step / memory:.2f} of one in memory",
-                flush=True,
-            )
+            cases[what] = {"step_s": step, "wait_s": wait}
+            print(f"{what}: {wait / step:.1%} of a step is waiting", flush=True)
+    plan = {key: getattr(options, key) for key in ("prompts", "generations", "length", "frames", "workers")}
+    return {"machine": machine("cpu"), "clip_s": SECONDS, **plan, "cases": cases}
+
+
+def as_markdown(result: dict) -> str:
+    """A row a way in which the media of a rollout come."""
+    lines = [["media", "of a step is waiting", "step, of one in memory"]]
+    memory = result["cases"]["clips in memory"]["step_s"]
+    for what, case in result["cases"].items():
+        lines.append([what, f"{case['wait_s'] / case['step_s']:.1%}", f"{case['step_s'] / memory:.2f}"])
+    stated = (
+        f"{result['machine']}; {result['prompts']} clips of {result['clip_s']} s a step, {result['frames']} frames each, "
+        f"{result['generations']} completions of {result['length']} tokens; {result['workers']} process or thread decodes"
+    )
+    return f"{stated}\n\n{aligned(lines)}\n"
 
 
 def main() -> None:
@@ -178,9 +191,18 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--steps", type=int, default=4, help="optimisation steps of an epoch, the first not counted")
     parser.add_argument("--workers", type=int, default=1, help="media_workers")
+    parser.add_argument(
+        "--json", type=Path, help="where the figures of waiting go, and from there into docs/performance.md"
+    )
     options = parser.parse_args()
-    for part in options.parts:
-        {"group": group, "waiting": waiting}[part](options)
+    if "group" in options.parts:
+        group(options)
+    if "waiting" in options.parts:
+        result = waiting(options)
+        print(as_markdown(result))
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            PAGE.write_text(with_table(PAGE.read_text(), as_markdown(result), "waiting"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks import cluster
+from benchmarks import cluster, codecs, media
 from benchmarks.attention_rows import as_markdown as rows_as_markdown
 from benchmarks.attention_rows import largest
 from benchmarks.families import FAMILIES, family_model, video_prompt
@@ -18,10 +18,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_table_is_the_files():
-    assert as_markdown(json.loads((DOCS / "performance.json").read_text())) in (DOCS / "performance.md").read_text()
-
-    rows = json.loads((DOCS / "attention_rows.json").read_text())
-    assert rows_as_markdown(rows) in (DOCS / "performance.md").read_text()
+    page = (DOCS / "performance.md").read_text()
+    for name, shown in (
+        ("performance", as_markdown),
+        ("attention_rows", rows_as_markdown),
+        ("waiting", media.as_markdown),
+        ("codecs", codecs.as_markdown),
+    ):
+        assert shown(json.loads((DOCS / f"{name}.json").read_text())) in page
 
 
 def test_the_readme_has_the_figures_of_the_file():

@@ -92,7 +92,7 @@ def _read_packets(container: BudgetedContainer, stream: av.VideoStream) -> tuple
         if packet.pts is not None:
             end = max(end, (packet.pts + duration) * float(packet.time_base))
         # Bit 4 is 0 for a VP8 frame that is a reference for others and is never shown (RFC 6386, 9.1).
-        if packet.stream is stream and packet.size and not (hides and not bytes(packet)[0] & 16):
+        if packet.stream is stream and packet.size and not (hides and not memoryview(packet)[0] & 16):
             packets.append(Entry(packet.pts, duration, packet.dts, packet.is_keyframe, packet.is_discard))
     return packets, end
 
