@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks import cluster, codecs, media
+from benchmarks import cluster, codecs, media, ms_swift
 from benchmarks.attention_rows import as_markdown as rows_as_markdown
 from benchmarks.attention_rows import largest
 from benchmarks.families import FAMILIES, family_model, video_prompt
@@ -24,6 +24,7 @@ def test_the_table_is_the_files():
         ("attention_rows", rows_as_markdown),
         ("waiting", media.as_markdown),
         ("codecs", codecs.as_markdown),
+        ("ms_swift", ms_swift.as_markdown),
     ):
         assert shown(json.loads((DOCS / f"{name}.json").read_text())) in page
 
