@@ -73,11 +73,12 @@ def bottom_right(module, query, key, value, attention_mask, scaling=None, positi
     return out.transpose(1, 2), None
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "sdpa over joined keys", "flash"])
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
 @pytest.mark.parametrize("name", layouts())
-def test_two_calls_a_run_are_the_attention_under_the_mask(name, backend, monkeypatch):
+def test_two_calls_a_run_are_the_attention_under_the_mask(name, backend, joined, monkeypatch):
     packing, scaling = layouts()[name], 1 / math.sqrt(8)
-    if backend == "sdpa over joined keys":
+    if joined:
         monkeypatch.setattr(packed_attention, "can_merge", lambda *tensors: False)
     inputs = states(packing.length)
     running = bottom_right if backend == "flash" else ALL_ATTENTION_FUNCTIONS["sdpa"]

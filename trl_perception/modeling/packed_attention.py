@@ -61,9 +61,8 @@ def split_attention(
 ) -> tuple[Tensor, None]:
     """The attention of a packed row, run by run: the prefix, causal; and its segments over prefix and own keys.
 
-    SDPA counts causality from the top left, so segments behind a prefix are [`merged_attention`] of PyTorch's kernels; where
-    there is none for the tensors, their keys are joined and their mask is written out. Flash attention counts from the bottom
-    right and takes the joined keys.
+    Segments behind a prefix are [`merged_attention`] of PyTorch's flash kernels. Where there is none for the tensors, their keys
+    are joined: SDPA counts causality from the top left and takes a mask, flash attention counts from the bottom right.
 
     Args:
         running: the attention function of transformers' interface.
@@ -81,7 +80,7 @@ def split_attention(
             pieces.append(running(module, *part, None, **kwargs)[0])
         shared = [tensor[:, :, prefix] for tensor in (key, value)]
         queries, *own = (segments_of(tensor, run) for tensor in (query, key, value))
-        if masked and run.prefix and plain_softmax(kwargs) and can_merge(queries, *own):
+        if run.prefix and plain_softmax(kwargs) and can_merge(queries, *own):
             out = merged_attention(queries, *shared, *own, kwargs.get("scaling")).transpose(1, 2)  # (G,W,H,d)
         else:
             joined = (
