@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ from trl_perception.assets.train_tiny import (
     fresh_batches,
     learning_rate_factor,
     main,
+    partly_swapped,
     read_recipe,
     train,
 )
@@ -42,9 +44,13 @@ def test_recipes_are_read():
     assert Path(teacher.output).name == "tiny_teacher"
     assert teacher.processor == "tiny"
     assert teacher.stop_accuracy == 1.0 > tiny.stop_accuracy
-    study, longer = (read_recipe(RECIPES / name) for name in ("study.yaml", "study_teacher.yaml"))
-    assert (study.seed, study.train_rows) == (longer.seed, longer.train_rows) == (study.seed, None)  # one tokenizer
-    assert longer.max_steps > study.max_steps
+    sighted, longer, study = (read_recipe(RECIPES / f"study{name}.yaml") for name in ("_sighted", "_teacher", ""))
+    assert (
+        (sighted.seed, sighted.train_rows) == (longer.seed, longer.train_rows) == (sighted.seed, None)
+    )  # one tokenizer
+    assert longer.max_steps > sighted.max_steps
+    assert study.model == sighted.output
+    assert study.hallucinated > 0
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,25 @@ def test_training_is_reproducible_and_learns(tmp_path):
     start = train(TinyRecipe(**small(tmp_path, learning_rate=0.0, weight_decay=0.0)))[0].state_dict()
     moved = [name for name in start if not torch.equal(start[name], runs[0][name])]
     assert len(moved) == len(start)  # every weight has a gradient, including the vision tower's
+
+
+def test_a_model_is_trained_further_with_its_own_processor(tmp_path):
+    changes = {"train_rows": None, "medium": "video", "learning_rate": 0.0, "model": "tiny", "hallucinated": 0.5}
+    model, processor, _ = train(TinyRecipe(**small(tmp_path, **changes)))
+    tiny, its_processor = from_pretrained("tiny")
+    assert all(torch.equal(weight, tiny.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert processor.tokenizer.get_vocab() == its_processor.tokenizer.get_vocab()
+
+
+def test_a_share_of_the_rows_is_shown_clips_of_others():
+    rows, media = [{"family": "ab"[number % 2]} for number in range(1000)], [*map(str, range(999)), None]
+    shown = partly_swapped(rows, media, 0.4, np.random.default_rng(0))
+    changed = [place for place in range(1000) if shown[place] != media[place]]
+    assert 350 < len(changed) < 450
+    assert sorted(map(str, shown)) == sorted(map(str, media))  # each clip once
+    assert all(int(shown[place]) % 2 == place % 2 for place in changed)
+    assert shown[-1] is None
+    assert partly_swapped(rows, media, 0.0, np.random.default_rng(0)) == media
 
 
 def test_learning_rate_warms_up_and_falls_to_zero(tmp_path):

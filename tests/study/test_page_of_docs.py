@@ -66,10 +66,10 @@ def test_every_method_is_studied_on_the_same_rows_and_seeds():
     assert (len(config.seeds), config.train["synthetic"]["size"]) == (8, 512)
     assert config.train["synthetic"]["seed"] != study.SEED
     assert Path(config.evaluation["data"]) == study.ROWS
-    outputs = [study.read_recipe(recipe).output for recipe in study.MODELS]
-    assert config.models == (outputs[0],)
+    _, student, teacher = (study.read_recipe(recipe).output for recipe in study.MODELS)
+    assert config.models == (student,)
     teachers = {method.recipe.get("teacher_model_name_or_path") for method in config.methods}
-    assert teachers == {None, outputs[1]}
+    assert teachers == {None, teacher}
 
 
 def test_every_ablation_changes_a_setting_of_its_method():

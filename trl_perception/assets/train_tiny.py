@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
@@ -18,9 +19,9 @@ from ..data import make_synthetic_dataset
 from ..data.synthetic import draw_row, families_of
 from ..data.synthetic_spec import SceneSettings
 from ..modeling import apply_position_rule
-from . import model_path
+from . import from_pretrained, model_path
 from .batches import Medium, as_medium, encode_examples, length_batches, load_medium, question
-from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score
+from .evaluate_tiny import IOU_THRESHOLD, as_markdown, complete, evaluate, score, swap_media
 from .model_card import write_model_card
 from .tiny_model import build_model, build_processor, build_tokenizer
 
@@ -41,6 +42,9 @@ class TinyRecipe:
         train_rows: rows to learn from, again and again; None for rows that are drawn for each step and used once.
         validation_rows, test_rows: rows to stop by, and to report on.
         processor: None learns a tokenizer from the training rows; a name or folder reuses that model's processor.
+        model: None starts from random weights; a name or folder from that model's.
+        hallucinated: share of the drawn rows with a clip that are shown the clip of another row of their family. The model learns to
+            speak from what is common, not from what is there, in about that share of its answers.
         max_steps: steps of the cosine schedule; training may stop earlier.
         batch_size: rows a step.
         learning_rate: at the top of the schedule, after `warmup_steps`.
@@ -67,6 +71,8 @@ class TinyRecipe:
     stop_accuracy: float
     eval_every: int
     processor: str | None = None
+    model: str | None = None
+    hallucinated: float = 0.0
     threads: int = 2
 
 
@@ -76,7 +82,7 @@ def read_recipe(path: str | Path) -> TinyRecipe:
     known = {field.name for field in fields(TinyRecipe)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    if missing := sorted(known - {"processor", "threads"} - set(values)):
+    if missing := sorted(known - {"processor", "model", "hallucinated", "threads"} - set(values)):
         raise ValueError(f"{path} lacks the keys {', '.join(missing)}")
     return TinyRecipe(**values)
 
@@ -88,9 +94,12 @@ def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
     else:
         rows, media = load_split(recipe, "train", recipe.train_rows)
     validation = load_split(recipe, "validation", recipe.validation_rows)
-    processor = make_processor(recipe, rows)
-    model = build_model(processor.tokenizer, recipe.seed)
-    apply_position_rule(model)
+    if recipe.model is None:
+        processor = make_processor(recipe, rows)
+        model = build_model(processor.tokenizer, recipe.seed)
+        apply_position_rule(model)
+    else:
+        model, processor = from_pretrained(recipe.model, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 
@@ -158,6 +167,7 @@ def fresh_batches(recipe: TinyRecipe, processor: ProcessorMixin) -> Batches:
     size = 8 * recipe.batch_size
     for start in itertools.count(step=size):
         rows, media = zip(*drawn_rows(recipe, start, size), strict=True)
+        media = partly_swapped(rows, media, recipe.hallucinated, np.random.default_rng((recipe.seed, start)))
         yield from itertools.islice(epochs(recipe, processor, rows, media), 8)
 
 
@@ -166,6 +176,18 @@ def drawn_rows(recipe: TinyRecipe, start: int, size: int) -> list[tuple[dict, Me
     spec = {"seed": recipe.seed, "split": "train", "families": families_of(recipe.medium), "medium": recipe.medium}
     drawn = (draw_row(spec, SceneSettings(), start + number) for number in range(size))
     return [(row, as_medium(pixels)) for row, pixels in drawn]
+
+
+def partly_swapped(
+    rows: Sequence[Mapping], media: Sequence[Medium], share: float, generator: np.random.Generator
+) -> list[Medium]:
+    """The media of the rows, those of a random `share` of them swapped."""
+    found = list(media)
+    chosen = (generator.random(len(rows)) < share).nonzero()[0].tolist()
+    swapped = swap_media([rows[place] for place in chosen], [media[place] for place in chosen])
+    for place, medium in zip(chosen, swapped, strict=True):
+        found[place] = medium
+    return found
 
 
 def make_processor(recipe: TinyRecipe, rows: Sequence[Mapping]) -> ProcessorMixin:
