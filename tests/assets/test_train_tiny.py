@@ -68,11 +68,14 @@ def test_a_recipe_with_wrong_keys_is_refused(tmp_path, changes, named):
 def test_the_command_writes_a_model_that_loads(tmp_path):
     from trl_perception.assets import from_pretrained
 
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small(tmp_path)))
+    values = small(tmp_path, train_rows=None, medium="video", model="tiny", hallucinated=0.4)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     main(["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "elsewhere")])
     model, processor = from_pretrained(str(tmp_path / "elsewhere"))
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
-    assert "| all | 7 |" in (tmp_path / "elsewhere" / "README.md").read_text()
+    card = (tmp_path / "elsewhere" / "README.md").read_text()
+    for words in ("| all | 7 |", "trained from tiny on", "40% of the rows", f"--model {tmp_path / 'elsewhere'}\n"):
+        assert words in card
 
 
 def test_rows_that_are_drawn_are_those_of_a_written_data_set(tmp_path):

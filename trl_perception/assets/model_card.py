@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from . import EMBEDDED
 from .evaluate_tiny import as_markdown
 
 CARD = """\
@@ -16,7 +17,7 @@ tags: [qwen2_5_vl, video, synthetic]
 ---
 # {name}
 
-A real `Qwen2_5_VLForConditionalGeneration` with {parameters:,} float32 parameters, trained from random weights on
+A real `Qwen2_5_VLForConditionalGeneration` with {parameters:,} float32 parameters, trained from {origin} on
 synthetic clips and images. It exists so that training loops, tests and examples run on a CPU in seconds; it knows nothing else.
 
 - Sight: {depth} vision blocks, patches of 14 pixels merged two by two, two frames a temporal step.
@@ -56,9 +57,12 @@ def write_model_card(
             f"Training stops once greedy accuracy on validation rows reaches {recipe.stop_accuracy:.2f}. It is left\n"
             "imperfect on purpose: reinforcement learning needs room.\n"
         )
+    if recipe.hallucinated:
+        stop += f"{recipe.hallucinated:.0%} of the rows with a clip are shown that of another row, so that the model hallucinates.\n"
     card = CARD.format(
         name=f"trl_perception {folder.name}",
-        model=folder.name,
+        model=folder.name if folder.name in EMBEDDED else str(folder),
+        origin="random weights" if recipe.model is None else recipe.model,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         depth=vision.depth,
         layers=text.num_hidden_layers,
