@@ -23,7 +23,7 @@ from trl_perception.study.results import collect
 
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study.yaml"
-MODELS = [ROOT / "recipes" / "sft" / name for name in ("study_sighted.yaml", "study.yaml", "study_teacher.yaml")]
+MODELS = [ROOT / "recipes" / "sft" / name for name in ("study_pretrained.yaml", "study.yaml", "study_teacher.yaml")]
 ROWS = Path("runs/study-rows/held_out.jsonl")
 SEED = 23
 CLIPS = {  # rows of each kind, and the settings of its clips

@@ -44,12 +44,12 @@ def test_recipes_are_read():
     assert Path(teacher.output).name == "tiny_teacher"
     assert teacher.processor == "tiny"
     assert teacher.stop_accuracy == 1.0 > tiny.stop_accuracy
-    sighted, longer, study = (read_recipe(RECIPES / f"study{name}.yaml") for name in ("_sighted", "_teacher", ""))
+    pretrained, longer, study = (read_recipe(RECIPES / f"study{name}.yaml") for name in ("_pretrained", "_teacher", ""))
     assert (
-        (sighted.seed, sighted.train_rows) == (longer.seed, longer.train_rows) == (sighted.seed, None)
+        (pretrained.seed, pretrained.train_rows) == (longer.seed, longer.train_rows) == (pretrained.seed, None)
     )  # one tokenizer
-    assert longer.max_steps > sighted.max_steps
-    assert study.model == sighted.output
+    assert longer.max_steps > pretrained.max_steps
+    assert study.model == pretrained.output
     assert study.hallucinated > 0
 
 
@@ -126,6 +126,11 @@ def test_a_model_is_trained_further_with_its_own_processor(tmp_path):
     tiny, its_processor = from_pretrained("tiny")
     assert all(torch.equal(weight, tiny.state_dict()[name]) for name, weight in model.state_dict().items())
     assert processor.tokenizer.get_vocab() == its_processor.tokenizer.get_vocab()
+
+
+def test_rows_that_are_learned_again_are_swapped_too(tmp_path):
+    runs = [train(TinyRecipe(**small(tmp_path, hallucinated=share)))[0].state_dict() for share in (0.0, 0.9)]
+    assert any(not torch.equal(weight, runs[1][name]) for name, weight in runs[0].items())
 
 
 def test_a_share_of_the_rows_is_shown_clips_of_others():

@@ -43,7 +43,7 @@ class TinyRecipe:
         validation_rows, test_rows: rows to stop by, and to report on.
         processor: None learns a tokenizer from the training rows; a name or folder reuses that model's processor.
         model: None starts from random weights; a name or folder from that model's.
-        hallucinated: share of the drawn rows with a clip that are shown the clip of another row of their family. The model learns to
+        hallucinated: share of the training rows with a clip that are shown the clip of another row of their family. The model learns to
             speak from what is common, not from what is there, in about that share of its answers.
         max_steps: steps of the cosine schedule; training may stop earlier.
         batch_size: rows a step.
@@ -103,7 +103,11 @@ def train(recipe: TinyRecipe) -> tuple[PreTrainedModel, ProcessorMixin, int]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 
-    batches = fresh_batches(recipe, processor) if recipe.train_rows is None else epochs(recipe, processor, rows, media)
+    if recipe.train_rows is None:
+        batches = fresh_batches(recipe, processor)
+    else:
+        media = partly_swapped(rows, media, recipe.hallucinated, np.random.default_rng(recipe.seed))
+        batches = epochs(recipe, processor, rows, media)
     accuracy = 0.0
     progress = tqdm(range(1, recipe.max_steps + 1), desc="training")
     for step in progress:
