@@ -10,6 +10,7 @@ import pytest
 
 from trl_perception.cli.main import main
 from trl_perception.evaluation import EvaluationSettings, evaluate
+from trl_perception.media import video
 from trl_perception.media.prompts import UnusableSampleError
 
 KEYS = ("row", "id", "problem_type", "solution", "completions", "scores", "pass_rate", "tokens", "cut", "left_out")
@@ -108,6 +109,13 @@ def test_a_run_with_other_settings_or_rows_does_not_resume(own_file, tmp_path):
 @pytest.fixture
 def own_file(rows_file, tmp_path):
     return Path(shutil.copy(rows_file, tmp_path / "rows.jsonl"))
+
+
+def test_a_second_evaluation_decodes_nothing(greedy, rows_file, tmp_path, monkeypatch):
+    kept = {"by": ["problem_type", "family"], "media_cache_dir": str(tmp_path / "kept")}
+    assert evaluate(settings(rows_file, tmp_path / "first", **kept)).predictions == greedy.predictions
+    monkeypatch.setattr(video, "opened", None)
+    assert evaluate(settings(rows_file, tmp_path / "second", **kept)).predictions == greedy.predictions
 
 
 def test_samples_give_avg_and_pass_at_k(rows_file, tmp_path):

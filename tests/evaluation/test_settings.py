@@ -53,6 +53,7 @@ def test_a_comparison_needs_no_model():
         (["--on-bad-media", "ignore"], "on_bad_media is 'ignore'"),
         (["--rewards", "format"], r"right_by is 'accuracy', which is not among the rewards \(format\)"),
         (["--batch-size", "0"], "batch_size is 0"),
+        (["--media-cache-dir-gb", "0"], "media_cache_dir_gb is 0.0; a positive number"),
         (["--video-max-frames", "1"], "max_frames is 1"),
         (["--data", ""], r"No data\. Set data"),
         (["--chat-template-kwargs", "{"], r"chat_template_kwargs is '\{', no JSON"),

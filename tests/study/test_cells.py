@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trl_perception.study import running
-from trl_perception.study.cells import CELL, COMPLETE, Cell, part_of
+from trl_perception.study.cells import CELL, COMPLETE, PROGRESS, Cell, part_of
 from trl_perception.study.running import run_cells
 
 
@@ -79,6 +79,15 @@ def test_a_cell_that_another_process_runs_is_left_to_it(cells):
     assert cell.claim() is None
     os.close(lock)
     os.close(cell.claim())
+
+
+def test_a_cell_that_was_killed_counts_only_what_it_resumes_from(cells):
+    (cell,) = cells("a")
+    os.close(cell.claim())
+    (cell.folder / PROGRESS).write_text("0.9")
+    assert cell.progress == 0.9
+    os.close(cell.claim())
+    assert cell.progress == 0.0
 
 
 def test_a_cell_with_other_settings_is_refused_and_never_mixed(cells):

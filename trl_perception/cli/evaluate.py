@@ -40,7 +40,7 @@ FROM_RECIPE = {
             ),
             *("video_fps", "video_min_frames", "video_max_frames", "video_min_pixels", "video_max_pixels"),
             *("video_total_pixels", "image_min_pixels", "image_max_pixels"),
-            *("media_max_pixels", "media_max_frames", "media_timeout"),
+            *("media_max_pixels", "media_max_frames", "media_timeout", "media_cache_dir", "media_cache_dir_gb"),
         )
     },
 }

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from ..media import PreparedPrompt, PromptPreparer
+from ..media import MediaLoader, PreparedPrompt, PromptPreparer
 from ..media.prompts import UnusableSampleError
 from .figures import pass_rate
 from .generate import complete, generation_config
@@ -39,6 +39,7 @@ def complete_batches(
     model.generation_config = generation_config(settings, model, processor)
     preparer = PromptPreparer(
         processor,
+        loader=MediaLoader(read=settings.read_cached),
         video_settings=settings.video_settings,
         image_min_pixels=settings.image_min_pixels,
         image_max_pixels=settings.image_max_pixels,

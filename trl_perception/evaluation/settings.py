@@ -9,7 +9,7 @@ from ..media import DecoderOptions, MediaLimits
 from ..modeling import check_position_rule
 from ..rewards.registry import split_names
 
-SUMMARY_ONLY = ("output", "resamples", "check_rows")
+SUMMARY_ONLY = ("output", "resamples", "check_rows", "media_cache_dir", "media_cache_dir_gb")
 """Settings that do not affect predictions."""
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -68,6 +68,10 @@ class EvaluationSettings(DecoderOptions):
             Size limits of an image in pixels.
         media_max_pixels, media_max_frames, media_timeout:
             What one medium may cost, as in training.
+        media_cache_dir (`str`, *optional*):
+            Folder that keeps decoded media, for other evaluations and for training.
+        media_cache_dir_gb (`float`, *optional*, defaults to `100.0`):
+            Most GiB that `media_cache_dir` takes.
         max_prompt_length (`int`, *optional*):
             Longest prompt in tokens, visual tokens included. A longer one follows `on_bad_media`; it is never cut.
         on_bad_media (`str`, *optional*, defaults to `"error"`):
@@ -140,6 +144,10 @@ class EvaluationSettings(DecoderOptions):
     )
     media_max_frames: int = field(default=MediaLimits.max_frames, metadata={"help": "Most frames of a clip."})
     media_timeout: float = field(default=MediaLimits.timeout, metadata={"help": "Most seconds for one medium."})
+    media_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder that keeps decoded media, for other evaluations and for training."}
+    )
+    media_cache_dir_gb: float = field(default=100.0, metadata={"help": "Most GiB that media_cache_dir takes."})
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Longest prompt in tokens; a longer one follows on_bad_media, never cut."}
     )
@@ -185,6 +193,8 @@ class EvaluationSettings(DecoderOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; 1 or more is wanted.")
+        if self.media_cache_dir_gb <= 0:
+            raise ValueError(f"media_cache_dir_gb is {self.media_cache_dir_gb}; a positive number is wanted.")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: wanted are temperature >= 0, "

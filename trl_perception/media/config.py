@@ -1,10 +1,12 @@
 """From the fields of a configuration to what decodes media."""
 
+from collections.abc import Callable
+
 from transformers import ProcessorMixin
 
 from .cache import MediaCache
 from .limits import MediaLimits
-from .loader import MediaLoader
+from .loader import MediaLoader, MediaRequest, Medium
 from .prompts import PromptPreparer
 from .settings import VideoSettings
 
@@ -29,16 +31,22 @@ class DecoderOptions:
         """What one medium may cost, as the decoder takes it."""
         return MediaLimits(self.media_max_pixels, self.media_max_frames, self.media_timeout)
 
+    @property
+    def read_cached(self) -> Callable[[MediaRequest, int | None], tuple[Medium, bool]] | None:
+        """What reads media by way of `media_cache_dir`, as [`MediaLoader`] takes it; None without that folder."""
+        if not self.media_cache_dir:
+            return None
+        return MediaCache(self.media_cache_dir, int(self.media_cache_dir_gb * 2**30)).read
+
 
 class MediaOptions(DecoderOptions):
     """Mixin of [`GRPOVideoConfig`], whose fields on media it reads."""
 
     def prompt_preparer(self, processor: ProcessorMixin) -> PromptPreparer:
         """What makes prompts of rows under these settings."""
-        kept = self.media_cache_dir and MediaCache(self.media_cache_dir, int(self.media_cache_dir_gb * 2**30))
         return PromptPreparer(
             processor,
-            loader=MediaLoader(self.media_workers, self.media_cache_mb << 20, kept and kept.read),
+            loader=MediaLoader(self.media_workers, self.media_cache_mb << 20, self.read_cached),
             video_settings=self.video_settings,
             image_min_pixels=self.image_min_pixels,
             image_max_pixels=self.image_max_pixels,

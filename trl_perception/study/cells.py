@@ -110,6 +110,7 @@ class Cell:
             return None
         self.require_own_folder()
         write_text(self.folder / CELL, json.dumps(self.settings, indent=1) + "\n")
+        (self.folder / PROGRESS).unlink(missing_ok=True)  # a killed process may have been beyond its last checkpoint
         return lock
 
 

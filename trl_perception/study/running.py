@@ -42,7 +42,7 @@ def run_cells(cells: Iterable[Cell], *, workers: int, threads: int, devices: Seq
     free, running, failed = list(range(workers))[::-1], {}, {}
 
     def done() -> float:
-        return len(cells) - sum(1 - cell.progress for cell in [*pending, *(job.cell for job in running.values())])
+        return len(cells) - len(pending) - sum(1 - job.cell.progress for job in running.values())
 
     shown = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}, {remaining} left]"
     bar = tqdm(total=len(cells), initial=done(), desc="cells", smoothing=0, bar_format=shown)
