@@ -13,19 +13,13 @@ from benchmarks.gradient_variance import as_markdown as gradients_as_markdown
 from benchmarks.performance_table import with_table
 from benchmarks.study_signals import COLUMNS
 from benchmarks.study_signals import as_markdown as signals_as_markdown
+from trl_perception.evaluation.tables import aligned
 from trl_perception.study.cells import BASE
 from trl_perception.study.table import as_markdown, change, percent
 
 DOCS = Path(__file__).parents[1] / "docs"
 PLOT = DOCS / "study.svg"
 NOT_RUN = "Not run yet for this version.\n"
-TABLES: dict[str, Callable[[Mapping], str]] = {
-    "study": as_markdown,
-    "signals": signals_as_markdown,
-    "gradients": gradients_as_markdown,
-    "tuning": as_markdown,
-    "ablations": as_markdown,
-}
 # What a method is made for, among the families of questions and the kinds of clips.
 MADE_FOR = {"appo": "needle", "ktr": "event_order", "t_grpo": "event_order"}
 ATTENTION, ORDER = list(COLUMNS)[:2]
@@ -35,6 +29,38 @@ def read(name: str) -> dict | None:
     """The figures of docs/NAME.json, None before they were measured."""
     file = DOCS / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else None
+
+
+def tuning_as_markdown(tuning: Mapping) -> str:
+    """Accuracy of each method by learning rate, in percent, the highest bold; a run is named METHOD_RATE."""
+    (of_model,) = tuning["models"].values()
+    found: dict[str, dict[str, float]] = {}
+    for name, figures in of_model["methods"].items():
+        method, _, rate = name.rpartition("_")
+        found.setdefault(method, {})[rate] = figures["equal"]["step"]["accuracy"]["mean"]
+    rates = list(dict.fromkeys(rate for of_method in found.values() for rate in of_method))
+    rows = []
+    for method, of_rates in found.items():
+        best = max(of_rates.values())
+        shown = {rate: f"**{percent(mean)}**" if mean == best else percent(mean) for rate, mean in of_rates.items()}
+        rows.append([method, *(shown.get(rate, "-") for rate in rates)])
+    runs, steps = len(tuning["settings"]["seeds"]), of_model["budgets"]["step"]
+    return (
+        f"Percent right of {of_model['rows']} rows after {steps:g} updates by learning rate, mean of {runs} runs; "
+        f"{percent(of_model['before']['accuracy']['mean'])} before training. "
+        f"All training together took {of_model['processor_seconds'] / 3600:.1f} hours of processor time.\n\n"
+        + aligned([["method", *rates], *rows])
+        + "\n"
+    )
+
+
+TABLES: dict[str, Callable[[Mapping], str]] = {
+    "study": as_markdown,
+    "signals": signals_as_markdown,
+    "gradients": gradients_as_markdown,
+    "tuning": tuning_as_markdown,
+    "ablations": as_markdown,
+}
 
 
 def blocks() -> dict[str, str]:

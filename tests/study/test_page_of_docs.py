@@ -15,6 +15,28 @@ def test_the_page_shows_the_figures_of_the_files():
         assert with_table(page, block, name) == page, name
 
 
+def test_tuning_is_shown_by_method_and_learning_rate():
+    def mean(value):
+        return {"accuracy": {"mean": value}}
+
+    runs = {"grpo_1e-4": 0.551, "grpo_2e-4": 0.561, "attn_distill_1e-4": 0.59, "attn_distill_2e-4": 0.58}
+    of_model = {
+        "rows": 700,
+        "budgets": {"step": 60.0},
+        "processor_seconds": 1800.0,
+        "before": mean(0.4714),
+        "methods": {name: {"equal": {"step": mean(value)}} for name, value in runs.items()},
+    }
+    text = study_page.tuning_as_markdown({"settings": {"seeds": [1, 2]}, "models": {"student": of_model}})
+    assert text.startswith(
+        "Percent right of 700 rows after 60 updates by learning rate, mean of 2 runs; 47.1 before training."
+    )
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        ["|", "grpo", "|", "55.1", "|", "**56.1**", "|"],
+        ["|", "attn_distill", "|", "**59.0**", "|", "58.0", "|"],
+    ]
+
+
 def differing(mean, low, high):
     return {"difference": {"mean": mean, "low": low, "high": high}}
 
