@@ -36,6 +36,8 @@ CONTRASTS = [  # a method, and the one other than GRPO that its question compare
     ("appo", "appo_random"),
     ("appo_evidence", "appo_random"),
     ("attn_distill", "distill_words"),
+    ("ral", "ral_0"),
+    ("t_grpo", "t_grpo_2e-4"),
 ]
 
 
@@ -51,8 +53,10 @@ def held_out(file: Path) -> None:
 
 def contrasts(config: StudyConfig) -> list[dict[str, Any]]:
     """The difference of each pair of [`CONTRASTS`], with its interval, after equal updates; of those that have run."""
-    found = []
+    found, names = [], {method.name for method in config.methods}
     for method, other in CONTRASTS:
+        if not {method, other} <= names:
+            continue
         results = collect(replace(config, baseline=other), cells_of(config))
         for of_model in results["models"].values():
             difference = of_model["methods"].get(method, {}).get("equal", {}).get("step", {}).get("difference")
@@ -73,8 +77,7 @@ def main() -> None:
     study(["--config", options.config])
     config, name = read_study(options.config), Path(options.config).stem
     results = json.loads((config.output / "study.json").read_text())
-    if name == STUDY.stem:
-        results["contrasts"] = contrasts(config)
+    results["contrasts"] = contrasts(config)
     (ROOT / "docs" / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

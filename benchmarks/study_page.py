@@ -5,6 +5,7 @@ Tables, answers and the plot are made of docs/*.json, which the commands beside 
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -63,18 +64,23 @@ TABLES: dict[str, Callable[[Mapping], str]] = {
 }
 
 
+ASKED = ("study", "signals", "gradients", "ablations")  # whose figures answer the questions
+
+
 def blocks() -> dict[str, str]:
     """The text between the comments of each name."""
     found = {name: read(name) for name in TABLES}
     texts = {name: NOT_RUN if found[name] is None else shown(found[name]) for name, shown in TABLES.items()}
     study = found["study"]
-    texts["answers"] = NOT_RUN if study is None else "".join(answers(study, found["signals"], found["gradients"]))
+    texts["answers"] = NOT_RUN if study is None else "".join(answers(**{name: found[name] for name in ASKED}))
     if study is not None:
         texts["study"] += f"\n![Learning curves, and differences from the baseline]({PLOT.name})\n"
     return texts
 
 
-def answers(study: Mapping, signals: Mapping | None, gradients: Mapping | None) -> Iterator[str]:
+def answers(
+    study: Mapping, signals: Mapping | None, gradients: Mapping | None, ablations: Mapping | None
+) -> Iterator[str]:
     """A line for each question, with the figures that answer it."""
     (of_model,) = study["models"].values()
     equal = {name: figures["equal"]["step"] for name, figures in of_model["methods"].items()}
@@ -91,7 +97,7 @@ def answers(study: Mapping, signals: Mapping | None, gradients: Mapping | None) 
         if name in others:
             difference = others[name]["groups"]["family"][family]["difference"]
             yield f"- {name} on {family}, for which it is made: {change(difference)}.\n"
-    for contrast in study.get("contrasts", ()):
+    for contrast in chain(*(figures["contrasts"] for figures in (study, ablations) if figures)):
         yield f"- {contrast['method']} minus {contrast['other']}: {change(contrast['difference'])}.\n"
     if "oracle" in others:
         yield f"- Credit that knows the evidence (oracle): {change(others['oracle']['difference'])}.\n"

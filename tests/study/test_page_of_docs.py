@@ -67,7 +67,7 @@ def test_answers_name_the_methods_whose_interval_leaves_out_zero(tmp_path):
         for name, mean in (("base", 0.1), ("grpo", 0.2), ("ktr", 0.4))
     }
     noise = {"methods": {"pgpo": {"over_baseline": 0.9, "low": 0.8, "high": 1.01}}}
-    text = "".join(study_page.answers(figures, {"methods": seen}, noise))
+    text = "".join(study_page.answers(figures, {"methods": seen}, noise, None))
     assert text.splitlines() == [
         "- The smallest true difference from grpo that the study finds with a probability of 80 %: 2.1 points.",
         "- Methods that differ from grpo on all rows: oracle +4.0 [+1.0, +7.0].",
