@@ -94,12 +94,25 @@ def test_every_method_is_studied_on_the_same_rows_and_seeds():
     assert teachers == {None, teacher}
 
 
+def test_methods_have_the_learning_rate_of_their_tuning():
+    (of_model,) = study_page.read("tuning")["models"].values()
+    best = {}
+    for name, figures in of_model["methods"].items():
+        method, _, rate = name.rpartition("_")
+        best.setdefault(method, []).append((figures["equal"]["step"]["accuracy"]["mean"], float(rate)))
+    for file in ("study.yaml", "ablations.yaml"):
+        taken = {method.name: method.recipe for method in read_study(str(study.STUDY.with_name(file))).methods}
+        for method, rates in best.items():
+            if method in taken:
+                assert taken[method]["learning_rate"] == max(rates)[1], (file, method)
+
+
 def test_every_ablation_changes_a_setting_of_its_method():
     config = read_study(str(study.STUDY.with_name("ablations.yaml")))
     assert len(config.seeds) == 4
     seen = [dict(method.recipe) for method in config.methods]
     assert all(one not in seen[:number] for number, one in enumerate(seen))
-    assert {method["trainer"] for method in seen} == {"grpo", "appo", "ktr", "pgpo", "ral"}
+    assert {method["trainer"] for method in seen} == {"grpo", "appo", "ktr", "pgpo", "ral", "t_grpo"}
 
 
 def test_held_out_rows_say_how_their_clips_differ(tmp_path, monkeypatch):
