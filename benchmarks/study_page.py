@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from statistics import stdev
 
 from matplotlib.figure import Figure
 
@@ -88,6 +89,11 @@ def answers(
     others = {name: figures for name, figures in equal.items() if name != baseline}
     detectable = f"{percent(of_model['detectable'])} points" if of_model["detectable"] is not None else "unknown"
     yield f"- The smallest true difference from {baseline} that the study finds with a probability of 80 %: {detectable}.\n"
+    runs = of_model["methods"][baseline]["accuracies"]
+    yield (
+        f"- Runs of {baseline}: {percent(min(runs))} to {percent(max(runs))} by seed, standard deviation "
+        f"{percent(stdev(runs))} points.\n"
+    )
     yield f"- Methods that differ from {baseline} on all rows: {clear({n: f['difference'] for n, f in others.items()})}.\n"
     for column, groups in of_model["before"]["groups"].items():
         for label in groups:

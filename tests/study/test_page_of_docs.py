@@ -47,6 +47,7 @@ def test_answers_name_the_methods_whose_interval_leaves_out_zero(tmp_path):
         curve = [[0.0, 0.5, 0.5, 0.5], [80.0, 0.6, 0.55, 0.65]]
         return {
             "equal": {"step": differing(*overall) | {"groups": groups}},
+            "accuracies": [0.59, 0.61],  # standard deviation sqrt(0.01^2 + 0.01^2)
             "curves": {"accuracy": curve, "reward": curve},
         }
 
@@ -70,6 +71,7 @@ def test_answers_name_the_methods_whose_interval_leaves_out_zero(tmp_path):
     text = "".join(study_page.answers(figures, {"methods": seen}, noise, None))
     assert text.splitlines() == [
         "- The smallest true difference from grpo that the study finds with a probability of 80 %: 2.1 points.",
+        "- Runs of grpo: 59.0 to 61.0 by seed, standard deviation 1.4 points.",
         "- Methods that differ from grpo on all rows: oracle +4.0 [+1.0, +7.0].",
         "- On family event_order: ktr +5.0 [+2.0, +8.0].",
         "- ktr on event_order, for which it is made: +5.0 [+2.0, +8.0].",

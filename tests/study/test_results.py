@@ -100,6 +100,7 @@ def test_results_of_a_small_study_by_hand(study):
     assert of_model["processor_seconds"] == 2 * 20 + 2 * 40
     hard, grpo = of_model["methods"]["hard"]["equal"], of_model["methods"]["grpo"]["equal"]
     assert grpo["step"]["accuracy"]["mean"] == pytest.approx(8.5 / 13)
+    assert of_model["methods"]["grpo"]["accuracies"] == [pytest.approx(8 / 13), pytest.approx(9 / 13)]
     assert grpo["step"]["difference"] is None
     assert hard["step"]["difference"]["mean"] == pytest.approx((11 - 8.5) / 13)
     assert hard["rollouts"]["accuracy"]["mean"] == pytest.approx(7 / 13)  # its first evaluation

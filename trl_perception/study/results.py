@@ -152,6 +152,7 @@ def _of_model(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         "methods": {
             name: {
                 "seeds": [one.cell.seed for one in runs],
+                "accuracies": [float(np.nanmean(one.correct[-1])) for one in runs],
                 "equal": {budget: _figures(at_equal[budget][name]) for budget in BUDGETS},
                 "per_step": {
                     key: fmean(float(one.used[key][-1] / one.used["step"][-1]) for one in runs)
