@@ -143,12 +143,15 @@ def plot(study: Mapping, path: Path) -> None:
         (("accuracy", "accuracy, held-out, %", 100), ("reward", "training reward", 1))
     ):
         axes = figure.add_subplot(grid[place, 0])
+        *_, (_, _, lowest, highest) = methods[baseline]["curves"][key]
         for name, figures in methods.items():
             steps, means, low, high = zip(*figures["curves"][key], strict=True)
             strong = name == baseline
             axes.plot(
                 steps, [scale * mean for mean in means], color="black" if strong else None, lw=2 if strong else 0.8
             )
+            if not lowest <= means[-1] <= highest:
+                axes.annotate(f" {name}", (steps[-1], scale * means[-1]), fontsize="x-small", va="center")
             if strong:
                 axes.fill_between(
                     steps, [scale * v for v in low], [scale * v for v in high], color="black", alpha=0.12, lw=0
