@@ -124,6 +124,7 @@ study study-smoke: export HF_HUB_OFFLINE = 1
 study: install
 	$(BIN)/python -m benchmarks.study --config benchmarks/tuning.yaml
 	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.study_colors --json docs/colors.json
 	$(BIN)/python -m benchmarks.study_signals --json docs/signals.json
 	$(BIN)/python -m benchmarks.study --config benchmarks/ablations.yaml
 	$(BIN)/python -m benchmarks.gradient_variance --model benchmarks/study_models/student --json docs/gradients.json

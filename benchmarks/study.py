@@ -9,18 +9,20 @@ writes rows with a column `clips`: "as trained", or how their clips differ from 
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trl_perception.assets.train_tiny import main as train_model
 from trl_perception.assets.train_tiny import read_recipe
 from trl_perception.cli.study import main as study
 from trl_perception.data import make_synthetic_dataset
-from trl_perception.study.cells import cells_of
+from trl_perception.study.cells import Cell, cells_of
 from trl_perception.study.configuration import StudyConfig, read_study
 from trl_perception.study.results import collect
 
+Measured = TypeVar("Measured")
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study.yaml"
 MODELS = [ROOT / "recipes" / "sft" / name for name in ("study_pretrained.yaml", "study.yaml", "study_teacher.yaml")]
@@ -62,6 +64,17 @@ def contrasts(config: StudyConfig) -> list[dict[str, Any]]:
             difference = of_model["methods"].get(method, {}).get("equal", {}).get("step", {}).get("difference")
             if difference is not None:
                 found.append({"method": method, "other": other, "difference": difference})
+    return found
+
+
+def of_cells(config: StudyConfig, measure: Callable[[Cell], Measured]) -> dict[tuple[str, int], Measured]:
+    """What is measured of each complete cell, by method and seed; the model before training is the same for all seeds."""
+    complete = [cell for cell in cells_of(config) if cell.is_complete]
+    seeds = sorted({cell.seed for cell in complete if cell.method == config.baseline})
+    found = {}
+    for cell in complete:
+        of_cell = measure(cell)
+        found |= {(cell.method, seed): of_cell for seed in (seeds if cell.seed is None else [cell.seed])}
     return found
 
 

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.gradient_variance import as_markdown as gradients_as_markdown
 from benchmarks.performance_table import with_table
+from benchmarks.study_colors import as_markdown as colors_as_markdown
 from benchmarks.study_signals import COLUMNS
 from benchmarks.study_signals import as_markdown as signals_as_markdown
 from trl_perception.evaluation.tables import aligned
 from trl_perception.study.cells import BASE
-from trl_perception.study.table import as_markdown, change, percent
+from trl_perception.study.table import COSTS, EQUAL, as_markdown, cell, change, of_model_stated, percent, points, stated
 
 DOCS = Path(__file__).parents[1] / "docs"
 PLOT = DOCS / "study.svg"
@@ -56,16 +57,28 @@ def tuning_as_markdown(tuning: Mapping) -> str:
     )
 
 
+def ablations_as_markdown(ablations: Mapping) -> str:
+    """Accuracy of each setting, and the share of its credit on evidence."""
+    (of_model,) = ablations["models"].values()
+    lines = [["setting", EQUAL["step"], "detectable", COSTS[2], COSTS[3]]]
+    for name, figures in of_model["methods"].items():
+        equal = figures["equal"]["step"]
+        evidence = (percent(figures["evidence"][key]) for key in ("share", "chance"))
+        lines.append([name, cell(equal), points(equal["detectable"]), *evidence])
+    return f"{stated(ablations)} {of_model_stated(ablations, of_model)}\n\n{aligned(lines)}\n"
+
+
 TABLES: dict[str, Callable[[Mapping], str]] = {
     "study": as_markdown,
+    "colors": colors_as_markdown,
     "signals": signals_as_markdown,
     "gradients": gradients_as_markdown,
     "tuning": tuning_as_markdown,
-    "ablations": as_markdown,
+    "ablations": ablations_as_markdown,
 }
 
 
-ASKED = ("study", "signals", "gradients", "ablations")  # whose figures answer the questions
+ASKED = ("study", "colors", "signals", "gradients", "ablations")  # whose figures answer the questions
 
 
 def blocks() -> dict[str, str]:
@@ -80,7 +93,11 @@ def blocks() -> dict[str, str]:
 
 
 def answers(
-    study: Mapping, signals: Mapping | None, gradients: Mapping | None, ablations: Mapping | None
+    study: Mapping,
+    colors: Mapping | None = None,
+    signals: Mapping | None = None,
+    gradients: Mapping | None = None,
+    ablations: Mapping | None = None,
 ) -> Iterator[str]:
     """A line for each question, with the figures that answer it."""
     (of_model,) = study["models"].values()
@@ -99,6 +116,9 @@ def answers(
         for label in groups:
             of_label = {name: figures["groups"][column][label]["difference"] for name, figures in others.items()}
             yield f"- On {column} {label}: {clear(of_label)}.\n"
+    if colors:
+        of_colors = {name: found["difference"] for name, found in colors["methods"].items() if name in others}
+        yield f"- On clips in other colors: {clear(of_colors)}.\n"
     for name, family in MADE_FOR.items():
         if name in others:
             difference = others[name]["groups"]["family"][family]["difference"]

@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -21,14 +22,14 @@ from statistics import fmean
 import torch
 
 from benchmarks.evidence import signals, video_rows
-from benchmarks.study import STUDY
+from benchmarks.study import STUDY, of_cells
 from trl_perception.evaluation.store import write_text
 from trl_perception.evaluation.tables import aligned
 from trl_perception.study import compare_methods
-from trl_perception.study.cells import BASE, Cell, cells_of
+from trl_perception.study.cells import BASE, Cell
 from trl_perception.study.configuration import read_study
 
-METHODS = (BASE, "grpo", "appo", "pgpo", "ktr", "ral", "attn_distill", "distill_words")
+METHODS = ("grpo", "appo", "pgpo", "ktr", "ral", "attn_distill", "distill_words")
 BASELINE = "grpo"
 ROWS, SEED, GENERATIONS = 140, 25, 8
 FILE = "signals.json"
@@ -106,15 +107,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = read_study(str(STUDY))
-    cells = [cell for cell in cells_of(config) if cell.method in METHODS and cell.is_complete]
-    values = {}
-    for cell in cells:
+
+    def reported(cell: Cell) -> dict[str, dict[str, float]]:
         found = measured(cell)
-        # The model before training is the same for every seed.
-        values |= {(cell.method, seed): found for seed in (config.seeds if cell.seed is None else [cell.seed])}
         print(f"{cell.name}: {', '.join(f'{fmean(of_rows.values()):.3f}' for of_rows in found.values())}", flush=True)
-    seeds = {seed for method, seed in values if method == BASELINE}
-    result = {"methods": compare({cell: found for cell, found in values.items() if cell[1] in seeds})}
+        return found
+
+    chosen = [method for method in config.methods if method.name in METHODS]
+    result = {"methods": compare(of_cells(replace(config, methods=chosen), reported))}
     print(as_markdown(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

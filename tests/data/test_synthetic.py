@@ -8,8 +8,9 @@ from PIL import Image
 
 from trl_perception.data import make_synthetic_dataset, reference_completion
 from trl_perception.data.drawing import COLORS
-from trl_perception.data.synthetic import FAMILIES
+from trl_perception.data.synthetic import FAMILIES, draw_row
 from trl_perception.data.synthetic_image import IMAGE_FAMILIES
+from trl_perception.data.synthetic_spec import SceneSettings
 
 ROWS = 3 * len(FAMILIES) * 2
 
@@ -297,3 +298,20 @@ def test_distractors_and_noise_change_a_still_clip(tmp_path, knobs, low, high):
     for row in rows:
         change = np.abs(np.diff(decode(row["videos"][0])[0].astype(int), axis=0)).mean()
         assert low <= change < high
+
+
+def test_tint_shifts_each_channel_of_a_clip_alike():
+    spec = {"seed": 3, "split": "test", "families": ["event_order"], "medium": "video"}
+    row, plain = draw_row(spec, SceneSettings(noise=0.0), 0)
+    tinted_row, tinted = draw_row(spec, SceneSettings(noise=0.0, tint=40.0), 0)
+    assert tinted_row == row
+    inside = (plain >= 40) & (plain <= 215)  # no shift of 40 levels reaches the ends of the range
+    shifts = [np.unique((tinted.astype(int) - plain)[..., c][inside[..., c]]) for c in range(3)]
+    assert all(len(of_channel) == 1 and 0 < abs(of_channel[0]) <= 40 for of_channel in shifts)
+    assert len({int(of_channel[0]) for of_channel in shifts}) == 3
+
+
+@pytest.mark.parametrize("name", ["distractors", "noise", "tint"])
+def test_negative_knobs_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is -1.*0 or more"):
+        make_synthetic_dataset(tmp_path, size=1, **{name: -1})

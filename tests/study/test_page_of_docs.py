@@ -37,6 +37,32 @@ def test_tuning_is_shown_by_method_and_learning_rate():
     ]
 
 
+def test_ablations_have_a_row_for_each_setting():
+    def method(mean, difference, share):
+        equal = {"accuracy": {"mean": mean}, "difference": difference, "detectable": None if not difference else 0.025}
+        return {"equal": {"step": equal}, "evidence": {"share": share, "chance": 0.32}}
+
+    of_model = {
+        "rows": 700,
+        "budgets": {"step": 80.0, "rollouts": 5120, "processor_seconds": 60.0},
+        "processor_seconds": 3600.0,
+        "detectable": 0.025,
+        "before": {"accuracy": {"mean": 0.47}},
+        "methods": {
+            "grpo": method(0.55, None, 0.31),
+            "ktr_50": method(0.56, {"mean": 0.01, "low": -0.01, "high": 0.03}, 0.4),
+        },
+    }
+    settings = {"seeds": [1, 2, 3, 4], "baseline": "grpo", "tuning": "none"}
+    figures = {"settings": settings, "cells": {"missing": []}, "models": {"student": of_model}}
+    text = study_page.ablations_as_markdown(figures)
+    assert "700 rows, 47.0 before training" in text
+    assert [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()[-2:]] == [
+        ["grpo", "55.0", "-", "31.0", "32.0"],
+        ["ktr_50", "56.0 (+1.0 [-1.0, +3.0])", "2.5", "40.0", "32.0"],
+    ]
+
+
 def differing(mean, low, high):
     return {"difference": {"mean": mean, "low": low, "high": high}}
 
@@ -68,12 +94,14 @@ def test_answers_name_the_methods_whose_interval_leaves_out_zero(tmp_path):
         for name, mean in (("base", 0.1), ("grpo", 0.2), ("ktr", 0.4))
     }
     noise = {"methods": {"pgpo": {"over_baseline": 0.9, "low": 0.8, "high": 1.01}}}
-    text = "".join(study_page.answers(figures, {"methods": seen}, noise, None))
+    colors = {"methods": {"grpo": {"difference": None}, "oracle": differing(0.03, 0.01, 0.05)}}
+    text = "".join(study_page.answers(figures, colors, {"methods": seen}, noise))
     assert text.splitlines() == [
         "- The smallest true difference from grpo that the study finds with a probability of 80 %: 2.1 points.",
         "- Runs of grpo: 59.0 to 61.0 by seed, standard deviation 1.4 points.",
         "- Methods that differ from grpo on all rows: oracle +4.0 [+1.0, +7.0].",
         "- On family event_order: ktr +5.0 [+2.0, +8.0].",
+        "- On clips in other colors: oracle +3.0 [+1.0, +5.0].",
         "- ktr on event_order, for which it is made: +5.0 [+2.0, +8.0].",
         "- appo minus appo_random: +0.2 [-1.0, +1.4].",
         "- Credit that knows the evidence (oracle): +4.0 [+1.0, +7.0].",

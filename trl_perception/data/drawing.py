@@ -66,6 +66,13 @@ def scatter_distractors(frames: np.ndarray, count: int, rng: np.random.Generator
             frames[index][shape_mask(shape, height, width, (y, x), radius)] = level
 
 
+def add_tint(frames: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
+    """Shift red, green and blue of frames (...,3) by one random number in [-most, most] each, in levels of 255."""
+    if most == 0:
+        return frames
+    return np.clip(np.rint(frames + rng.uniform(-most, most, size=3)), 0, 255).astype(np.uint8)
+
+
 def add_noise(frames: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Add Gaussian pixel noise of standard deviation `sigma`, in levels of 255, to frames."""
     if sigma == 0:

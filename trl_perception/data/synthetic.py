@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from .drawing import add_noise
+from .drawing import add_noise, add_tint
 from .encoding import write_mp4, write_png
 from .synthetic_image import IMAGE_FAMILIES
 from .synthetic_spec import Sample, SceneSettings
@@ -57,6 +57,7 @@ def make_synthetic_dataset(
     resolution: int | tuple[int, int] = 56,
     distractors: int = 1,
     noise: float = 4.0,
+    tint: float = 0.0,
     num_workers: int = 2,
 ) -> Dataset:
     """Write `size` clips or images with questions, and return them as a Dataset whose paths are absolute.
@@ -76,6 +77,7 @@ def make_synthetic_dataset(
         resolution: pixels, one number for a square or (height, width).
         distractors: small gray shapes that drift through the picture.
         noise: standard deviation of the pixel noise, in levels of 255.
+        tint: largest shift of each color channel of a clip or image, in levels of 255: other shades of the same names.
         num_workers: threads that write files.
 
     Returns: columns `id`, `prompt` (conversational, one user turn), `videos`, `images`, `problem_type`, `solution`,
@@ -85,7 +87,9 @@ def make_synthetic_dataset(
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"size is {size!r}; a number of rows, 1 or more, is wanted")
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    settings = SceneSettings(tuple(scenes), float(seconds), fps, (height, width), distractors, float(noise))
+    settings = SceneSettings(
+        tuple(scenes), float(seconds), fps, (height, width), distractors, float(noise), float(tint)
+    )
     chosen = families_of(medium, families)
     spec = {"version": VERSION, "size": size, "seed": seed, "split": split, "families": chosen, "medium": medium}
     spec = json.loads(json.dumps(spec | asdict(settings)))
@@ -153,7 +157,7 @@ def draw_row(spec: Mapping, settings: SceneSettings, index: int) -> tuple[dict, 
         "duration": settings.seconds if videos else 0.0,
         "reasoning": _resolved(sample),
     }
-    return row, None if pixels is None else add_noise(pixels, settings.noise, rng)
+    return row, None if pixels is None else add_noise(add_tint(pixels, settings.tint, rng), settings.noise, rng)
 
 
 def _write(folder: Path, spec: dict, settings: SceneSettings, num_workers: int) -> None:

@@ -21,6 +21,7 @@ class SceneSettings:
     resolution: tuple[int, int] = (56, 56)
     distractors: int = 1
     noise: float = 4.0
+    tint: float = 0.0
 
     def __post_init__(self) -> None:
         if self.fps < 2 or self.fps % 2:
@@ -35,8 +36,9 @@ class SceneSettings:
                 f"scenes is {self.scenes}; give (fewest, most) with 2 <= fewest <= most <= {min(self.ticks, 8)}: "
                 f"a scene lasts {TICK} s at least and the colors of a clip differ"
             )
-        if self.distractors < 0 or self.noise < 0:
-            raise ValueError(f"distractors is {self.distractors} and noise is {self.noise}; neither can be negative")
+        for name in ("distractors", "noise", "tint"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
 
     @property
     def ticks(self) -> int:

@@ -57,7 +57,7 @@ def tables(results: Mapping[str, Any], of_model: Mapping[str, Any]) -> dict[str,
                 name,
                 str(len(figures["seeds"])),
                 *(cell(figures["equal"][budget]) for budget in BUDGETS),
-                _points(figures["equal"]["step"]["detectable"]),
+                points(figures["equal"]["step"]["detectable"]),
             ]
             for name, figures in methods.items()
         ],
@@ -98,7 +98,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """Format a difference that may be unknown."""
     return "-" if value is None else percent(value)
 
 
