@@ -92,7 +92,6 @@ OF_THE_MODEL |= {
     "image_min_pixels",
     "image_max_pixels",
 }
-OF_THE_MODEL |= {"use_vllm", "vllm_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length"}  # not for Qwen3.5
 NEW = [path for path in trainer_recipes() if path.stem.startswith("qwen3")]
 
 

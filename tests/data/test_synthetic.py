@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -315,3 +316,16 @@ def test_tint_shifts_each_channel_of_a_clip_alike():
 def test_negative_knobs_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name} is -1.*0 or more"):
         make_synthetic_dataset(tmp_path, size=1, **{name: -1})
+
+
+def test_a_folder_of_before_a_setting_existed_is_reused(tmp_path):
+    rows = make_synthetic_dataset(tmp_path, size=2)
+    marked, file = Path(rows[0]["videos"][0]), tmp_path / "spec.json"
+    marked.write_bytes(b"")
+    spec = json.loads(file.read_text())
+    assert spec.pop("tint") == 0
+    file.write_text(json.dumps(spec))
+    make_synthetic_dataset(tmp_path, size=2)
+    assert marked.read_bytes() == b""
+    with pytest.raises(ValueError, match=r"differs in tint\)"):
+        make_synthetic_dataset(tmp_path, size=2, tint=8)

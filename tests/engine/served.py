@@ -13,11 +13,12 @@ from typing import Any
 
 import requests
 
-from tests.engine.rollouts import SMALL, saved, wide
+from tests.engine.rollouts import HYBRIDS, SMALL, saved, wide
 from tests.helpers import free_port
 from tests.processes.launch import ROOT
 
 START = 600  # seconds
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 RUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # set by TRL in a process with an engine
 
 
@@ -27,6 +28,8 @@ class Server:
     def __init__(self, family: str, folder: Path):
         saved(wide(family), folder / "model")
         self.folder, self.process = folder, None
+        if family in HYBRIDS:
+            self._add_plugin("tests.engine.linear_attention:install")
         self.url = f"http://127.0.0.1:{free_port()}"
         self.run: dict[str, Any] = {
             "use_vllm": True,
@@ -40,6 +43,13 @@ class Server:
         rest = {"trainer": "grpo", "dataset_name": "synthetic", "reward_funcs": ["accuracy"], "output_dir": str(folder)}
         (folder / "recipe.yaml").write_text(json.dumps({**self.run, **model, **rest}))  # JSON is YAML
 
+    def _add_plugin(self, function: str) -> None:
+        """Let vLLM call a function in each of its processes: an entry point of an installed package."""
+        package = self.folder / "plugins" / "plugin-0.dist-info"
+        package.mkdir(parents=True)
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 0\n")
+        (package / "entry_points.txt").write_text(f"[vllm.general_plugins]\nplugin = {function}\n")
+
     def start(self) -> None:
         """Begin; it answers a minute later."""
         command = ["-m", "trl_perception.cli.main", "serve", "--config", str(self.folder / "recipe.yaml")]
@@ -48,7 +58,7 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=ROOT,
-                env={**shell, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+                env={**shell, **ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(self.folder / "plugins"), str(ROOT)])},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

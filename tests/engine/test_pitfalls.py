@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.conftest import write_clip
 from tests.engine.rollouts import EXACT, engine_trainer, largest_difference, rollout
@@ -97,3 +98,11 @@ def test_images_that_trl_prepares_are_refused(tmp_path, clips, pictures):
     trainer = engine_trainer("qwen2_5_vl", tmp_path, video(clips))
     with pytest.raises(ValueError, match="would expand the placeholders of this prompt's images once more"):
         trainer.vllm_generation.generate([[1, 2]], [[poster(pictures[0])]], 1)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5"])
+def test_transformers_still_reads_a_model_by_its_own_classes(family, tmp_path, pictures):
+    engine_trainer(family, tmp_path, mixed([], pictures, {"image": "i"}))
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert type(config).__module__.startswith("transformers.")
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "model")

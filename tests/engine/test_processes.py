@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.engine.rollouts import EXACT, saved, wide
+from tests.engine.rollouts import exact, saved, wide
 from tests.processes.launch import launch
 
 
 @pytest.mark.parametrize(
     ("family", "processes", "tensor_parallel"),
-    [("qwen2_5_vl", 2, 1), ("qwen3_vl", 2, 2)],
+    [("qwen2_5_vl", 2, 1), ("qwen3_vl", 2, 2), ("qwen3_5", 2, 2)],
 )
 def test_processes_sample_what_they_train_on(
     family, processes, tensor_parallel, tmp_path, clips, pictures, monkeypatch
@@ -25,4 +25,4 @@ def test_processes_sample_what_they_train_on(
         "config": {"vllm_tensor_parallel_size": tensor_parallel},
     }
     for result in launch({"runs": [run]}, tmp_path / "job", processes, seconds=400):
-        assert max(result["differences"]) < EXACT
+        assert max(result["differences"]) < exact(family)

@@ -14,6 +14,7 @@ from tests.engine.rollouts import (
     GREEDY,
     after_update,
     engine_trainer,
+    exact,
     largest_difference,
     rollout,
     saved,
@@ -72,8 +73,8 @@ def test_log_probs_of_sampling_are_the_policys_before_and_after_an_update(name, 
 def test_every_family_is_sampled_by_a_server(family, tmp_path, clips, pictures):
     with serving(family, tmp_path) as server:
         trainer = engine_trainer(family, server.folder, mixed(clips, pictures), **server.run)
-        assert largest_difference(trainer, rollout(trainer)) < EXACT
-        assert largest_difference(trainer, after_update(trainer)) < EXACT
+        assert largest_difference(trainer, rollout(trainer)) < exact(family)
+        assert largest_difference(trainer, after_update(trainer)) < exact(family)
 
 
 def test_greedy_tokens_are_those_of_generate(server, trainer_on):

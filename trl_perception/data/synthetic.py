@@ -188,6 +188,7 @@ def _holds(folder: Path, spec: dict) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     found = json.loads((folder / "spec.json").read_text()) if (folder / "spec.json").exists() else {}
+    found = asdict(SceneSettings()) | found  # of a release before the last settings, whose rows have their defaults
     if found != spec:
         differing = sorted(key for key in spec | found if spec.get(key) != found.get(key))
         raise ValueError(

@@ -74,6 +74,8 @@ def replaceable_weights() -> Iterator[None]:
     """Context manager in which engines for a CPU are built whose weights can be replaced.
 
     They would be packed for the CPU's kernels once and for all, in layers and in a head that is tied to the embeddings.
+
+    Errors: ValueError for linear attention, whose convolution has no other kernel than that for packed weights.
     """
     from vllm.model_executor.layers import utils
 
@@ -83,10 +85,11 @@ def replaceable_weights() -> Iterator[None]:
     packed = utils.dispatch_cpu_unquantized_gemm
 
     def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
-        if layer.weight.ndim == 2:
-            layer.cpu_linear = torch.nn.functional.linear
-        else:
-            packed(layer, remove_weight)
+        if layer.weight.ndim != 2:
+            raise ValueError(
+                "use_vllm is not possible with linear attention on a CPU: vLLM packs its weights in bfloat16 there. Set use_vllm=False."
+            )
+        layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = plain
     try:

@@ -10,6 +10,7 @@ from uuid import uuid4
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from trl import GRPOConfig
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
@@ -138,11 +139,26 @@ class MediaGeneration(VLLMGeneration):
         from .colocate import MediaLLM, replaceable_weights
 
         def build(**of_trl: Any) -> MediaLLM:
-            with replaceable_weights():
+            with replaceable_weights(), own_configurations(base_model(self.model).config):
                 return MediaLLM(**engine_options(self.settings, self.model.dtype, of_trl, self.family))
 
         with replaced(vllm_generation, "LLM", build):
             super()._init_vllm()
+
+
+@contextmanager
+def own_configurations(config: PreTrainedConfig) -> Iterator[None]:
+    """Context manager after which transformers reads configurations of a model's type by its own classes again.
+
+    vLLM replaces those of some families, and no model could be built from what it reads then: a teacher, or a checkpoint.
+    """
+    types = {part.model_type for part in (config, *(getattr(config, name) for name in config.sub_configs))}
+    own = {name: CONFIG_MAPPING[name] for name in types if name in CONFIG_MAPPING}
+    try:
+        yield
+    finally:
+        for name, of_type in own.items():
+            AutoConfig.register(name, of_type, exist_ok=True)
 
 
 def engine_options(

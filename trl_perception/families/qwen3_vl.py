@@ -1,7 +1,6 @@
 """Qwen3-VL and Qwen3.5, dense and with experts: a time before each temporal cell; in Qwen3-VL features of several depths."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +32,6 @@ class Qwen3VL(GridFamily):
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
-
-    def engine_unsupported_reason(self, config: Any) -> str | None:
-        if "linear_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
-            return "its linear attention layers were not compared with the engine's"
-        return super().engine_unsupported_reason(config)
 
     def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
         item = super().engine_item(visual, kind, index, rows)
