@@ -161,6 +161,21 @@ def test_normalizers_by_hand():
     torch.testing.assert_close(by_hand(strategy="all", normalizer="frames").weights, expected)
 
 
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([True, True], [[1.35, 1.0, 1.0, 0.0], [1.0, 1.35, 1.0, 1.0]]),  # as above
+        ([True, False], [[1.7, 1.0, 1.0, 0.0], [1.0, 1.7, 1.0, 1.0]]),  # as in test_weights_by_hand
+        ([False, True], [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]),  # equal disagreement at every rank
+        ([False, False], [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]),
+    ],
+)
+def test_frames_that_are_given_by_hand(frames, expected):
+    found = by_hand(frames=torch.tensor(frames))
+    torch.testing.assert_close(found.weights, torch.tensor(expected))
+    assert float(found.metrics["appo/frames_selected"]) == sum(frames)
+
+
 def test_normalizers_differ_on_a_token_of_one_frame():
     attention = torch.tensor([[[0.9, 0.1], [0.8, 0.2], [0.1, 0.8], [0.2, 0.9]]] * 2)
     probabilities = torch.tensor([[[1.0, 0.0], [0.5, 0.5]] * 2, [[0.0, 1.0], [0.5, 0.5]] * 2])
@@ -315,6 +330,8 @@ def test_wrong_tensors_are_refused():
         appo_token_weights(ATTENTION, REWARDS, MASK[:, :3], log_probs_at)
     with pytest.raises(ValueError, match=r"frame_attention\[0, 3, 0\] is nan"):
         appo_token_weights(ATTENTION, REWARDS, torch.ones(2, 4), log_probs_at)
+    with pytest.raises(ValueError, match=r"frames has shape \(3,\)"):
+        by_hand(frames=torch.ones(3))
     with pytest.raises(ValueError, match=r"rewards\[1\] is nan"):
         appo_token_weights(ATTENTION, torch.tensor([1.0, NAN]), MASK, log_probs_at)
     with pytest.raises(ValueError, match=r"what log_probs_at returned has shape"):

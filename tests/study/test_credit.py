@@ -55,14 +55,12 @@ APPO = {"top_tokens": 5, "top_frames": 2, "tokens_per_frame": 4, "strategy": "so
 
 
 @pytest.mark.slow
-def test_with_the_frames_of_appo_the_weights_are_those_of_appo(clips_with_evidence, tmp_path):
-    same = {"choose": lambda self, group, selected: selected}
-    ours = credit_of(RandomFramesTrainer, clips_with_evidence, tmp_path / "ours", also=same, **APPO)
+def test_credit_lies_on_the_frames_that_a_subclass_chooses(clips_with_evidence, tmp_path):
+    none = {"choose": lambda self, group, selected: selected & False}
+    without = credit_of(APPOTrainer, clips_with_evidence, tmp_path / "none", also=none, **APPO)
     appo = credit_of(APPOTrainer, clips_with_evidence, tmp_path / "appo", **APPO)
-    assert len(ours) == len(appo) == 4
-    for (_, one), (_, other) in zip(ours, appo, strict=True):
-        torch.testing.assert_close(one.weights, other.weights)
-    assert any((credit.weights > 1).any() for _, credit in ours)
+    assert all(credit.weights.equal(group.completion_mask.float()) for group, credit in without)
+    assert any((credit.weights > 1).any() for _, credit in appo)
 
 
 @pytest.mark.slow

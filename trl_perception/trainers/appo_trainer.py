@@ -61,12 +61,12 @@ class APPOTrainer(GRPOVideoTrainer):
             return None
         accuracy = self._accuracy_of(group)
         width = group.completion_ids.size(1)
-        frames = token_frames(group.visual)
-        frames = torch.cat([frames, frames.new_full((width,), -1)])
+        shown = token_frames(group.visual)
+        shown = torch.cat([shown, shown.new_full((width,), -1)])
         predictors = slice(-width - 1, -1)  # the positions that predict the completion's tokens
 
         def to_frames(layers, mask):
-            return pooled_rows(layers, predictors, mask, frames)
+            return pooled_rows(layers, predictors, mask, shown)
 
         reading = self.read(group, attention=to_frames, layers=self.args.attention_layers, states=True)
         head = self.head_of(self.model)
@@ -82,8 +82,9 @@ class APPOTrainer(GRPOVideoTrainer):
             "reward_threshold": options.reward_threshold,
             "strategy": options.strategy,
         }
+        frames = self.choose(group, select_frames(*seen, **choice))
         self.log_signal(group, "frame_attention", reading.attention, "GTF")
-        self.log_signal(group, "selected_frames", lambda: select_frames(*seen, **choice), "F")
+        self.log_signal(group, "selected_frames", frames, "F")
         return appo_token_weights(
             *seen,
             log_probs_at,
@@ -93,7 +94,12 @@ class APPOTrainer(GRPOVideoTrainer):
             divergence=options.divergence,
             normalizer=options.normalizer,
             missing_ranks=options.missing_ranks,
+            frames=frames,
         )
+
+    def choose(self, group: Group, selected: Tensor) -> Tensor:
+        """Return (F,) bool, the frames whose tokens get credit: those that APPO selects, (F,) bool. A subclass may choose others."""
+        return selected
 
     def _accuracy_of(self, group: Group) -> Tensor:
         error = ValueError(
