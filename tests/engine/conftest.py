@@ -17,10 +17,16 @@ if find_spec("vllm") is None:
 
 
 @pytest.fixture(autouse=True)
-def linear_attention_in_float32(request, monkeypatch):
-    """For a test of a family that has it; see `tests/engine/linear_attention.py`."""
-    from tests.engine.linear_attention import install
-    from tests.engine.rollouts import HYBRIDS
+def engines_of_a_family(request, monkeypatch):
+    """What the engine of a family needs on a CPU, in one process with those of the tests before."""
+    from tests.engine.rollouts import EXPERTS, HYBRIDS
 
-    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("family") in HYBRIDS:
+    family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
+    if family in HYBRIDS:
+        from tests.engine.linear_attention import install
+
         install(monkeypatch)
+    if family in EXPERTS:
+        from vllm.distributed.parallel_state import destroy_model_parallel
+
+        destroy_model_parallel()  # the groups of a model without experts lack one

@@ -1,6 +1,7 @@
 """Linear attention of the engine on a CPU in plain PyTorch: vLLM's own kernels compute in bfloat16 alone there."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.functional import linear, normalize, sigmoid, silu, softplus
 
 from trl_perception.engine import colocate
+from trl_perception.engine.replaced import replaced
 
 
 def core(mixed_qkv, b, a, core_attn_out, layer_name) -> None:
@@ -81,6 +83,12 @@ def install(monkeypatch: pytest.MonkeyPatch | None = None) -> None:
     def plain(layer: nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = linear
 
+    of_others = colocate.replaceable_weights
+
+    @contextmanager
+    def replaceable_weights() -> Iterator[None]:
+        with of_others(), replaced(utils, "dispatch_cpu_unquantized_gemm", plain):
+            yield
+
     monkeypatch.setattr(layers, "torch", Torch())
-    monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", plain)
-    monkeypatch.setattr(colocate, "replaceable_weights", nullcontext)
+    monkeypatch.setattr(colocate, "replaceable_weights", replaceable_weights)

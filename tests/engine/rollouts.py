@@ -5,6 +5,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.families import tiny as families
 from tests.families.training import trainer_of
@@ -13,8 +14,9 @@ from trl_perception.modeling.vision import forward_kwargs
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**26, "skip_mm_profiling": True}
 """An engine that is built in a second."""
-HYBRIDS = ("qwen3_5",)
+HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 """Families with linear attention, for which `tests/engine/linear_attention.py` is in the place of vLLM's kernels."""
+EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe")
 ENGINE = {"use_vllm": True, "vllm_mode": "colocate", "engine_options": SMALL}
 GREEDY = {"generation_kwargs": {"temperature": 0.0}}
 EXACT, SUPPRESSED = 1e-5, 4e-4  # of log-probs in float32; the second with the mass of placeholders taken away
@@ -26,10 +28,12 @@ def exact(family: str) -> float:
 
 
 def wide(family: str) -> families.Tiny:
-    """A family's tiny model with heads of 32 values at least, which vLLM's attention on a CPU wants."""
+    """A family's tiny model with heads of 32 values at least, which vLLM's attention on a CPU wants, and experts that are not square."""
     narrow = families.decoder
 
     def decoder(**changes):
+        if "moe_intermediate_size" in changes:
+            changes["moe_intermediate_size"] = 128
         if "head_dim" in changes:
             return narrow(**changes)
         text = narrow(**{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, **changes})
@@ -40,14 +44,23 @@ def wide(family: str) -> families.Tiny:
 
     with mock.patch.object(families, "decoder", decoder):
         made = families.FAMILIES[family]()
-    # As the published configurations say; vLLM reads it, and transformers' model has these biases always.
+    # As the published configurations say; vLLM reads it, and transformers' models have these biases, and norm, always.
     made.model.config.text_config.attention_bias = "glm" in family
+    made.model.config.text_config.norm_topk_prob = True
     return made
 
 
 def saved(made: families.Tiny, folder: Path) -> None:
+    """Write model and processor as they are published."""
     made.model.save_pretrained(folder)
     made.processor.save_pretrained(folder)
+    if made.model.config.model_type == "qwen3_vl_moe":  # transformers reads both layouts and writes the other one
+        file = folder / "model.safetensors"
+        published = {
+            name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
+            for name, weight in load_file(file).items()
+        }
+        save_file(published, file, {"format": "pt"})
 
 
 def engine_trainer(family: str, folder, rows: list[dict], method: str = "grpo", **config: Any):

@@ -8,7 +8,7 @@ from tests.processes.launch import launch
 
 @pytest.mark.parametrize(
     ("family", "processes", "tensor_parallel"),
-    [("qwen2_5_vl", 2, 1), ("qwen3_vl", 2, 2), ("qwen3_5", 2, 2)],
+    [("qwen2_5_vl", 2, 1), ("qwen3_vl", 2, 2), ("qwen3_5_moe", 2, 2)],
 )
 def test_processes_sample_what_they_train_on(
     family, processes, tensor_parallel, tmp_path, clips, pictures, monkeypatch

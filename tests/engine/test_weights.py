@@ -4,7 +4,17 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from tests.engine.rollouts import EXACT, after_update, engine_trainer, exact, largest_difference, rollout, saved, wide
+from tests.engine.rollouts import (
+    EXACT,
+    EXPERTS,
+    after_update,
+    engine_trainer,
+    exact,
+    largest_difference,
+    rollout,
+    saved,
+    wide,
+)
 from tests.families.tiny import tiny
 from tests.families.training import mixed
 from trl_perception.engine import generation
@@ -42,6 +52,23 @@ def test_a_frozen_tower_never_runs_in_the_engine(family, tmp_path, clips, pictur
     for tower in towers:
         monkeypatch.setattr(tower, "forward", None)
     assert largest_difference(trainer, rollout(trainer)) < exact(family)
+    assert largest_difference(trainer, after_update(trainer)) < exact(family)
+
+
+EXPERT_ADAPTER = {
+    "extra": {
+        "peft_config": LoraConfig(
+            r=4, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
+        )
+    }
+}
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("adapter", [{}, EXPERT_ADAPTER], ids=["full", "adapter"])
+def test_experts_follow_an_update(family, adapter, tmp_path, clips, pictures):
+    trainer = engine_trainer(family, tmp_path, mixed(clips, pictures), **adapter)
+    rollout(trainer)
     assert largest_difference(trainer, after_update(trainer)) < exact(family)
 
 

@@ -17,6 +17,7 @@ DECIDED = (
     "model",
     "dtype",
     "mm_device_do_normalize",
+    "moe_backend",
     "logprobs_mode",
     "distributed_executor_backend",
     "tensor_parallel_size",

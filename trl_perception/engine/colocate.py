@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from .media import EngineMedia, engine_input, features_of, require_fit, require_same_ids
+from .replaced import replaced
 
 
 class MediaLLM(LLM):
@@ -73,7 +73,8 @@ class MediaLLM(LLM):
 def replaceable_weights() -> Iterator[None]:
     """Context manager in which engines for a CPU are built whose weights can be replaced.
 
-    They would be packed for the CPU's kernels once and for all, in layers and in a head that is tied to the embeddings.
+    They would be packed for the CPU's kernels once and for all: linear layers, a head that is tied to the embeddings, and
+    experts, which are packed at each use here.
 
     Errors: ValueError for linear attention, whose convolution has no other kernel than that for packed weights.
     """
@@ -82,17 +83,25 @@ def replaceable_weights() -> Iterator[None]:
     if not current_platform.is_cpu():
         yield
         return
-    packed = utils.dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts, cpu_prepack_moe_weight
 
-    def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
+    def plain(layer: nn.Module, remove_weight: bool) -> None:
         if layer.weight.ndim != 2:
             raise ValueError(
                 "use_vllm is not possible with linear attention on a CPU: vLLM packs its weights in bfloat16 there. Set use_vllm=False."
             )
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = nn.functional.linear
 
-    utils.dispatch_cpu_unquantized_gemm = plain
-    try:
+    def packed_at_use(experts: CPUUnquantizedExperts, layer: nn.Module) -> None:
+        kernel, isa = experts.apply, experts.isa
+
+        def apply(*, w1: Tensor, w2: Tensor, **rest: Any) -> None:
+            kernel(w1=cpu_prepack_moe_weight(w1, isa), w2=cpu_prepack_moe_weight(w2, isa), **rest)
+
+        experts.apply = apply
+
+    with (
+        replaced(utils, "dispatch_cpu_unquantized_gemm", plain),
+        replaced(CPUUnquantizedExperts, "process_weights_after_loading", packed_at_use),
+    ):
         yield
-    finally:
-        utils.dispatch_cpu_unquantized_gemm = packed

@@ -26,6 +26,7 @@ from .checks import check_model
 from .divergence import forward_dtype
 from .media import EngineMedia, engine_media
 from .positions import check_positions
+from .replaced import replaced
 from .weights import merged_parameters
 from .worker import WORKER
 
@@ -114,7 +115,9 @@ class MediaGeneration(VLLMGeneration):
             self.llm.llm_engine.reset_encoder_cache()  # TRL resets the prefix cache alone
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        return merged_parameters(self.model, super()._iter_named_params)
+        config = base_model(self.model).config
+        for name, weight in merged_parameters(self.model, super()._iter_named_params):
+            yield name, weight if self.family is None else self.family.engine_weight(config, name, weight)
 
     def _init_vllm(self) -> None:
         if self.family is None and self.settings.engine_weight_folder is not None:
@@ -175,6 +178,7 @@ def engine_options(
     if family is not None:
         ours |= {
             "mm_device_do_normalize": False,  # pixels are normalised here
+            "moe_backend": moe_backend(),
             # Memory is measured for one of each; prompts may have more.
             "limit_mm_per_prompt": {kind: int(kind in family.engine_modalities) for kind in MEDIA_KINDS},
             "worker_extension_cls": WORKER,
@@ -184,6 +188,13 @@ def engine_options(
         if of_trl["max_model_len"] is None:
             ours["max_model_len"] = length + settings.max_completion_length
     return {**of_trl, **ours, **(settings.engine_options or {})}
+
+
+def moe_backend() -> str:
+    """Return the kernels of experts: those that take weights in the layout in which they are sent."""
+    from vllm.platforms import current_platform
+
+    return "auto" if current_platform.is_cpu() else "triton"
 
 
 def server_options(settings: GRPOConfig, model: str, dtype: torch.dtype, family: Family) -> dict[str, Any]:
@@ -212,14 +223,3 @@ def media_rollouts(settings: GRPOConfig) -> Iterator[None]:
     """Context manager in which TRL's trainer builds a [`MediaGeneration`]."""
     with replaced(grpo_trainer, "VLLMGeneration", partial(MediaGeneration, settings)):
         yield
-
-
-@contextmanager
-def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Context manager in which a name of a module has another value."""
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)

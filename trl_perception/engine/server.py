@@ -17,8 +17,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from .checks import engine_version
 from .client import FACTS, GENERATE
-from .generation import replaced
 from .media import unpacked
+from .replaced import replaced
 
 router = APIRouter()
 

@@ -1,6 +1,6 @@
 """Weights on their way to the engine: adapters are merged a layer at a time, and the base keeps its bits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,29 +27,31 @@ def merged_parameters(model: nn.Module, parameters: Callable[[], Named]) -> Name
     if not isinstance(model, PeftModel):
         yield from parameters()
         return
-    layers = {
-        f"{name.removeprefix('base_model.model.')}.": module
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
+    adapters: dict[str, list[BaseTunerLayer]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):  # one within another for each parameter of a layer of experts
+            adapters.setdefault(name.removeprefix("base_model.model.").replace(".base_layer", ""), []).append(module)
     with _unmerged(model):
         for name, weight in parameters():
-            layer = layers.get(name.removesuffix(name.rpartition(".")[2]))
-            yield name, weight if layer is None else _merged(layer, name.rpartition(".")[2])
+            of_layer, _, parameter = name.rpartition(".")
+            yield name, _merged(adapters[of_layer], parameter) if of_layer in adapters else weight
 
 
 @torch.no_grad()
-def _merged(layer: BaseTunerLayer, name: str) -> Tensor:
-    """Return a copy of a parameter of an adapted layer with its adapters merged. The layer is as it was."""
-    before = {key: value.detach().clone() for key, value in layer.get_base_layer().named_parameters()}
-    layer.merge()
+def _merged(adapters: Sequence[BaseTunerLayer], name: str) -> Tensor:
+    """Return a copy of a parameter of a layer with its adapters merged. The layer is as it was."""
+    base = adapters[0].get_base_layer()
+    before = {key: value.detach().clone() for key, value in base.named_parameters()}
+    for adapter in adapters:
+        adapter.merge()
     try:
-        merged = layer.get_base_layer().get_parameter(name).detach()
+        merged = base.get_parameter(name).detach()
         return merged.full_tensor() if isinstance(merged, DTensor) else merged.clone()
     finally:
-        layer.unmerge()
+        for adapter in adapters:
+            adapter.unmerge()
         for key, value in before.items():
-            layer.get_base_layer().get_parameter(key).copy_(value)
+            base.get_parameter(key).copy_(value)
 
 
 def write_weights(named: Named, folder: Path) -> None:

@@ -204,8 +204,12 @@ class Family:
         """Return why the engine cannot sample for a model of this configuration, or None."""
         text = config.get_text_config()
         if getattr(text, "num_experts", None) or getattr(text, "n_routed_experts", None):
-            return "the engine's weights of experts have another layout, into which an update cannot be sent"
+            return "its experts were not compared with the engine's"
         return None
+
+    def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:
+        """Return a weight of the policy in the layout that the engine reads, that of published checkpoints."""
+        return weight
 
     def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
         """Return a prompt's media for the engine: merged features where they are known, else pixels."""

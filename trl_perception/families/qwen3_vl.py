@@ -1,6 +1,7 @@
 """Qwen3-VL and Qwen3.5, dense and with experts: a time before each temporal cell; in Qwen3-VL features of several depths."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,14 @@ class Qwen3VL(GridFamily):
     def side_by_side(self, output: BaseModelOutputWithPooling) -> Tensor:
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
+
+    def engine_unsupported_reason(self, config: Any) -> str | None:
+        return None  # experts too
+
+    def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:
+        if config.model_type != "qwen3_vl_moe" or ".experts." not in name:
+            return weight
+        return weight.transpose(1, 2).contiguous()  # (E,out,in) in transformers, (E,in,out) in checkpoints
 
     def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
         item = super().engine_item(visual, kind, index, rows)
