@@ -254,6 +254,11 @@ def test_missing_ranks_by_hand():
     torch.testing.assert_close(found.weights, expected, atol=1e-5, rtol=0)
 
 
+def test_one_token_a_frame_gives_ones():
+    # one rank a frame: the smallest divergence is the largest, d = 0
+    assert by_hand(tokens_per_frame=1).weights.equal(MASK.float())
+
+
 def test_identical_completions_give_ones():
     log_probs = torch.randn(1, 12, 30, generator=torch.Generator().manual_seed(0)).log_softmax(-1).expand(4, -1, -1)
     attention = torch.rand(1, 12, 3, generator=torch.Generator().manual_seed(1)).expand(4, -1, -1)

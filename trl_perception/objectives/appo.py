@@ -116,7 +116,7 @@ def appo_token_weights(
         d[k,n]  = min-max of D[k,:] over its ranks, 0 where they are all equal (up to rounding: 1e-6 relative)
         w[i,j]  = 1 + alpha * mean of d[k,n] over the (k,n) that contain token (i,j);          1 where none does
     A rank that fewer than two completions have gets D = d = 0 and is left out of the min-max.
-    No frame selected: every weight is 1. Neutral: `alpha=0`.
+    No frame selected: every weight is 1. Neutral: `alpha=0`, and `tokens_per_frame=1`, whose only rank has d = 0.
 
     The weight is >= 1 for every reward: it enlarges positive and negative advantages.
 
