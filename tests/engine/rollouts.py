@@ -47,6 +47,8 @@ def wide(family: str) -> families.Tiny:
     # As the published configurations say; vLLM reads it, and transformers' models have these biases, and norm, always.
     made.model.config.text_config.attention_bias = "glm" in family
     made.model.config.text_config.norm_topk_prob = True
+    if family == "gemma4":
+        made.model.config.vision_config.default_output_length = 280
     return made
 
 
@@ -84,7 +86,7 @@ def rollout(trainer) -> dict[str, Any]:
 def largest_difference(trainer, output: dict[str, Any]) -> float:
     """Between the log-probs of sampling and those of the policy, by a forward of each row, without suppressed placeholders."""
     model, worst = base_model(trainer.model), 0.0
-    suppressed = sorted(set(trainer.prompt_preparer.placeholder_ids.values()))
+    suppressed = trainer.prompt_preparer.suppressed_ids
     for row, visual in enumerate(output["visual_inputs"]):
         prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()]
         completion = output["completion_ids"][row][output["completion_mask"][row].bool()]

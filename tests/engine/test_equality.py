@@ -17,6 +17,7 @@ FAMILIES = (
     "internvl",
     "smolvlm",
     "glm4v",
+    "gemma4",
 )
 
 
@@ -37,8 +38,8 @@ def test_log_probs_of_sampling_are_the_policys(family, tmp_path, clips, pictures
 
 REFUSED = {
     "glm46v": "has no model of its own",
-    "gemma3": "behind a video is not the same",
-    "gemma4": "behind a video is not the same",
+    "gemma3": "attend to each other in both directions",
+    "gemma4_large": "attend to each other in both directions",
 }
 
 
@@ -57,3 +58,12 @@ def test_experts_that_were_not_compared_are_refused():
     (family,) = (family for family in families.FAMILIES if "glm4v_moe" in family.model_types)
     reason = family.engine_unsupported_reason(AutoConfig.for_model("glm4v_moe"))
     assert "experts were not compared" in reason
+
+
+def test_features_of_a_frozen_tower_that_the_engine_does_not_take_are_refused(tmp_path, clips, pictures):
+    frozen = {"freeze_vision_tower": True, "freeze_merger": True}
+    rows = mixed(clips, pictures)
+    with pytest.raises(ValueError, match=r"takes no features of Gemma 4's .*Set reuse_vision_features=False"):
+        rollout(engine_trainer("gemma4", tmp_path, rows, **frozen))
+    trainer = engine_trainer("gemma4", tmp_path, rows, reuse_vision_features=False, **frozen)
+    assert largest_difference(trainer, rollout(trainer)) < exact("gemma4")

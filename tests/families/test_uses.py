@@ -129,3 +129,12 @@ def test_records_show_frames_and_their_report_is_written(name, clips, pictures, 
         assert ("selected_frames" in signals) == bool(kinds)
     main(["report", str(tmp_path / "run")])
     assert "frame_attention" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("qwen2_5_vl", ("image", "video")), ("gemma4", ("image", "video", "audio"))]
+)
+def test_completions_never_have_a_placeholder(name, kinds, tmp_path):
+    processor = tiny(name).processor
+    trainer = trainer_of(name, "grpo", tmp_path, mixed([], [], {"text": ""}))
+    assert trainer.generation_config.suppress_tokens == sorted(getattr(processor, f"{kind}_token_id") for kind in kinds)

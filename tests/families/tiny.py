@@ -463,7 +463,7 @@ def smolvlm() -> Tiny:
 
 # Gemma
 
-GEMMA = {"pad": "<pad>", "bos": "<bos>"}
+GEMMA = {"bos": "<bos>"}  # token 0 pads, as in the published vocabulary
 GEMMA_LAYERS = ["sliding_attention", "sliding_attention", "full_attention"]
 GEMMA_ROLE = "('model' if role == 'assistant' else role)"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_perception.objectives import appo_token_weights, select_frames
-from trl_perception.objectives.appo import FramesIrrelevantWarning, _warn_frames_irrelevant
+from trl_perception.objectives.appo import FramesIrrelevantWarning, _warn_frames_irrelevant, weights_of_frames
 
 pytestmark = pytest.mark.filterwarnings("ignore::trl_perception.objectives.appo.FramesIrrelevantWarning")
 NAN = math.nan
@@ -40,6 +40,12 @@ def by_hand(**options):
     log_probs = PROBABILITIES.log()
     defaults = {"top_tokens": 1, "top_frames": 1, "tokens_per_frame": 2}
     return appo_token_weights(ATTENTION, REWARDS, MASK, lambda g, t: log_probs[g, t], **(defaults | options))
+
+
+def of_frames_by_hand(frames):
+    log_probs, options = PROBABILITIES.log(), {"divergence": "kl", "normalizer": "groups", "missing_ranks": "skip"}
+    options |= {"tokens_per_frame": 2, "reward_threshold": 0.5, "alpha": 0.7}
+    return weights_of_frames(ATTENTION, REWARDS, MASK, lambda g, t: log_probs[g, t], frames, **options)
 
 
 def frames_by_hand(rewards=REWARDS, **options):
@@ -171,7 +177,7 @@ def test_normalizers_by_hand():
     ],
 )
 def test_frames_that_are_given_by_hand(frames, expected):
-    found = by_hand(frames=torch.tensor(frames))
+    found = of_frames_by_hand(torch.tensor(frames))
     torch.testing.assert_close(found.weights, torch.tensor(expected))
     assert float(found.metrics["appo/frames_selected"]) == sum(frames)
 
@@ -336,7 +342,7 @@ def test_wrong_tensors_are_refused():
     with pytest.raises(ValueError, match=r"frame_attention\[0, 3, 0\] is nan"):
         appo_token_weights(ATTENTION, REWARDS, torch.ones(2, 4), log_probs_at)
     with pytest.raises(ValueError, match=r"frames has shape \(3,\)"):
-        by_hand(frames=torch.ones(3))
+        of_frames_by_hand(torch.ones(3))
     with pytest.raises(ValueError, match=r"rewards\[1\] is nan"):
         appo_token_weights(ATTENTION, torch.tensor([1.0, NAN]), MASK, log_probs_at)
     with pytest.raises(ValueError, match=r"what log_probs_at returned has shape"):

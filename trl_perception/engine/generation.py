@@ -68,7 +68,7 @@ class MediaGeneration(VLLMGeneration):
 
         Errors: RuntimeError for other positions.
         """
-        biases = dict.fromkeys(preparer.placeholder_ids.values(), PLACEHOLDER_BIAS)
+        biases = dict.fromkeys(preparer.suppressed_ids, PLACEHOLDER_BIAS)
         given = self.generation_kwargs.get("logit_bias") or {}
         self.generation_kwargs = {
             **self.generation_kwargs,
@@ -155,7 +155,8 @@ def own_configurations(config: PreTrainedConfig) -> Iterator[None]:
 
     vLLM replaces those of some families, and no model could be built from what it reads then: a teacher, or a checkpoint.
     """
-    types = {part.model_type for part in (config, *(getattr(config, name) for name in config.sub_configs))}
+    parts = (config, *(getattr(config, name) for name in config.sub_configs))
+    types = {part.model_type for part in parts if part is not None}
     own = {name: CONFIG_MAPPING[name] for name in types if name in CONFIG_MAPPING}
     try:
         yield

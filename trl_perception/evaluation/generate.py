@@ -39,7 +39,7 @@ def generation_config(
         do_sample=settings.sampling,
         eos_token_id=tokenizer.eos_token_id if ends is None else ends,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        suppress_tokens=sorted(set(family_of_processor(processor).placeholder_ids(processor).values())),
+        suppress_tokens=family_of_processor(processor).suppressed_ids(processor),
     )
     if settings.sampling:
         config.update(temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)

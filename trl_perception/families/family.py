@@ -102,6 +102,10 @@ class Family:
         """Return the token that stands for a feature, for each kind of medium. They may be one token."""
         return {kind: getattr(processor, f"{kind}_token_id") for kind in PIXELS}
 
+    def suppressed_ids(self, processor: ProcessorMixin) -> list[int]:
+        """Return the tokens that completions must not have: placeholders, which have no feature there."""
+        return sorted({*self.placeholder_ids(processor).values()})
+
     def messages(self, messages: Any, frames: Sequence[int]) -> Any:
         """Return a conversation as the chat template takes it; frames: number of frames of each of its videos."""
         return messages

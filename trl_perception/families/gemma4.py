@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from ..media.visual_inputs import PIXELS, VisualInputs
-from .family import ALONE, Processed
+from .family import ALONE, EngineItem, Processed
 from .windows import Windowed
 
 
@@ -90,6 +90,34 @@ class Gemma4(Windowed):
                 return_dict=True,
             )
         return torch.cat(tuple(output.pooler_output))
+
+    def suppressed_ids(self, processor: ProcessorMixin) -> list[int]:
+        return sorted({*super().suppressed_ids(processor), processor.audio_token_id} - {None})
+
+    def engine_unsupported_reason(self, config: Any) -> str | None:
+        both_ways = config.get_text_config().use_bidirectional_attention == "vision"
+        return super().engine_unsupported_reason(config) if both_ways else None
+
+    def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
+        if visual.knows_features:
+            raise ValueError(
+                "The engine takes no features of Gemma 4's vision tower, only pixels. Set reuse_vision_features=False."
+            )
+        items = []
+        for kind in PIXELS:
+            sizes = self.engine_sizes(visual, kind)
+            if sizes:
+                counts = visual.grid(kind)[:, 0].tolist()
+                of_media = visual.pixels(kind).split(counts), getattr(visual, f"{kind}_position_ids").split(counts)
+                items += [self.engine_pictures(kind, *medium) for medium in zip(sizes, *of_media, strict=True)]
+        return items
+
+    def engine_pictures(self, kind: str, tokens: int, pixels: Tensor, places: Tensor) -> EngineItem:
+        """Return an image, or the frames of a video."""
+        if kind == "image":
+            return EngineItem(kind, kind, tokens, {}, {"pixel_values": pixels[0], "pixel_position_ids": places[0]}, {})
+        frames = {"pixel_values_videos": pixels, "pixel_position_ids_videos": places}
+        return EngineItem(kind, kind, tokens, frames, {}, {"video_frame_counts": torch.tensor(len(pixels))})
 
     def run_once(self, backbone: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         given = {kind: kwargs.pop(key) for kind, key in PIXELS.items() if kwargs.get(key) is not None}

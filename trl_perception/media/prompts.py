@@ -96,6 +96,7 @@ class PromptPreparer:
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.placeholder_ids = self.family.placeholder_ids(processor)
+        self.suppressed_ids = self.family.suppressed_ids(processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], *, on_unusable: str = "error") -> list[PreparedPrompt]:
         """Prepare one prompt per row, in order; media of all rows are decoded together, each distinct one once.

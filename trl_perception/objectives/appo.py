@@ -106,7 +106,6 @@ def appo_token_weights(
     divergence: str = "kl",
     normalizer: str = "groups",
     missing_ranks: str = "skip",
-    frames: Tensor | None = None,
 ) -> TokenWeights:
     """Token weights of APPO: above 1 for perception tokens of the selected frames, largest where completions disagree.
 
@@ -138,7 +137,6 @@ def appo_token_weights(
         normalizer: "groups" divides by the number of (k,n) that contain the token, "frames" by that of selected frames.
         missing_ranks: a completion of fewer than n tokens has no rank n. "skip" compares the others, as above; "uniform"
             (release) gives it the uniform distribution 1/N there, so that every rank is compared over all G completions.
-        frames: (F,) bool, the selected frames, in place of the choice by K1, K2, tau and strategy.
     Returns: weights (G,T) float32, >= 1, detached, 0 on padding. Metrics: appo/weight_mean, appo/weight_max,
         appo/perception_frac (share of valid tokens in some frame's K3), appo/frames_selected (how many),
         appo/no_frame (1 where none is selected), appo/high_reward_frac (share of S1), appo/divergence_mean and
@@ -150,24 +148,53 @@ def appo_token_weights(
         -A[i] grad w[i,j] to the gradient of each token; here weights are detached. The two agree where all completions
         have the rank, for d[k,n] is shared and a group's advantages sum to zero. It rounds weights to bfloat16.
     """
+    frames = select_frames(
+        frame_attention,
+        rewards,
+        completion_mask,
+        top_tokens=top_tokens,
+        top_frames=top_frames,
+        reward_threshold=reward_threshold,
+        strategy=strategy,
+    )
+    return weights_of_frames(
+        frame_attention,
+        rewards,
+        completion_mask,
+        log_probs_at,
+        frames,
+        tokens_per_frame=tokens_per_frame,
+        reward_threshold=reward_threshold,
+        alpha=alpha,
+        divergence=divergence,
+        normalizer=normalizer,
+        missing_ranks=missing_ranks,
+    )
+
+
+@torch.no_grad()
+def weights_of_frames(
+    frame_attention: Tensor,
+    rewards: Tensor,
+    completion_mask: Tensor,
+    log_probs_at: Callable[[Tensor, Tensor], Tensor],
+    frames: Tensor,
+    *,
+    tokens_per_frame: int,
+    reward_threshold: float,
+    alpha: float,
+    divergence: str,
+    normalizer: str,
+    missing_ranks: str,
+) -> TokenWeights:
+    """[`appo_token_weights`] for frames that are selected already. Args: frames: (F,) bool; the others as there."""
     valid = _check_group(frame_attention, rewards, completion_mask)
+    frames = check_mask("frames", frames, "F", frame_attention.shape[2:])
     check_count("tokens_per_frame", tokens_per_frame)
     check_range("alpha", alpha, 0.0)
     check_choice("divergence", divergence, ("kl", "release"))
     check_choice("normalizer", normalizer, ("groups", "frames"))
     check_choice("missing_ranks", missing_ranks, ("skip", "uniform"))
-    if frames is not None:
-        frames = check_mask("frames", frames, "F", frame_attention.shape[2:])
-    else:
-        frames = select_frames(
-            frame_attention,
-            rewards,
-            completion_mask,
-            top_tokens=top_tokens,
-            top_frames=top_frames,
-            reward_threshold=reward_threshold,
-            strategy=strategy,
-        )
     longest = int(valid.sum(-1).max()) if valid.numel() else 0
     if 0 < longest <= tokens_per_frame:
         _warn_frames_irrelevant(tokens_per_frame)

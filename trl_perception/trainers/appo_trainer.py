@@ -8,7 +8,8 @@ from torch import Tensor
 from ..batch import Group
 from ..media.frames import token_frames
 from ..modeling import log_probs, pooled_rows
-from ..objectives import TokenWeights, appo_token_weights, select_frames
+from ..objectives import TokenWeights
+from ..objectives.appo import select_frames, weights_of_frames
 from ..objectives.checks import refuse
 from .appo_config import APPOConfig
 from .grpo_video_trainer import GRPOVideoTrainer
@@ -59,42 +60,35 @@ class APPOTrainer(GRPOVideoTrainer):
     def token_weights(self, group: Group) -> TokenWeights | None:
         if not group.visual.visual_tokens:
             return None
-        accuracy = self._accuracy_of(group)
-        width = group.completion_ids.size(1)
+        accuracy, width, options = self._accuracy_of(group), group.completion_ids.size(1), self.args
         shown = token_frames(group.visual)
         shown = torch.cat([shown, shown.new_full((width,), -1)])
-        predictors = slice(-width - 1, -1)  # the positions that predict the completion's tokens
 
-        def to_frames(layers, mask):
-            return pooled_rows(layers, predictors, mask, shown)
+        def to_frames(layers, mask):  # from the positions that predict the completion's tokens
+            return pooled_rows(layers, slice(-width - 1, -1), mask, shown)
 
-        reading = self.read(group, attention=to_frames, layers=self.args.attention_layers, states=True)
-        head = self.head_of(self.model)
-
-        def log_probs_at(g_index: Tensor, t_index: Tensor) -> Tensor:
-            return log_probs(head, reading.states[g_index, t_index], self.temperature)
-
-        options = self.args
-        seen = reading.attention, accuracy, group.completion_mask
-        choice = {
-            "top_tokens": options.top_tokens,
-            "top_frames": options.top_frames,
-            "reward_threshold": options.reward_threshold,
-            "strategy": options.strategy,
-        }
-        frames = self.choose(group, select_frames(*seen, **choice))
+        reading = self.read(group, attention=to_frames, layers=options.attention_layers, states=True)
+        head, seen = self.head_of(self.model), (reading.attention, accuracy, group.completion_mask)
+        selected = select_frames(
+            *seen,
+            top_tokens=options.top_tokens,
+            top_frames=options.top_frames,
+            reward_threshold=options.reward_threshold,
+            strategy=options.strategy,
+        )
+        frames = self.choose(group, selected)
         self.log_signal(group, "frame_attention", reading.attention, "GTF")
         self.log_signal(group, "selected_frames", frames, "F")
-        return appo_token_weights(
+        return weights_of_frames(
             *seen,
-            log_probs_at,
-            **choice,
+            lambda g, t: log_probs(head, reading.states[g, t], self.temperature),
+            frames,
             tokens_per_frame=options.tokens_per_frame,
+            reward_threshold=options.reward_threshold,
             alpha=options.alpha,
             divergence=options.divergence,
             normalizer=options.normalizer,
             missing_ranks=options.missing_ranks,
-            frames=frames,
         )
 
     def choose(self, group: Group, selected: Tensor) -> Tensor:

@@ -433,7 +433,7 @@ class GRPOVideoTrainer(GRPOTrainer):
         if self.use_vllm:
             self.vllm_generation.begin(self._prompt_preparer, self.eos_token_ids)
             return
-        ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.placeholder_ids.values()}
+        ids = {*(self.generation_kwargs.get("suppress_tokens") or ()), *self._prompt_preparer.suppressed_ids}
         self.generation_kwargs["suppress_tokens"] = sorted(ids)
         self.generation_config.suppress_tokens = sorted(ids)
 
