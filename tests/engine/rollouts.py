@@ -16,7 +16,7 @@ SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**26, "skip_mm_profili
 """An engine that is built in a second."""
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
 """Families with linear attention, for which `tests/engine/linear_attention.py` is in the place of vLLM's kernels."""
-EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe")
+EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe", "glm4v_moe")
 ENGINE = {"use_vllm": True, "vllm_mode": "colocate", "engine_options": SMALL}
 GREEDY = {"generation_kwargs": {"temperature": 0.0}}
 EXACT, SUPPRESSED = 1e-5, 4e-4  # of log-probs in float32; the second with the mass of placeholders taken away

@@ -11,7 +11,7 @@ from tests.families.tiny import Tiny
 from trl_perception.media import PreparedPrompt
 
 # Families whose own forward takes images or videos, not both.
-NOT_BOTH = ("glm4v", "glm46v", "smolvlm")
+NOT_BOTH = ("glm4v", "glm4v_moe", "glm46v", "smolvlm")
 
 
 def video_kwargs(frames: int) -> dict[str, Any]:

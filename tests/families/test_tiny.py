@@ -18,6 +18,7 @@ KINDS = {"text": (0, 0), "image": (1, 0), "images": (2, 0), "video": (0, 1), "bo
 WITHOUT = {
     "gemma3": {"video", "both"},  # no video
     "glm4v": {"both"},  # the forward counts images and frames by the same token, and refuses
+    "glm4v_moe": {"both"},
     "glm46v": {"both"},
     "smolvlm": {"both"},  # the frames overwrite the images' pixels
 }

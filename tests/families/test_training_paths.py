@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.families.test_forwards import OURS
-from tests.families.training import mixed, trainer_of
+from tests.families.training import UNBALANCED, mixed, trainer_of
 from tests.trainers.reference import recorded
 from trl_perception.trainers import TRAINERS
 
@@ -95,3 +95,10 @@ def test_experts_pack_where_their_load_is_not_balanced(clips, pictures, tmp_path
         ValueError, match=r"group_forward='on' is not possible: experts balance .*router_aux_loss_coef=0"
     ):
         trainer_of("qwen3_vl_moe", "grpo", tmp_path, rows, group_forward="on")
+
+
+@pytest.mark.parametrize("family", UNBALANCED)
+def test_a_balancing_loss_that_a_model_cannot_give_is_refused_at_the_start(family, pictures, tmp_path):
+    rows = mixed([], pictures, {"image": "i"})
+    with pytest.raises(ValueError, match=r"cannot return their router logits.*Set router_aux_loss_coef=0"):
+        trainer_of(family, "grpo", tmp_path, rows, router_aux_loss_coef=0.001)

@@ -120,7 +120,7 @@ def test_records_show_frames_and_their_report_is_written(name, clips, pictures, 
     trainer = trainer_of(name, "appo", tmp_path / "run", mixed(clips, pictures), report_every=1, max_steps=1)
     trainer.train()
     records, _ = read_groups(tmp_path / "run")
-    cells = 4 if name in ("internvl", "smolvlm", *GEMMA) else 2  # of 4 frames
+    cells = 4 if name in ("internvl", "internvl_moe", "smolvlm", *GEMMA) else 2  # of 4 frames
     assert len(records) == 4
     for record in records:
         kinds = [medium["kind"] for medium in record["media"]]

@@ -325,7 +325,7 @@ def qwen3_5_moe() -> Tiny:
 # GLM
 
 
-def glm(name: str, processor_class, image_processor, video_processor) -> Tiny:
+def glm(name: str, processor_class, image_processor, video_processor, **more) -> Tiny:
     """Sizes count the pixels of all frames; a picture counts as two."""
     size = {"shortest_edge": 2 * 28 * 28, "longest_edge": 16 * 112 * 112}
     words = tokenizer(
@@ -372,12 +372,19 @@ def glm(name: str, processor_class, image_processor, video_processor) -> Tiny:
         "intermediate_size": 64,
         "initializer_range": 0.1,
     }
-    text = decoder(num_attention_heads=2, num_key_value_heads=1, head_dim=32, rope_parameters=rope)
+    text = decoder(num_attention_heads=2, num_key_value_heads=1, head_dim=32, rope_parameters=rope, **more)
     return build(name, processor, name, text, vision, **ids)
 
 
 def glm4v() -> Tiny:
     return glm("glm4v", Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor)
+
+
+def glm4v_moe() -> Tiny:
+    """As GLM-4.5V: the first layer has no experts, the others one that all tokens share besides."""
+    experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "use_qk_norm": False}
+    return glm("glm4v_moe", Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor, **experts, **groups)
 
 
 def glm46v() -> Tiny:
@@ -387,7 +394,7 @@ def glm46v() -> Tiny:
 # Families whose frames are pictures to the processor
 
 
-def internvl() -> Tiny:
+def internvl(name: str = "internvl", **text) -> Tiny:
     """Tiles of 56x56 with 4 tokens each: one to four of them and, with more than one, the whole picture."""
     words = tokenizer(
         start_image_token="<img>",
@@ -412,14 +419,18 @@ def internvl() -> Tiny:
         "patch_size": [14, 14],
     }
     return build(
-        "internvl",
+        name,
         processor,
         "internvl",
-        decoder(model_type="qwen3"),
+        decoder(**{"model_type": "qwen3", **text}),
         vision,
         image_token_id=words.context_image_token_id,
         image_seq_length=4,
     )
+
+
+def internvl_moe() -> Tiny:
+    return internvl("internvl_moe", model_type="qwen3_moe", norm_topk_prob=True, **EXPERTS)
 
 
 def smolvlm() -> Tiny:
@@ -691,8 +702,10 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
         qwen3_5,
         qwen3_5_moe,
         glm4v,
+        glm4v_moe,
         glm46v,
         internvl,
+        internvl_moe,
         smolvlm,
         gemma3,
         gemma4,

@@ -72,6 +72,7 @@ class Family:
     has_position_rules = False  # whether transformers 5 places text after a video elsewhere than in training
     has_windows = False  # whether some layers attend to the last tokens alone
     frames_are_images = False  # whether a conversation shows the frames of a video as images
+    returns_router_logits = True  # whether the forward of a model with experts can, for their balancing loss
     sharding_unsupported_reason: str | None = "its vision tower is unknown"
     engine_modalities: tuple[str, ...] = ("image", "video")  # what its model in vLLM is given
 
@@ -206,9 +207,6 @@ class Family:
 
     def engine_unsupported_reason(self, config: Any) -> str | None:
         """Return why the engine cannot sample for a model of this configuration, or None."""
-        text = config.get_text_config()
-        if getattr(text, "num_experts", None) or getattr(text, "n_routed_experts", None):
-            return "its experts were not compared with the engine's"
         return None
 
     def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:

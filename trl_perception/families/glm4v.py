@@ -20,6 +20,7 @@ class Glm4v(PicturesOnly, GridFamily):
     name = "GLM-4.1V, GLM-4.5V and GLM-4.6V"
     model_types = ("glm4v", "glm46v", "glm4v_moe")
     processors = ("Glm4vProcessor", "Glm46VProcessor")
+    returns_router_logits = False
 
     def image_limits(self, processor: ProcessorMixin) -> tuple[int, int]:
         frames = processor.image_processor.temporal_patch_size  # an image counts as so many frames

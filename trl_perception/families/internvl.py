@@ -15,6 +15,7 @@ class InternVL(FixedPictures):
     name = "InternVL 3 and 3.5"
     model_types = ("internvl",)
     processors = ("InternVLProcessor",)
+    returns_router_logits = False
 
     def tiles(self, processor: ProcessorMixin, height: int, width: int) -> int:
         return processor.image_processor.get_number_of_image_patches(height, width, {"crop_to_patches": True})

@@ -34,9 +34,6 @@ class Qwen3VL(GridFamily):
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
 
-    def engine_unsupported_reason(self, config: Any) -> str | None:
-        return None  # experts too
-
     def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:
         if config.model_type != "qwen3_vl_moe" or ".experts." not in name:
             return weight

@@ -107,6 +107,7 @@ from ..modeling.adapters import (
     require_untouched_base,
     without_dropout,
 )
+from ..modeling.experts import require_router_logits
 from ..modeling.forward_selector import ForwardSelector
 from ..modeling.freezing import freeze_vision, require_trainable
 from ..modeling.quantization import require_quantised_training
@@ -443,12 +444,11 @@ class GRPOVideoTrainer(GRPOTrainer):
         refusal = None
         if trl_prepares:
             refusal = "TRL prepares these prompts (tools, an environment or a processor of another family)"
+        elif self.aux_loss_enabled:
+            require_router_logits(self.model)
+            refusal = "experts balance their load over all rows (router_aux_loss_coef=0 switches this loss off)"
         elif options.torch_compile:
             refusal = "torch_compile cannot trace a packed row's mask"
-        elif self.aux_loss_enabled:
-            refusal = (
-                "experts balance their load over all rows' prompts (router_aux_loss_coef=0 switches this loss off)"
-            )
         self._forwards = ForwardSelector(self.model, options.group_forward, refusal)
         elsewhere = trl_prepares or self.use_vllm or self.use_transformers_continuous_batching
         self._prefills = options.shared_prefill and not elsewhere
