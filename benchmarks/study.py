@@ -67,13 +67,19 @@ def contrasts(config: StudyConfig) -> list[dict[str, Any]]:
     return found
 
 
-def of_cells(config: StudyConfig, measure: Callable[[Cell], Measured]) -> dict[tuple[str, int], Measured]:
-    """What is measured of each complete cell, by method and seed; the model before training is the same for all seeds."""
+def of_cells(
+    config: StudyConfig, measure: Callable[[Cell], Measured], shown: Callable[[Measured], str]
+) -> dict[tuple[str, int], Measured]:
+    """What is measured of each complete cell, by method and seed; the model before training is the same for all seeds.
+
+    Args: shown: what is printed of a cell.
+    """
     complete = [cell for cell in cells_of(config) if cell.is_complete]
     seeds = sorted({cell.seed for cell in complete if cell.method == config.baseline})
     found = {}
     for cell in complete:
         of_cell = measure(cell)
+        print(f"{cell.name}: {shown(of_cell)}", flush=True)
         found |= {(cell.method, seed): of_cell for seed in (seeds if cell.seed is None else [cell.seed])}
     return found
 

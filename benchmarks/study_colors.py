@@ -56,13 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = read_study(str(STUDY))
-
-    def reported(cell: Cell) -> dict[str, float]:
-        right = measured(cell)
-        print(f"{cell.name}: {percent(fmean(right.values()))}", flush=True)
-        return right
-
-    result = compare(of_cells(config, reported), config.baseline)
+    result = compare(of_cells(config, measured, lambda right: percent(fmean(right.values()))), config.baseline)
     print(as_markdown(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -107,14 +107,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = read_study(str(STUDY))
+    config = replace(config, methods=[method for method in config.methods if method.name in METHODS])
 
-    def reported(cell: Cell) -> dict[str, dict[str, float]]:
-        found = measured(cell)
-        print(f"{cell.name}: {', '.join(f'{fmean(of_rows.values()):.3f}' for of_rows in found.values())}", flush=True)
-        return found
+    def shown(found: Mapping[str, Mapping[str, float]]) -> str:
+        return ", ".join(f"{fmean(of_rows.values()):.3f}" for of_rows in found.values())
 
-    chosen = [method for method in config.methods if method.name in METHODS]
-    result = {"methods": compare(of_cells(replace(config, methods=chosen), reported))}
+    result = {"methods": compare(of_cells(config, measured, shown))}
     print(as_markdown(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

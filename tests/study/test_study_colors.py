@@ -52,5 +52,5 @@ def test_complete_cells_are_measured_and_the_model_before_training_stands_for_al
     class Config:
         baseline = "grpo"
 
-    found = study.of_cells(Config, lambda cell: cell.seed)
+    found = study.of_cells(Config, lambda cell: cell.seed, str)
     assert found == {(BASE, 1): None, (BASE, 2): None, ("grpo", 1): 1, ("grpo", 2): 2}

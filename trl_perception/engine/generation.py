@@ -19,7 +19,7 @@ from trl.trainer import grpo_trainer
 
 from ..families import Family, family_of_run
 from ..media import MEDIA_KINDS, PromptPreparer, VisualInputs
-from ..modeling import base_model
+from ..modeling import base_model, feature_reuse_unsupported_reason
 from ..modeling.adapters import require_mergeable
 from ..modeling.positions import position_rule_of
 from .checks import check_model
@@ -66,8 +66,14 @@ class MediaGeneration(VLLMGeneration):
 
         Placeholders are suppressed in completions, which end at the trainer's tokens and no others. Positions are compared.
 
-        Errors: RuntimeError for other positions.
+        Errors: RuntimeError for other positions; ValueError where only features would be kept and the engine wants pixels.
         """
+        keeps_features = self.settings.reuse_vision_features and feature_reuse_unsupported_reason(self.model) is None
+        if keeps_features and not self.family.engine_takes_features:
+            raise ValueError(
+                f"The vision tower is frozen, and the engine takes no features of {self.family.name}'s tower, only pixels. Set "
+                "reuse_vision_features=False."
+            )
         biases = dict.fromkeys(preparer.suppressed_ids, PLACEHOLDER_BIAS)
         given = self.generation_kwargs.get("logit_bias") or {}
         self.generation_kwargs = {

@@ -75,6 +75,7 @@ class Family:
     returns_router_logits = True  # whether the forward of a model with experts can, for their balancing loss
     sharding_unsupported_reason: str | None = "its vision tower is unknown"
     engine_modalities: tuple[str, ...] = ("image", "video")  # what its model in vLLM is given
+    engine_takes_features = True  # whether it takes features of a frozen tower for pixels
 
     # Preparation
 

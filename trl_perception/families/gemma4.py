@@ -23,6 +23,7 @@ class Gemma4(Windowed):
     processors = ("Gemma4Processor",)
     types_keyword = "mm_token_type_ids"
     sharding_unsupported_reason = None
+    engine_takes_features = False
 
     def image_tokens(self, processor: ProcessorMixin, height: int, width: int) -> int:
         return self.picture_tokens(processor.image_processor, height, width)
@@ -99,10 +100,6 @@ class Gemma4(Windowed):
         return super().engine_unsupported_reason(config) if both_ways else None
 
     def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
-        if visual.knows_features:
-            raise ValueError(
-                "The engine takes no features of Gemma 4's vision tower, only pixels. Set reuse_vision_features=False."
-            )
         items = []
         for kind in PIXELS:
             sizes = self.engine_sizes(visual, kind)
