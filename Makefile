@@ -89,7 +89,7 @@ test-vllm: $(ENGINE)/.engine
 $(ENGINE)/.engine: setup.cfg pyproject.toml requirements/vllm.txt
 	$(MAKE) $(ENGINE)/.uv VENV=$(ENGINE)
 	$(ENGINE)/bin/uv pip install -q --system-certs --python $(ENGINE)/bin/python -r requirements/vllm.txt \
-		--override requirements/vllm.txt -e '.[dev]'
+		--override requirements/vllm.txt -e '.[dev,deepspeed]'
 	touch $@
 
 quality: install

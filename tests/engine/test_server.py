@@ -26,6 +26,7 @@ from tests.engine.test_weights import LORA
 from tests.families.training import mixed
 from tests.helpers import history
 from tests.processes.launch import launch
+from tests.processes.test_equality import SHARDED
 from trl_perception.engine import client, generation
 
 pytestmark = pytest.mark.timeout(3 * START)
@@ -129,6 +130,14 @@ def test_two_processes_sample_what_they_train_on(server, tmp_path, clips, pictur
     }
     for result in launch({"runs": [run]}, tmp_path / "job", 2, seconds=START):
         assert max(result["differences"]) < EXACT
+
+
+def test_sharded_weights_are_sent(server, tmp_path, clips):
+    run = {"kind": "engine.trained", "name": "run", "family": FAMILY, "home": str(server.folder), "lora": None}
+    work = {"runs": [{**run, "clips": clips, "config": server.run}], "sharding": "fsdp2"}
+    for result in launch(work, tmp_path / "job", 2, seconds=START, config=SHARDED["fsdp2"]):
+        assert (result["run"]["as"], result["run"]["held"]) == ("FSDP", 0.5)
+        assert result["run"]["difference"] < EXACT
 
 
 DIFFERENT = {

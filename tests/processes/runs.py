@@ -125,7 +125,7 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         **run.get("config", {}),
     }
     args, kwargs = method.config_class(**config), {}
-    _be_what_the_job_says(job)
+    be_what_the_job_says(job)
     if "lora" in run:
         from peft import LoraConfig
 
@@ -154,7 +154,7 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
     return {"logged": logged, "as": kind, "held": held, "weights": weights, "added": added}
 
 
-def _be_what_the_job_says(job: dict) -> None:
+def be_what_the_job_says(job: dict) -> None:
     """accelerate silently skips FSDP on a CPU; if the job asks for it, pretend that the CPU supports it."""
     state = PartialState()
     if job.get("sharding") == "fsdp2" and state.distributed_type == DistributedType.MULTI_CPU:

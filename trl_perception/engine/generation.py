@@ -26,7 +26,7 @@ from .checks import check_model
 from .divergence import forward_dtype
 from .media import EngineMedia, engine_media
 from .positions import check_positions
-from .replaced import replaced
+from .replaced import replaced, unsharded
 from .weights import merged_parameters
 from .worker import WORKER
 
@@ -148,7 +148,7 @@ class MediaGeneration(VLLMGeneration):
         from .colocate import MediaLLM, replaceable_weights
 
         def build(**of_trl: Any) -> MediaLLM:
-            with replaceable_weights(), own_configurations(base_model(self.model).config):
+            with replaceable_weights(), unsharded(), own_configurations(base_model(self.model).config):
                 return MediaLLM(**engine_options(self.settings, self.model.dtype, of_trl, self.family))
 
         with replaced(vllm_generation, "LLM", build):

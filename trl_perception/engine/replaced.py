@@ -1,8 +1,10 @@
-"""A context in which a name of another package has another value."""
+"""Contexts in which other packages behave otherwise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+from transformers.integrations import deepspeed
 
 
 @contextmanager
@@ -14,3 +16,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def unsharded() -> AbstractContextManager[None]:
+    """Context manager in which transformers builds models without ZeRO-3, which would shard parts of the engine."""
+    return replaced(deepspeed, "_hf_deepspeed_config_weak_ref", None)

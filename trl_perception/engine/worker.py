@@ -10,6 +10,7 @@ from transformers import AutoModel
 from ..media import MEDIA_KINDS
 from ..media.visual_inputs import TOKEN_TYPE
 from ..modeling.positions import RopeIndex
+from .replaced import unsharded
 
 if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
@@ -29,7 +30,7 @@ class PolicyWorker:
         vars(model).pop("get_mrope_input_positions", None)
         if rule == "released":
             return
-        with torch.device("meta"):  # of the backbone its configuration is needed, and no weight
+        with unsharded(), torch.device("meta"):  # of the backbone its configuration is needed, and no weight
             backbone = AutoModel.from_config(model.config)
         model.get_mrope_input_positions = positions_by(RopeIndex(backbone, rule))
 
