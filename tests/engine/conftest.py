@@ -19,13 +19,10 @@ if find_spec("vllm") is None:
 @pytest.fixture(autouse=True)
 def engines_of_a_family(request, monkeypatch):
     """What the engine of a family needs on a CPU, in one process with those of the tests before."""
-    from tests.engine.rollouts import EXPERTS, HYBRIDS
+    from tests.engine.rollouts import EXPERTS, install_plain
 
     family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
-    if family in HYBRIDS:
-        from tests.engine.linear_attention import install
-
-        install(monkeypatch)
+    install_plain(family, monkeypatch)
     if family in EXPERTS:
         from vllm.distributed.parallel_state import destroy_model_parallel
 

@@ -1,25 +1,37 @@
 """Trainers with the real engine on the tiny models, and what one rollout of theirs holds."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.families import tiny as families
 from tests.families.training import trainer_of
 from trl_perception.modeling import base_model
-from trl_perception.modeling.vision import forward_kwargs
+from trl_perception.modeling.vision import family_of_model, forward_kwargs
 
 SMALL = {"enforce_eager": True, "kv_cache_memory_bytes": 2**26, "skip_mm_profiling": True}
 """An engine that is built in a second."""
 HYBRIDS = ("qwen3_5", "qwen3_5_moe")
-"""Families with linear attention, for which `tests/engine/linear_attention.py` is in the place of vLLM's kernels."""
+"""Families with linear attention."""
 EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe", "internvl_moe", "glm4v_moe")
+BOTH_WAYS = ("gemma3", "gemma4_large")
+"""Families whose pictures see themselves in both directions."""
+PLAIN = {**dict.fromkeys(HYBRIDS, "linear_attention"), **dict.fromkeys(BOTH_WAYS, "both_ways")}
+"""What is in plain PyTorch where vLLM for CPUs has no kernel, a module of `tests.engine` by family."""
 ENGINE = {"use_vllm": True, "vllm_mode": "colocate", "engine_options": SMALL}
 GREEDY = {"generation_kwargs": {"temperature": 0.0}}
 EXACT, SUPPRESSED = 1e-5, 4e-4  # of log-probs in float32; the second with the mass of placeholders taken away
+
+
+def install_plain(family: str, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
+    """Let engines in this process compute what `PLAIN` says."""
+    if family in PLAIN:
+        import_module(f"tests.engine.{PLAIN[family]}").install(monkeypatch)
 
 
 def exact(family: str) -> float:
@@ -47,7 +59,7 @@ def wide(family: str) -> families.Tiny:
     # As the published configurations say; vLLM reads it, and transformers' models have these biases, and norm, always.
     made.model.config.text_config.attention_bias = "glm" in family
     made.model.config.text_config.norm_topk_prob = True
-    if family == "gemma4":
+    if "gemma4" in family:
         made.model.config.vision_config.default_output_length = 280
     return made
 
@@ -56,13 +68,10 @@ def saved(made: families.Tiny, folder: Path) -> None:
     """Write model and processor as they are published."""
     made.model.save_pretrained(folder)
     made.processor.save_pretrained(folder)
-    if made.model.config.model_type == "qwen3_vl_moe":  # transformers reads both layouts and writes the other one
-        file = folder / "model.safetensors"
-        published = {
-            name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
-            for name, weight in load_file(file).items()
-        }
-        save_file(published, file, {"format": "pt"})
+    family, config, file = family_of_model(made.model), made.model.config, folder / "model.safetensors"
+    # transformers reads the layouts of published weights, and writes some otherwise.
+    published = dict(family.engine_weight(config, *named) for named in load_file(file).items())
+    save_file(published, file, {"format": "pt"})
 
 
 def engine_trainer(family: str, folder, rows: list[dict], method: str = "grpo", **config: Any):

@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from tests.engine.rollouts import HYBRIDS, SMALL, saved, wide
+from tests.engine.rollouts import PLAIN, SMALL, saved, wide
 from tests.helpers import free_port
 from tests.processes.launch import ROOT
 
@@ -28,8 +28,8 @@ class Server:
     def __init__(self, family: str, folder: Path):
         saved(wide(family), folder / "model")
         self.folder, self.process = folder, None
-        if family in HYBRIDS:
-            self._add_plugin("tests.engine.linear_attention:install")
+        if family in PLAIN:
+            self._add_plugin(f"tests.engine.{PLAIN[family]}:install")
         self.url = f"http://127.0.0.1:{free_port()}"
         self.run: dict[str, Any] = {
             "use_vllm": True,

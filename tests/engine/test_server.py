@@ -34,6 +34,7 @@ FAMILY = "qwen2_5_vl"
 # Of the models with experts one is served, that with linear attention.
 SERVED = [name for name in FAMILIES if name != FAMILY and (not name.endswith("_moe") or name == "qwen3_5_moe")]
 SERVED.remove("qwen3_5")
+SERVED.remove("gemma4")
 WEIGHTS = {
     "full": {},
     "adapter": LORA,

@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig
 
 from tests.engine.rollouts import (
+    BOTH_WAYS,
     EXACT,
     EXPERTS,
     after_update,
@@ -70,6 +71,16 @@ def test_experts_follow_an_update(family, adapter, tmp_path, clips, pictures):
     trainer = engine_trainer(family, tmp_path, mixed(clips, pictures), **adapter)
     rollout(trainer)
     assert largest_difference(trainer, after_update(trainer)) < exact(family)
+
+
+@pytest.mark.parametrize("family", BOTH_WAYS)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_models_whose_pictures_see_themselves_both_ways_follow_an_update(family, adapted, tmp_path, clips, pictures):
+    adapter = {"peft_config": LoraConfig(r=4, target_modules=r".*language_model.*\.[qv]_proj", lora_alpha=32)}
+    config = {"extra": adapter, "reuse_vision_features": False} if adapted else {}
+    trainer = engine_trainer(family, tmp_path, mixed(clips, pictures), **config)
+    rollout(trainer)
+    assert largest_difference(trainer, after_update(trainer)) < EXACT
 
 
 @pytest.mark.parametrize("family", ["qwen3_5"])

@@ -497,7 +497,7 @@ def gemma3() -> Tiny:
     words = tokenizer(
         **GEMMA,
         eos="<end_of_turn>",
-        others=("<start_of_turn>",),
+        others=("<start_of_turn>", *("\n" * count for count in range(1, 5))),
         boi_token="<start_of_image>",
         eoi_token="<end_of_image>",
         image_token="<image_soft_token>",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from peft import LoraConfig
 
-from tests.engine.rollouts import HYBRIDS, after_update, engine_trainer, largest_difference, rollout
+from tests.engine.rollouts import after_update, engine_trainer, install_plain, largest_difference, rollout
 from tests.families.training import mixed
 from tests.processes.runs import be_what_the_job_says, share_of_parameters
 from trl_perception.trainers import GRPOVideoTrainer
@@ -13,7 +13,7 @@ from trl_perception.trainers import GRPOVideoTrainer
 
 def two_rollouts(folder: Path, job: dict, run: dict) -> list[float]:
     """The largest differences between log-probs of sampling and policy before and after an update, each process on rows of its own."""
-    _prepare(run["family"])
+    install_plain(run["family"])
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     rows = mixed(run["clips"], run["pictures"])[rank::processes][:2]
     trainer = engine_trainer(run["family"], Path(run["home"]), rows, **run["config"])
@@ -22,8 +22,7 @@ def two_rollouts(folder: Path, job: dict, run: dict) -> list[float]:
 
 def trained(folder: Path, job: dict, run: dict) -> dict:
     """How the parameters are held after two updates, and the largest difference of log-probs then."""
-
-    _prepare(run["family"])
+    install_plain(run["family"])
 
     class Trainer(GRPOVideoTrainer):
         def __init__(self, *args, **kwargs):
@@ -40,10 +39,3 @@ def trained(folder: Path, job: dict, run: dict) -> dict:
         "held": share_of_parameters(trainer.model),
         "difference": largest_difference(trainer, rollout(trainer)),
     }
-
-
-def _prepare(family: str) -> None:
-    if family in HYBRIDS:
-        from tests.engine.linear_attention import install
-
-        install()

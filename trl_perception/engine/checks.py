@@ -1,6 +1,6 @@
 """Settings of a run with the engine that cannot work, refused before weights are loaded."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -53,17 +53,27 @@ def check_engine(args: GRPOConfig, *, quantised: bool) -> None:
         )
 
 
-def check_model(family: Family, model: nn.Module, own_models: Collection[str]) -> None:
-    """Refuse models that the engine cannot follow: it has none of its own, or one that differs.
+def check_model(family: Family, model: nn.Module) -> None:
+    """Refuse models that the engine cannot follow.
 
-    Args:
-        model: the policy without wrappers. own_models: names of the architectures that vLLM has; others it runs by
-            transformers, which would prepare media once more.
+    Those that vLLM has not itself it runs by transformers, which would prepare media once more.
+
+    Args: model: the policy without wrappers.
     Errors: ValueError.
     """
-    name, reason = type(model).__name__, family.engine_unsupported_reason(model.config)
-    if reason is None and name not in own_models:
+    from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    name, reason = type(model).__name__, None
+    if name not in ModelRegistry.get_supported_archs():
         reason = f"vLLM {engine_version()} has no model of its own for it"
+    elif (
+        family.sees_both_ways(model.config)
+        and current_platform.is_cpu()
+        and not CPUAttentionBackend.supports_mm_prefix()
+    ):
+        reason = "tokens of an image attend to each other in both directions, and vLLM for CPUs does not do so"
     if reason is not None:
         raise ValueError(f"use_vllm is not possible with {name}: {reason}. Set use_vllm=False.")
 

@@ -123,7 +123,7 @@ class MediaGeneration(VLLMGeneration):
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
         config = base_model(self.model).config
         for name, weight in merged_parameters(self.model, super()._iter_named_params):
-            yield name, weight if self.family is None else self.family.engine_weight(config, name, weight)
+            yield (name, weight) if self.family is None else self.family.engine_weight(config, name, weight)
 
     def _init_vllm(self) -> None:
         if self.family is None and self.settings.engine_weight_folder is not None:
@@ -133,11 +133,9 @@ class MediaGeneration(VLLMGeneration):
         if not is_vllm_available() or (self.mode == "server" and self.family is None):
             super()._init_vllm()
             return
-        from vllm import ModelRegistry
-
         require_mergeable(self.model, "use_vllm")
         if self.family is not None:
-            check_model(self.family, base_model(self.model), ModelRegistry.get_supported_archs())
+            check_model(self.family, base_model(self.model))
         if self.mode == "server":
             from .client import MediaClient
 

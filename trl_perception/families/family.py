@@ -206,13 +206,13 @@ class Family:
 
     # The engine (vLLM)
 
-    def engine_unsupported_reason(self, config: Any) -> str | None:
-        """Return why the engine cannot sample for a model of this configuration, or None."""
-        return None
+    def sees_both_ways(self, config: Any) -> bool:
+        """Return whether the tokens of a picture attend to each other in both directions."""
+        return False
 
-    def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:
-        """Return a weight of the policy in the layout that the engine reads, that of published checkpoints."""
-        return weight
+    def engine_weight(self, config: Any, name: str, weight: Tensor) -> tuple[str, Tensor]:
+        """Return a weight of the policy by the name and in the layout that the engine reads, those of published checkpoints."""
+        return name, weight
 
     def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
         """Return a prompt's media for the engine: merged features where they are known, else pixels."""

@@ -22,6 +22,10 @@ class Gemma3(Windowed, FixedPictures):
     processors = ("Gemma3Processor",)
     types_keyword = "token_type_ids"
     frames_are_images = True
+    engine_takes_features = False
+
+    def sees_both_ways(self, config: Any) -> bool:
+        return True
 
     def template_token(self, processor: ProcessorMixin, kind: str) -> str:
         return processor.boi_token
@@ -51,6 +55,9 @@ class Gemma3(Windowed, FixedPictures):
 
     def video_pixels(self, processor: ProcessorMixin, clip: Tensor) -> Tensor:
         return processor.image_processor(images=list(clip), do_pan_and_scan=False, return_tensors="pt")["pixel_values"]
+
+    def engine_weight(self, config: Any, name: str, weight: Tensor) -> tuple[str, Tensor]:
+        return name.replace("vision_tower.", "vision_tower.vision_model."), weight
 
     def type_kwargs(self, token_types: Tensor) -> dict[str, Tensor]:
         return super().type_kwargs(token_types.clamp(max=1))

@@ -95,9 +95,8 @@ class Gemma4(Windowed):
     def suppressed_ids(self, processor: ProcessorMixin) -> list[int]:
         return sorted({*super().suppressed_ids(processor), processor.audio_token_id} - {None})
 
-    def engine_unsupported_reason(self, config: Any) -> str | None:
-        both_ways = config.get_text_config().use_bidirectional_attention == "vision"
-        return super().engine_unsupported_reason(config) if both_ways else None
+    def sees_both_ways(self, config: Any) -> bool:
+        return config.get_text_config().use_bidirectional_attention == "vision"
 
     def engine_items(self, visual: VisualInputs) -> list[EngineItem]:
         items = []

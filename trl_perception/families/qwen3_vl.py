@@ -34,10 +34,10 @@ class Qwen3VL(GridFamily):
         depths = [output.pooler_output, *getattr(output, "deepstack_features", ())]
         return torch.cat([torch.cat(tuple(parts)) for parts in depths], dim=-1)
 
-    def engine_weight(self, config: Any, name: str, weight: Tensor) -> Tensor:
+    def engine_weight(self, config: Any, name: str, weight: Tensor) -> tuple[str, Tensor]:
         if config.model_type != "qwen3_vl_moe" or ".experts." not in name:
-            return weight
-        return weight.transpose(1, 2).contiguous()  # (E,out,in) in transformers, (E,in,out) in checkpoints
+            return name, weight
+        return name, weight.transpose(1, 2).contiguous()  # (E,out,in) in transformers, (E,in,out) in checkpoints
 
     def engine_item(self, visual: VisualInputs, kind: str, index: int, rows: Tensor) -> EngineItem:
         item = super().engine_item(visual, kind, index, rows)

@@ -13,9 +13,6 @@ class Windowed(Family):
 
     has_windows = True
 
-    def engine_unsupported_reason(self, config: Any) -> str | None:
-        return "the tokens of an image attend to each other in both directions, which was not compared with the engine"
-
     def mask_at_positions(self, model: nn.Module, attention_mask: Tensor, positions: Tensor) -> Any:
         config = model.config.get_text_config()
         places = positions[0]
