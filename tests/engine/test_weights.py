@@ -16,6 +16,7 @@ from tests.engine.rollouts import (
     saved,
     wide,
 )
+from tests.engine.test_equality import FAMILIES
 from tests.families.tiny import tiny
 from tests.families.training import mixed
 from trl_perception.engine import generation
@@ -39,14 +40,23 @@ def test_log_probs_follow_an_update(name, tmp_path, clips, pictures):
     assert largest_difference(trainer, after_update(trainer)) < EXACT
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_sent(family, tmp_path, clips, pictures):
+    """Those too that are never trained: sleep mode, which needs a GPU, discards all."""
+    trainer = engine_trainer(family, tmp_path, mixed(clips, pictures))
+    with torch.no_grad():
+        for parameter in model_of_engine(trainer).parameters():
+            parameter.fill_(torch.nan)
+    assert largest_difference(trainer, rollout(trainer)) < exact(family)
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", "internvl", "smolvlm", "glm4v"])
 def test_a_frozen_tower_never_runs_in_the_engine(family, tmp_path, clips, pictures, monkeypatch):
     frozen = {"freeze_vision_tower": True, "freeze_merger": True}
     trainer = engine_trainer(family, tmp_path, mixed(clips, pictures), **frozen)
-    model = trainer.vllm_generation.llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
     towers = [
         module
-        for name, module in model.named_modules()
+        for name, module in model_of_engine(trainer).named_modules()
         if name.split(".")[-1] in ("visual", "vision_tower", "vision_model")
     ]
     assert towers
@@ -54,6 +64,10 @@ def test_a_frozen_tower_never_runs_in_the_engine(family, tmp_path, clips, pictur
         monkeypatch.setattr(tower, "forward", None)
     assert largest_difference(trainer, rollout(trainer)) < exact(family)
     assert largest_difference(trainer, after_update(trainer)) < exact(family)
+
+
+def model_of_engine(trainer):
+    return trainer.vllm_generation.llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
 
 
 EXPERT_ADAPTER = {

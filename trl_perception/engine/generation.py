@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from operator import is_
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -27,7 +28,7 @@ from .divergence import forward_dtype
 from .media import EngineMedia, engine_media
 from .positions import check_positions
 from .replaced import replaced, unsharded
-from .weights import merged_parameters
+from .weights import merged_parameters, saved_buffers
 from .worker import WORKER
 
 if TYPE_CHECKING:
@@ -121,9 +122,11 @@ class MediaGeneration(VLLMGeneration):
             self.llm.llm_engine.reset_encoder_cache()  # TRL resets the prefix cache alone
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        config = base_model(self.model).config
-        for name, weight in merged_parameters(self.model, super()._iter_named_params):
-            yield (name, weight) if self.family is None else self.family.engine_weight(config, name, weight)
+        model = base_model(self.model)
+        named = chain(merged_parameters(self.model, super()._iter_named_params), saved_buffers(model))
+        for name, weight in named:
+            name = self._fix_param_name_to_vllm(name)
+            yield (name, weight) if self.family is None else self.family.engine_weight(model.config, name, weight)
 
     def _init_vllm(self) -> None:
         if self.family is None and self.settings.engine_weight_folder is not None:

@@ -54,6 +54,14 @@ def _merged(adapters: Sequence[BaseTunerLayer], name: str) -> Tensor:
             base.get_parameter(key).copy_(value)
 
 
+def saved_buffers(model: nn.Module) -> Named:
+    """Yield names and values of what a checkpoint holds besides parameters: the engine may have it among its parameters."""
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            yield name.replace(".base_layer", ""), buffer
+
+
 def write_weights(named: Named, folder: Path) -> None:
     """Write names and weights to safetensors files in a new folder."""
     folder.mkdir(parents=True)
