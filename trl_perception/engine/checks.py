@@ -62,20 +62,25 @@ def check_model(family: Family, model: nn.Module) -> None:
     Errors: ValueError.
     """
     from vllm import ModelRegistry
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     name, reason = type(model).__name__, None
     if name not in ModelRegistry.get_supported_archs():
         reason = f"vLLM {engine_version()} has no model of its own for it"
-    elif (
-        family.sees_both_ways(model.config)
-        and current_platform.is_cpu()
-        and not CPUAttentionBackend.supports_mm_prefix()
-    ):
+    elif family.sees_both_ways(model.config) and not _attends_both_ways():
         reason = "tokens of an image attend to each other in both directions, and vLLM for CPUs does not do so"
     if reason is not None:
         raise ValueError(f"use_vllm is not possible with {name}: {reason}. Set use_vllm=False.")
+
+
+def _attends_both_ways() -> bool:
+    """Whether vLLM lets the tokens of a picture attend to each other in both directions here; on GPUs it does."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return True
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return CPUAttentionBackend.supports_mm_prefix()
 
 
 def engine_version() -> str | None:
