@@ -1,5 +1,7 @@
 """After an update the engine samples with the new weights, and nothing older is left in its caches."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -141,30 +143,21 @@ def test_three_hundred_syncs_leave_a_base_in_bfloat16_as_it_was():
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(tiny("qwen2_5_vl").model.to(torch.bfloat16), config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def of_trl():  # what TRL's iterator does with an adapter: all of it merged, and taken out again
-        model.merge_adapter()
-        for name, value in model.named_parameters():
-            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-            if model.prefix not in name:
-                yield name, value.data
-        model.unmerge_adapter()
-
+    gathered = []
     for _ in range(300):
-        merged = dict(merged_parameters(model, of_trl))
+        named = merged_parameters(model, lambda held: nullcontext(gathered.append(len(held))), torch.device("cpu"))
+        merged = {name: value.clone() for name, value in named}
+    assert max(gathered) == 4  # weight and bias of a layer, and the two of its adapter
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     # merged once by PEFT itself
     model.merge_adapter()
-    own = dict(of_trl_names(model))
+    own = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): value
+        for name, value in model.named_parameters()
+        if model.prefix not in name
+    }
     assert merged.keys() == own.keys()
     assert all(torch.equal(value, merged[name]) for name, value in own.items())
-
-
-def of_trl_names(model):
-    for name, value in model.named_parameters():
-        name = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if model.prefix not in name:
-            yield name, value.data
 
 
 def test_placeholders_are_never_sampled(tmp_path, clips, pictures):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from trl import GRPOConfig
@@ -123,8 +124,11 @@ class MediaGeneration(VLLMGeneration):
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
         model = base_model(self.model)
-        named = chain(merged_parameters(self.model, super()._iter_named_params), saved_buffers(model))
-        for name, weight in named:
+        if isinstance(self.model, PeftModel):
+            named = merged_parameters(self.model, self._dist.gather_params, self.accelerator.device)
+        else:
+            named = super()._iter_named_params()
+        for name, weight in chain(named, saved_buffers(model)):
             name = self._fix_param_name_to_vllm(name)
             yield (name, weight) if self.family is None else self.family.engine_weight(model.config, name, weight)
 

@@ -1,7 +1,7 @@
 """Weights on their way to the engine: adapters are merged a layer at a time, and the base keeps its bits."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -16,25 +16,34 @@ Named = Iterator[tuple[str, Tensor]]
 FILE_SIZE = 2**31  # bytes after which a file of weights is closed: so much is held in memory
 
 
-def merged_parameters(model: nn.Module, parameters: Callable[[], Named]) -> Named:
+def merged_parameters(
+    model: PeftModel, gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager], device: torch.device
+) -> Named:
     """Yield names and weights for the engine, those of adapted layers merged.
 
-    TRL merges the whole adapter into the base and takes it out again, which rounds a base in bfloat16 at every sync. Here a
-    layer is merged when its turn comes, copied, and set back to the weights it had.
+    TRL merges the whole adapter into the base and takes it out again, which rounds a base in bfloat16 at every sync, and
+    under ZeRO-3 gathers all parameters for it. Here a layer is gathered and merged when its turn comes, copied, and set back
+    to the weights it had.
 
-    Args: parameters: TRL's iterator over the names and weights of the policy.
+    Args:
+        gathered: context manager in which parameters are whole under ZeRO-3. device: where those of FSDP are gathered.
     """
-    if not isinstance(model, PeftModel):
-        yield from parameters()
-        return
     adapters: dict[str, list[BaseTunerLayer]] = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):  # one within another for each parameter of a layer of experts
-            adapters.setdefault(name.removeprefix("base_model.model.").replace(".base_layer", ""), []).append(module)
-    with _unmerged(model):
-        for name, weight in parameters():
-            of_layer, _, parameter = name.rpartition(".")
-            yield name, _merged(adapters[of_layer], parameter) if of_layer in adapters else weight
+            adapters.setdefault(_name_in_base(name), []).append(module)
+    for name, parameter in model.named_parameters():
+        if model.prefix in name or "original_module" in name:
+            continue
+        of_layer, _, name_in_layer = _name_in_base(name).rpartition(".")
+        layer = adapters.get(of_layer, ())
+        with gathered([*layer[0].parameters()] if layer else [parameter]):
+            weight = _merged(layer, name_in_layer) if layer else parameter.detach()
+            yield _name_in_base(name), weight.to(device).full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _name_in_base(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace("modules_to_save.default.", "")
 
 
 @torch.no_grad()
@@ -45,8 +54,7 @@ def _merged(adapters: Sequence[BaseTunerLayer], name: str) -> Tensor:
     for adapter in adapters:
         adapter.merge()
     try:
-        merged = base.get_parameter(name).detach()
-        return merged.full_tensor() if isinstance(merged, DTensor) else merged.clone()
+        return base.get_parameter(name).detach().clone()
     finally:
         for adapter in adapters:
             adapter.unmerge()
@@ -84,13 +92,3 @@ def read_weights(folder: Path) -> Named:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _unmerged(model: PeftModel) -> Iterator[None]:
-    """Context manager in which merging and unmerging the whole model do nothing."""
-    model.merge_adapter = model.unmerge_adapter = lambda *args, **kwargs: None
-    try:
-        yield
-    finally:
-        del model.merge_adapter, model.unmerge_adapter
