@@ -66,8 +66,8 @@ def saved_buffers(model: nn.Module) -> Named:
     """Yield names and values of what a checkpoint holds besides parameters: the engine may have it among its parameters."""
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
-        if name in saved:
-            yield name.replace(".base_layer", ""), buffer
+        if name in saved and "original_module" not in name:
+            yield _name_in_base(name), buffer
 
 
 def write_weights(named: Named, folder: Path) -> None:
