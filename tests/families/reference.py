@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from tests.families.parts import Tiny
 from tests.families.rows import FPS, KINDS, TEXT
-from tests.families.tiny import Tiny
 from trl_perception.media import PreparedPrompt
 
 # Families whose own forward takes images or videos, not both.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.families.tiny import Tiny, clip, picture
+from tests.families.parts import Tiny, clip, picture
 from trl_perception.media import PreparedPrompt, PromptPreparer, VideoSettings
 
 TEXT = "Which colour comes first?"

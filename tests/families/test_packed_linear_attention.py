@@ -16,8 +16,9 @@ from transformers import (
 from transformers.models.qwen3_5 import modeling_qwen3_5
 from trl.trainer.utils import add_fused_lm_head
 
+from tests.families.parts import randomized
 from tests.families.test_fast_paths import HYBRID, WIDTH, batch, prompts_of
-from tests.families.tiny import SLOW, randomized, tiny
+from tests.families.tiny import SLOW, tiny
 from tests.trainers.reference import accuracy_reward, recorded, spread_reward, trained
 from trl_perception.modeling import (
     AttentionTap,

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 
+from tests.families.parts import clip
 from tests.families.rows import KINDS, media_of, preparer, row
 from tests.families.test_forwards import OURS
-from tests.families.tiny import clip, tiny
+from tests.families.tiny import tiny
 from tests.media.drawn import encode
 from trl_perception.media import PromptPreparer, VideoSettings
 from trl_perception.media.probe import MediaFacts, expected_tokens, read_tokens

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.families.tiny import FAMILIES, clip, picture, saved, tiny
+from tests.families.parts import clip, picture
+from tests.families.tiny import FAMILIES, saved, tiny
 from tests.helpers import message
 
 QUESTION = "Which comes first?"
